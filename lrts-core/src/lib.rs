@@ -1,0 +1,13 @@
+//! The vocabulary that all parts of lrts share: ids, options, states, bounds, messages, transport and progress records.
+//!
+//! It depends on no other crate of lrts. A reader starts with [`ids`], [`spec`] and [`status`], then [`protocol`].
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("lrts runs on Linux only: it relies on memfd, SOCK_SEQPACKET, subreapers and boot-time clocks");
+
+pub mod clock;
+pub mod ids;
+pub mod limits;
+pub mod protocol;
+pub mod spec;
+pub mod status;

@@ -1,0 +1,128 @@
+//! The commands `lrts status`, `jobs`, `workers`, `logs`, `cancel` and the scheduler.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ApplicationId, JobId, WorkerId};
+use crate::status::JobState;
+
+/// What a command asks the scheduler.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum FromCommand {
+    /// Answered by [`ToCommand::Status`].
+    Status,
+    /// Answered by [`ToCommand::Jobs`], several times until one says that it is the last.
+    Jobs,
+    /// Answered by [`ToCommand::Workers`].
+    Workers,
+    /// Answered by [`ToCommand::Logs`].
+    Logs {
+        /// Whose output.
+        job: JobId,
+    },
+    /// Answered by [`ToCommand::Cancelled`].
+    Cancel {
+        /// Which jobs.
+        jobs: Vec<JobId>,
+    },
+}
+
+/// What the scheduler answers.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum ToCommand {
+    /// The whole in figures.
+    Status(Status),
+    /// Some jobs.
+    Jobs {
+        /// One row per job.
+        rows: Vec<JobRow>,
+        /// Whether no more follow.
+        last: bool,
+    },
+    /// All workers.
+    Workers {
+        /// One row per worker.
+        rows: Vec<WorkerRow>,
+    },
+    /// A job's output so far. Body: stdout, stderr.
+    Logs {
+        /// Lengths of the two in the body; none if there is no such job.
+        bytes: Option<(u32, u32)>,
+        /// Why there is nothing, where there is nothing: not begun, its worker is away.
+        note: String,
+    },
+    /// The jobs are being cancelled.
+    Cancelled {
+        /// Those that are unknown.
+        unknown: Vec<JobId>,
+        /// Those that had ended before.
+        ended: Vec<JobId>,
+    },
+}
+
+/// `lrts status`.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// How many jobs are in each state, in the order of [`JobState::ALL`].
+    pub jobs: Vec<(String, u64)>,
+    /// Connected workers.
+    pub workers: u64,
+    /// Since the scheduler started.
+    pub uptime_s: f64,
+}
+
+/// A row of `lrts jobs`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct JobRow {
+    /// The job.
+    pub job_id: JobId,
+    /// Whose it is.
+    pub application_id: ApplicationId,
+    /// The service's name.
+    pub service: String,
+    /// As given by the user; empty if none.
+    pub label: String,
+    /// Where it stands.
+    pub state: JobState,
+    /// The newest attempt, 0 if none.
+    pub attempt: u32,
+    /// Where the newest attempt is or was.
+    pub worker: Option<WorkerId>,
+    /// Its process there while it runs.
+    pub pid: Option<u32>,
+    /// Why it waits or failed; empty if there is nothing to say.
+    pub reason: String,
+}
+
+/// A row of `lrts workers`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct WorkerRow {
+    /// The worker.
+    pub worker: WorkerId,
+    /// Its machine.
+    pub host: String,
+    /// Its process there.
+    pub pid: u32,
+    /// Slots it offers.
+    pub slots: u32,
+    /// Attempts that run there.
+    pub running: u32,
+    /// Where it stands.
+    pub state: WorkerState,
+    /// When it was last heard of.
+    pub silent: Duration,
+}
+
+/// Where a worker stands.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum WorkerState {
+    /// Takes attempts.
+    Ready,
+    /// Silent or disconnected: takes nothing until it is heard again.
+    Suspect,
+    /// Takes nothing new and finishes what it has.
+    Draining,
+}

@@ -1,0 +1,158 @@
+//! Worker and job host, over a SOCK_SEQPACKET socket on one machine: one notice is one packet, descriptors travel with it.
+//!
+//! The host holds everything of a job that must outlive the worker daemon: its socket and pipes, its region of the arena, and
+//! its result until `Confirm` has come.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::progress::BarRecord;
+use super::worker::AttemptEnd;
+use crate::ids::AttemptId;
+
+/// What a worker tells a job host.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum ToHost {
+    /// First notice on every connection. The answer is [`FromHost::Welcome`].
+    Hello {
+        /// [`HOST_VERSION`](super::HOST_VERSION) of the worker.
+        version: u16,
+    },
+    /// Run this attempt in a process of its own. A repeat for an attempt that is here is ignored.
+    Start(StartAttempt),
+    /// Stop this attempt: cancel flag and hook, SIGTERM; SIGKILL after the grace period. Answered by `Ended`.
+    Stop {
+        /// Which.
+        attempt: AttemptId,
+        /// Zero kills at once; a second, shorter one counts.
+        grace: Duration,
+    },
+    /// The attempt's end is committed: its result can go.
+    Confirm {
+        /// Which.
+        attempt: AttemptId,
+    },
+    /// The records of an ended attempt have been read for the last time: its region can be used again.
+    ReleaseRegion {
+        /// Which region of the arena.
+        region: u32,
+    },
+    /// What has this attempt printed? Answered by two `Output` and an `OutputDone`.
+    ReadOutput {
+        /// Which.
+        attempt: AttemptId,
+    },
+}
+
+/// One attempt to be run.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct StartAttempt {
+    /// Which.
+    pub attempt: AttemptId,
+    /// Which execution of the job it is, from 1.
+    pub execution: u32,
+    /// The service's name.
+    pub service: String,
+    /// The encoded service.
+    pub payload: Payload,
+    /// Its working directory: exists, empty, private to the attempt; the worker deletes it after the end.
+    pub directory: PathBuf,
+    /// Where a large result goes: the job process writes `NAME.part` beside it and renames.
+    pub spool_file: PathBuf,
+    /// Environment variables to set on top of the host's own.
+    pub env: Vec<(String, String)>,
+}
+
+/// Where the payload is.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Payload {
+    /// Here. At most [`INLINE_BODY_BYTES`](crate::limits::INLINE_BODY_BYTES).
+    Inline(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// In the memfd that travels with the notice.
+    Descriptor {
+        /// Its length.
+        bytes: u64,
+    },
+}
+
+/// Where an output is.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Output {
+    /// Here. At most [`INLINE_BODY_BYTES`](crate::limits::INLINE_BODY_BYTES).
+    Inline(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// In the attempt's spool file.
+    Spool {
+        /// Its length.
+        bytes: u64,
+    },
+}
+
+impl Default for Output {
+    fn default() -> Self {
+        Self::Inline(Vec::new())
+    }
+}
+
+/// What a job host tells its worker.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum FromHost {
+    /// Answer to `Hello`. The arena's memfd travels with it.
+    Welcome {
+        /// [`HOST_VERSION`](super::HOST_VERSION) of the host.
+        version: u16,
+        /// The host's process id.
+        pid: u32,
+        /// Names of the services that the program has.
+        services: Vec<String>,
+        /// Whether jobs are forked. If not, the program has started threads before `host_services!` and jobs are spawned.
+        forks: bool,
+    },
+    /// An attempt's process runs.
+    Began {
+        /// Which.
+        attempt: AttemptId,
+        /// Its process.
+        pid: u32,
+        /// Its region of the arena.
+        region: u32,
+    },
+    /// Some of an ended attempt's final bars; all of them come before its `Ended`.
+    Bars {
+        /// Which.
+        attempt: AttemptId,
+        /// The records.
+        bars: Vec<BarRecord>,
+    },
+    /// The kept end of an attempt's stdout or stderr: before its `Ended`, and as an answer to `ReadOutput`.
+    Output {
+        /// Which.
+        attempt: AttemptId,
+        /// Whether it is stderr's.
+        stderr: bool,
+        /// At most [`OUTPUT_BYTES`](crate::limits::OUTPUT_BYTES).
+        #[serde(with = "serde_bytes")]
+        text: Vec<u8>,
+    },
+    /// Both outputs that `ReadOutput` asked for have been sent, or the attempt isn't here.
+    OutputDone {
+        /// Which.
+        attempt: AttemptId,
+    },
+    /// An attempt has ended and its process group is gone. Sent again on every new connection until `Confirm` has come.
+    Ended {
+        /// Which.
+        attempt: AttemptId,
+        /// How.
+        end: AttemptEnd,
+        /// Its result, where it finished.
+        output: Output,
+        /// How long it ran.
+        ran: Duration,
+        /// Largest resident memory of its process.
+        peak_memory_bytes: u64,
+        /// Its region of the arena, if it had one, free after `ReleaseRegion`.
+        region: Option<u32>,
+    },
+}
