@@ -126,9 +126,10 @@ impl FromStr for JobId {
     }
 }
 
-serde_as_text_or!(JobId, (u64, u64), |id| (id.session.0, id.sequence), |(session, sequence)| Ok(
-    SessionId(session).job(sequence)
-));
+serde_as_text_or!(JobId, (u64, u64), |id| (id.session.0, id.sequence), |(session, sequence)| Ok(SessionId(
+    session
+)
+.job(sequence)));
 
 /// One dispatch of a job. The number fences: what comes from an attempt that is no longer open is refused.
 ///
@@ -163,12 +164,13 @@ impl FromStr for AttemptId {
     }
 }
 
-serde_as_text_or!(
-    AttemptId,
-    (u64, u64, u32),
-    |id| (id.job.session.0, id.job.sequence, id.attempt),
-    |(session, sequence, attempt)| Ok(AttemptId { job: SessionId(session).job(sequence), attempt })
-);
+serde_as_text_or!(AttemptId, (u64, u64, u32), |id| (id.job.session.0, id.job.sequence, id.attempt), |(
+    session,
+    sequence,
+    attempt,
+)| Ok(
+    AttemptId { job: SessionId(session).job(sequence), attempt }
+));
 
 /// One bar of one attempt.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -197,7 +199,10 @@ impl FromStr for BarId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let error = || ParseIdError::new("bar id", text, "an attempt id, a number sign and a number");
         let (attempt, index) = text.split_once('#').ok_or_else(error)?;
-        Ok(Self { attempt: attempt.parse().map_err(|_| error())?, index: index.parse().map_err(|_| error())? })
+        Ok(Self {
+            attempt: attempt.parse().map_err(|_| error())?,
+            index: index.parse().map_err(|_| error())?,
+        })
     }
 }
 

@@ -3,11 +3,19 @@
 //! It depends on no other crate of lrts. A reader starts with [`ids`], [`spec`] and [`status`], then [`protocol`].
 
 #[cfg(not(target_os = "linux"))]
-compile_error!("lrts runs on Linux only: it relies on memfd, SOCK_SEQPACKET, subreapers and boot-time clocks");
+compile_error!(
+    "lrts runs on Linux only: it relies on memfd, SOCK_SEQPACKET, subreapers and boot-time clocks"
+);
 
+pub mod bundle;
 pub mod clock;
+pub mod command_line;
 pub mod ids;
 pub mod limits;
+pub mod mode;
+pub mod notices;
 pub mod protocol;
+pub mod shutdown;
 pub mod spec;
 pub mod status;
+pub mod telemetry;

@@ -96,3 +96,80 @@ pub const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 /// The grace period between terminate and kill, where `--grace` doesn't say otherwise.
 pub const GRACE: Duration = Duration::from_secs(10);
+
+// --- transport ---
+
+/// Largest head of a message, in bytes: 16 MiB.
+pub const HEAD_BYTES: usize = 16 << 20;
+
+/// Largest body of one message: a payload or result of the largest size, and room for what travels beside it (output, bars).
+pub const MESSAGE_BODY_BYTES: usize = BODY_BYTES as usize + (16 << 20);
+
+/// A message flagged as urgent up to this size overtakes others; a larger one travels as a normal one.
+pub const URGENT_BYTES: usize = 64 * 1024;
+
+/// Messages travel in pieces of at most this size, so that none of them occupies the line for long.
+pub const CHUNK_BYTES: usize = 256 * 1024;
+
+/// Bytes of normal messages that a peer may send before the receiver has granted more. Bounds what waits in sockets, hence
+/// how long an urgent message is held up: 34 ms on a line of 1 Gbit/s.
+pub const WINDOW_BYTES: u64 = 4 << 20;
+
+/// Normal messages that a peer may send before the receiver's consumer has taken some.
+pub const WINDOW_MESSAGES: u32 = 4_096;
+
+/// Urgent messages that a peer may send before the receiver's consumer has taken some.
+pub const WINDOW_URGENT: u32 = 64;
+
+/// What a server queues for one peer beyond what is under way, in messages and bytes. A peer that needs more is disconnected.
+/// A message that starts below the bound is always taken, whatever its size.
+pub const PEER_QUEUE_MESSAGES: usize = 1 << 18;
+/// See [`PEER_QUEUE_MESSAGES`].
+pub const PEER_QUEUE_BYTES: usize = 1 << 30;
+
+/// What a link queues before `send` waits, in messages and bytes.
+pub const LINK_QUEUE_MESSAGES: usize = 1_024;
+/// See [`LINK_QUEUE_MESSAGES`].
+pub const LINK_QUEUE_BYTES: usize = 8 << 20;
+
+/// A peer that has let its queued messages wait this long without taking any is disconnected.
+pub const STALL: Duration = Duration::from_secs(30);
+
+/// Interval of the transport's pings, unless a server's configuration says otherwise.
+pub const PING_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A connection that was silent for this many ping intervals is dropped.
+pub const SILENT_INTERVALS: u32 = 4;
+
+/// Time from the TCP connection to the peer's accepted HELLO.
+pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+
+/// How long a peer that was told goodbye or refused may take to hang up by itself.
+pub const FAREWELL_TIME: Duration = Duration::from_secs(1);
+
+/// Backoff between a link's attempts to connect: doubles from the first to the second, with jitter.
+pub const CONNECT_BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// See [`CONNECT_BACKOFF_MIN`].
+pub const CONNECT_BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// Frames in one ZMTP message, bytes in one such message in all, and bytes in the handshake's command.
+pub const WIRE_FRAMES: usize = 16;
+/// See [`WIRE_FRAMES`].
+pub const WIRE_MESSAGE_BYTES: u64 = CHUNK_BYTES as u64 + 4_096;
+/// See [`WIRE_FRAMES`].
+pub const WIRE_COMMAND_BYTES: usize = 1_024;
+
+/// Longest id and host name in a HELLO, longest text of a refusal or goodbye, in bytes.
+pub const HELLO_ID_BYTES: usize = 64;
+/// See [`HELLO_ID_BYTES`].
+pub const HELLO_HOST_BYTES: usize = 255;
+/// See [`HELLO_ID_BYTES`].
+pub const FAREWELL_BYTES: usize = 1_024;
+
+/// Open files that are no peers, and descriptors that each peer takes: bounds the connections of a server.
+pub const RESERVED_FILES: u64 = 200;
+/// See [`RESERVED_FILES`].
+pub const FILES_PER_PEER: u64 = 3;
+
+/// Connections beyond a server's bound that are still answered, with a refusal; any more are closed at once.
+pub const REFUSAL_CONNECTIONS: usize = 16;

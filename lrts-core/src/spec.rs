@@ -21,7 +21,14 @@ pub struct JobOptions {
 
 impl Default for JobOptions {
     fn default() -> Self {
-        Self { label: String::new(), priority: 0, slots: 1, retries: 0, crash_limit: CRASH_LIMIT, env: Vec::new() }
+        Self {
+            label: String::new(),
+            priority: 0,
+            slots: 1,
+            retries: 0,
+            crash_limit: CRASH_LIMIT,
+            env: Vec::new(),
+        }
     }
 }
 
@@ -42,10 +49,14 @@ pub enum InvalidOptions {
         slots: u32,
     },
     /// No process may die, not even the first.
-    #[error("a crash limit of 0: at least 1 is needed, which parks the job when its process dies for the first time")]
+    #[error(
+        "a crash limit of 0: at least 1 is needed, which parks the job when its process dies for the first time"
+    )]
     CrashLimit,
     /// Too many environment variables, or too long ones.
-    #[error("{variables} environment variables of {bytes} bytes in all: at most {ENV_VARIABLES} of {ENV_BYTES} bytes are allowed")]
+    #[error(
+        "{variables} environment variables of {bytes} bytes in all: at most {ENV_VARIABLES} of {ENV_BYTES} bytes are allowed"
+    )]
     Env {
         /// How many.
         variables: usize,
@@ -53,7 +64,9 @@ pub enum InvalidOptions {
         bytes: usize,
     },
     /// A name that no environment variable can have, or one of lrts' own.
-    #[error("environment variable `{name}`: a name is not empty, has no `=` and no zero byte, and doesn't start with LRTS_")]
+    #[error(
+        "environment variable `{name}`: a name is not empty, has no `=` and no zero byte, and doesn't start with LRTS_"
+    )]
     EnvName {
         /// As given.
         name: String,

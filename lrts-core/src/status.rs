@@ -152,7 +152,9 @@ mod tests {
 
     #[test]
     fn every_kind_of_failure_is_a_terminal_state() {
-        for kind in [FailureKind::Error, FailureKind::OutOfMemory, FailureKind::TimedOut, FailureKind::Cancelled] {
+        for kind in
+            [FailureKind::Error, FailureKind::OutOfMemory, FailureKind::TimedOut, FailureKind::Cancelled]
+        {
             assert!(kind.state().is_terminal());
         }
         assert!(!JobState::Queued.is_terminal() && !JobState::Running.is_terminal());

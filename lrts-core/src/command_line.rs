@@ -1,0 +1,83 @@
+//! What all of lrts' commands share: single dashes, durations, sizes, exit codes.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+/// Exit codes of every command.
+pub mod exit_code {
+    /// Done.
+    pub const DONE: u8 = 0;
+    /// The operation failed.
+    pub const FAILED: u8 = 1;
+    /// Wrong usage.
+    pub const USAGE: u8 = 2;
+    /// No scheduler within the time limit.
+    pub const NO_SCHEDULER: u8 = 3;
+    /// Refused: keys, roles, versions.
+    pub const REFUSED: u8 = 4;
+}
+
+/// Turns long flags with one dash (`-address`) into ones with two. Numbers (`-1`) and what follows `--` stay.
+pub fn normalise(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut literal = false;
+    arguments
+        .into_iter()
+        .map(|argument| {
+            literal |= argument == "--";
+            match argument.to_str() {
+                Some(text) if !literal && is_long_flag_with_one_dash(text) => format!("-{text}").into(),
+                _ => argument,
+            }
+        })
+        .collect()
+}
+
+fn is_long_flag_with_one_dash(text: &str) -> bool {
+    let mut letters = text.bytes();
+    letters.next() == Some(b'-')
+        && letters.next().is_some_and(|byte| byte.is_ascii_alphabetic())
+        && letters.next().is_some_and(|byte| byte.is_ascii_alphabetic())
+}
+
+/// Parses `20s`, `1h 30m`, `250ms`; a bare number is seconds.
+///
+/// # Errors
+///
+/// A text that says what was expected.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    humantime::parse_duration(text).map_err(|error| format!("{error}; expected for example 20s, 5m or 24h"))
+}
+
+/// Parses `10GiB`, `512MB`, `4096`: bytes.
+///
+/// # Errors
+///
+/// A text that says what was expected.
+pub fn size(text: &str) -> Result<u64, String> {
+    parse_size::parse_size(text).map_err(|error| format!("{error}; expected for example 10GiB or 512MiB"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_dashes_become_double_ones() {
+        let line = ["lrts", "worker", "-max-jobs", "-1", "--timeout", "1", "-h", "--", "-address"];
+        let normal = normalise(line.map(OsString::from));
+        assert_eq!(normal, ["lrts", "worker", "--max-jobs", "-1", "--timeout", "1", "-h", "--", "-address"]);
+    }
+
+    #[test]
+    fn spans_and_sizes_are_read_as_people_write_them() {
+        assert_eq!(duration("20s"), Ok(Duration::from_secs(20)));
+        assert_eq!(duration("20"), Ok(Duration::from_secs(20)));
+        assert_eq!(duration("1h 30m"), Ok(Duration::from_secs(5_400)));
+        assert!(duration("soon").unwrap_err().contains("20s"));
+        assert_eq!(size("10GiB"), Ok(10 << 30));
+        assert!(size("big").unwrap_err().contains("GiB"));
+    }
+}
