@@ -265,7 +265,10 @@ impl AsyncNoticeSocket {
     /// Those of `fcntl(2)` and `epoll_ctl(2)`.
     pub fn new(socket: NoticeSocket) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Self(AsyncFd::register(socket)?))
+        // SAFETY: the socket owns its descriptor, always names the same one and is not reachable for change from outside.
+        #[expect(unsafe_code, reason = "tokio asks for a promise that the descriptor stays open")]
+        let registered = unsafe { AsyncFd::register(socket) };
+        Ok(Self(registered.map_err(io::Error::from)?))
     }
 
     /// Sends one notice with descriptors; waits for room. Cancelling it sends nothing.
