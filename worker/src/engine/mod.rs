@@ -1,0 +1,500 @@
+//! The worker's decisions, without I/O: what it holds, what may start, when to speak to the scheduler.
+//!
+//! Events and time in, actions out; the shell (`event_loop.rs`) carries them out. The engine never decides about a job's fate:
+//! it runs what it is told to, reports each end until the scheduler has confirmed it, and gives back what hasn't begun.
+
+mod attempts;
+mod hosts;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use lrts_core::clock::Moment;
+use lrts_core::ids::AttemptId;
+use lrts_core::spec::BundleRef;
+
+use self::attempts::{Attempts, Run, State};
+use self::hosts::Hosts;
+
+/// How long a leaving worker waits, beyond the grace period, until the ends of its attempts are confirmed.
+const CONFIRM_TIME: Duration = Duration::from_secs(5);
+
+/// What has happened.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Event {
+    /// A connection to the scheduler is up.
+    Connected,
+    /// The connection is gone.
+    Disconnected,
+    /// The scheduler has taken the registration.
+    Registered {
+        /// How often to send a heartbeat.
+        heartbeat: Duration,
+        /// Attempts that are no longer open: killed and forgotten.
+        closed: Vec<AttemptId>,
+    },
+    /// The scheduler wants another interval.
+    HeartbeatChanged(Duration),
+    /// The scheduler has sent an attempt.
+    StartOrdered {
+        /// Which.
+        attempt: AttemptId,
+        /// What runs it.
+        bundle: BundleRef,
+        /// How many slots it takes.
+        slots: u32,
+    },
+    /// The scheduler wants an attempt stopped.
+    StopOrdered {
+        /// Which.
+        attempt: AttemptId,
+        /// Without the grace period.
+        at_once: bool,
+    },
+    /// The scheduler wants an attempt back, unless it has begun.
+    RecallOrdered(AttemptId),
+    /// The scheduler has committed the ends of these attempts.
+    Confirmed(Vec<AttemptId>),
+    /// The bundle's job host takes attempts.
+    HostReady(BundleRef),
+    /// The bundle's job host is gone, or couldn't be started for reasons that may pass.
+    HostDied {
+        /// Which.
+        bundle: BundleRef,
+        /// What happened.
+        reason: String,
+    },
+    /// The bundle can't start on this machine.
+    BundleRefused {
+        /// Which.
+        bundle: BundleRef,
+        /// Why.
+        reason: String,
+    },
+    /// The scheduler hasn't got the bundle.
+    BundleMissing(BundleRef),
+    /// An attempt's process runs.
+    AttemptBegan {
+        /// Which.
+        attempt: AttemptId,
+        /// Its process.
+        pid: u32,
+    },
+    /// An attempt has ended and its processes are gone. How it ended stays with the shell.
+    AttemptEnded(AttemptId),
+    /// The operator wants the worker to leave.
+    LeaveOrdered,
+    /// Time has passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Action {
+    /// Register at the scheduler with this inventory: attempts that wait, run, or have ended unconfirmed.
+    Register(Vec<Held>),
+    /// Send a heartbeat.
+    SendHeartbeat,
+    /// Tell the scheduler that an attempt has begun.
+    ReportBegan {
+        /// Which.
+        attempt: AttemptId,
+        /// Its process.
+        pid: u32,
+    },
+    /// Tell the scheduler how an attempt ended.
+    ReportEnded(AttemptId),
+    /// Give attempts back to the scheduler.
+    ReportReturned(Vec<AttemptId>),
+    /// Tell the scheduler that an attempt can't be given back.
+    ReportNotReturned(AttemptId),
+    /// Tell the scheduler that a bundle can't start here, and give its attempts back.
+    ReportBundleRefused {
+        /// Which.
+        bundle: BundleRef,
+        /// Why.
+        reason: String,
+        /// The attempts.
+        attempts: Vec<AttemptId>,
+    },
+    /// Get the bundle and start a job host of it. Answered by `HostReady`, `HostDied`, `BundleRefused` or `BundleMissing`.
+    PrepareHost(BundleRef),
+    /// End the bundle's job host, which has nothing to do. Not answered.
+    EndHost(BundleRef),
+    /// Hand an attempt to its host. Answered by `AttemptBegan` and `AttemptEnded`.
+    StartAttempt(AttemptId),
+    /// Have an attempt stopped by its host. Answered by `AttemptEnded`.
+    StopAttempt {
+        /// Which.
+        attempt: AttemptId,
+        /// Zero kills at once.
+        grace: Duration,
+    },
+    /// An attempt has ended without a word from a host: write down how.
+    Conclude {
+        /// Which.
+        attempt: AttemptId,
+        /// How.
+        conclusion: Conclusion,
+    },
+    /// Drop all that is kept of an attempt; its host may do so too. Every ordered attempt comes to this exactly once.
+    Forget(AttemptId),
+    /// Nothing is left: say goodbye if there is a connection, and end.
+    Leave,
+}
+
+/// An end that no host reports.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Conclusion {
+    /// Stopped before it had begun.
+    Stopped,
+    /// Its host died.
+    Lost {
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// One entry of the inventory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Held {
+    /// Which.
+    pub(crate) attempt: AttemptId,
+    /// How long it has been running; none if it hasn't begun.
+    pub(crate) running: Option<Duration>,
+    /// Its process, 0 if it hasn't begun.
+    pub(crate) pid: u32,
+}
+
+/// Where the worker stands with the scheduler.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Connection {
+    Down,
+    /// The inventory is sent.
+    Registering,
+    Registered {
+        interval: Duration,
+        next_heartbeat: Moment,
+    },
+}
+
+/// Whether the worker means to stay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stay {
+    Staying,
+    /// Takes nothing new; leaves once all is confirmed, or at the deadline.
+    Leaving {
+        deadline: Moment,
+    },
+    Left,
+}
+
+/// The worker's state.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    grace: Duration,
+    connection: Connection,
+    attempts: Attempts,
+    hosts: Hosts,
+    stay: Stay,
+}
+
+impl Engine {
+    /// A worker with this many slots and this grace period between terminate and kill.
+    pub(crate) fn new(slots: u32, grace: Duration) -> Self {
+        Self {
+            grace,
+            connection: Connection::Down,
+            attempts: Attempts::new(slots),
+            hosts: Hosts::default(),
+            stay: Stay::Staying,
+        }
+    }
+
+    /// Takes in what has happened and says what is to be done, in order.
+    pub(crate) fn handle(&mut self, event: Event, now: Moment) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Connected => {
+                self.connection = Connection::Registering;
+                actions.push(Action::Register(self.attempts.inventory(now)));
+            }
+            Event::Disconnected => self.connection = Connection::Down,
+            Event::Registered { heartbeat, closed } => self.register(heartbeat, &closed, now, &mut actions),
+            Event::HeartbeatChanged(changed) => {
+                if let Connection::Registered { interval, next_heartbeat } = &mut self.connection {
+                    *interval = changed;
+                    *next_heartbeat = (*next_heartbeat).min(now + changed);
+                }
+            }
+            Event::StartOrdered { attempt, bundle, slots } => {
+                self.take_attempt(attempt, bundle, slots, now, &mut actions);
+            }
+            Event::StopOrdered { attempt, at_once } => self.stop(attempt, at_once, &mut actions),
+            Event::RecallOrdered(attempt) => self.recall(attempt, now, &mut actions),
+            Event::Confirmed(attempts) => {
+                for attempt in attempts {
+                    self.confirm(attempt, now, &mut actions);
+                }
+            }
+            Event::HostReady(bundle) => {
+                self.hosts.ready(&bundle, now);
+                self.attempts.host_is_ready(&bundle);
+            }
+            Event::HostDied { bundle, reason } => self.lose_host(&bundle, &reason, now, &mut actions),
+            Event::BundleRefused { bundle, reason } => {
+                self.hosts.unavailable(&bundle);
+                let attempts = self.give_up_waiting(Some(&bundle), now, &mut actions);
+                if !attempts.is_empty() {
+                    self.report(Action::ReportBundleRefused { bundle, reason, attempts }, &mut actions);
+                }
+            }
+            Event::BundleMissing(bundle) => {
+                self.hosts.unavailable(&bundle);
+                self.return_waiting(Some(&bundle), now, &mut actions);
+            }
+            Event::AttemptBegan { attempt, pid } => {
+                if self.attempts.begin(attempt, Run { since: now, pid }) {
+                    self.report(Action::ReportBegan { attempt, pid }, &mut actions);
+                }
+            }
+            Event::AttemptEnded(attempt) => self.end(attempt, now, &mut actions),
+            Event::LeaveOrdered => self.prepare_to_leave(now, &mut actions),
+            Event::Tick => {}
+        }
+        let attempts = &self.attempts;
+        self.hosts.pass_time(now, |bundle| attempts.wait_for_host(bundle), &mut actions);
+        self.attempts.fill_slots(&mut actions);
+        self.beat(now, &mut actions);
+        self.leave_if_done(now, &mut actions);
+        actions
+    }
+
+    /// When to send the next `Tick`, if nothing happens before.
+    pub(crate) fn next_deadline(&self) -> Option<Moment> {
+        let heartbeat = match self.connection {
+            Connection::Registered { next_heartbeat, .. } => Some(next_heartbeat),
+            Connection::Down | Connection::Registering => None,
+        };
+        let leaving = match self.stay {
+            Stay::Leaving { deadline } => Some(deadline),
+            Stay::Staying | Stay::Left => None,
+        };
+        [heartbeat, leaving, self.hosts.next_deadline()].into_iter().flatten().min()
+    }
+
+    /// Whether a host has the attempt: it was handed over and hasn't ended.
+    pub(crate) fn is_at_host(&self, attempt: AttemptId) -> bool {
+        self.attempts.get(attempt).is_some_and(|held| held.state.takes_slots())
+    }
+
+    fn register(
+        &mut self,
+        heartbeat: Duration,
+        closed: &[AttemptId],
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
+        if self.connection == Connection::Down {
+            return; // The answer of a connection that is gone.
+        }
+        self.connection = Connection::Registered { interval: heartbeat, next_heartbeat: now + heartbeat };
+        for &attempt in closed {
+            self.close(attempt, now, actions);
+        }
+        // Only now, so that no result travels that nobody wants.
+        let ended = self.attempts.iter().filter(|(_, held)| held.state == State::Ended);
+        actions.extend(ended.map(|(attempt, _)| Action::ReportEnded(attempt)));
+    }
+
+    fn take_attempt(
+        &mut self,
+        attempt: AttemptId,
+        bundle: BundleRef,
+        slots: u32,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
+        if self.attempts.get(attempt).is_some() {
+            return; // A repeat.
+        }
+        // Slots that this worker will never have would leave the attempt, and all behind it, waiting for ever.
+        if self.stay != Stay::Staying || slots > self.attempts.slots() {
+            actions.push(Action::Forget(attempt));
+            self.report(Action::ReportReturned(vec![attempt]), actions);
+            return;
+        }
+        let is_ready = self.hosts.use_for_attempt(&bundle, now, actions);
+        self.attempts.insert(attempt, bundle, slots, is_ready);
+    }
+
+    fn stop(&mut self, attempt: AttemptId, at_once: bool, actions: &mut Vec<Action>) {
+        let Some(held) = self.attempts.get(attempt) else { return };
+        match held.state {
+            State::WaitingForHost | State::WaitingForSlot => {
+                self.attempts.set_ended(attempt);
+                actions.push(Action::Conclude { attempt, conclusion: Conclusion::Stopped });
+                self.report_end(attempt, actions);
+            }
+            State::Starting | State::Running(_) | State::Stopping { at_once: false, .. } => {
+                let repeated = matches!(held.state, State::Stopping { .. });
+                if repeated && !at_once {
+                    return; // The grace period runs from the first order.
+                }
+                self.attempts.set_stopping(attempt, at_once);
+                let grace = if at_once { Duration::ZERO } else { self.grace };
+                actions.push(Action::StopAttempt { attempt, grace });
+            }
+            State::Stopping { at_once: true, .. } | State::Ended => {}
+        }
+    }
+
+    fn recall(&mut self, attempt: AttemptId, now: Moment, actions: &mut Vec<Action>) {
+        if self.attempts.get(attempt).is_some_and(|held| held.state.is_waiting()) {
+            self.forget(attempt, now, actions);
+            self.report(Action::ReportReturned(vec![attempt]), actions);
+        } else {
+            self.report(Action::ReportNotReturned(attempt), actions);
+        }
+    }
+
+    fn confirm(&mut self, attempt: AttemptId, now: Moment, actions: &mut Vec<Action>) {
+        let Some(held) = self.attempts.get(attempt) else { return };
+        match held.state {
+            State::Ended => self.forget(attempt, now, actions),
+            // Nobody wants the end of what is being stopped.
+            State::Stopping { .. } => self.attempts.set_unwanted(attempt),
+            // No end was reported, so there is nothing that this could confirm.
+            State::WaitingForHost | State::WaitingForSlot | State::Starting | State::Running(_) => {}
+        }
+    }
+
+    /// The scheduler has closed the attempt: whatever becomes of it, nobody wants to know.
+    fn close(&mut self, attempt: AttemptId, now: Moment, actions: &mut Vec<Action>) {
+        let Some(held) = self.attempts.get(attempt) else { return };
+        if held.state.takes_slots() {
+            self.stop(attempt, true, actions);
+            self.attempts.set_unwanted(attempt);
+        } else {
+            self.forget(attempt, now, actions);
+        }
+    }
+
+    fn end(&mut self, attempt: AttemptId, now: Moment, actions: &mut Vec<Action>) {
+        match self.attempts.get(attempt).map(|held| held.state) {
+            Some(State::Stopping { wanted: false, .. }) => self.forget(attempt, now, actions),
+            Some(State::Starting | State::Running(_) | State::Stopping { .. }) => {
+                self.attempts.set_ended(attempt);
+                self.report_end(attempt, actions);
+            }
+            // Told before: the scheduler's confirmation is on its way.
+            Some(State::Ended) => {}
+            // No host has these: the word of one that was given up.
+            Some(State::WaitingForHost | State::WaitingForSlot) => {}
+            None => actions.push(Action::Forget(attempt)),
+        }
+    }
+
+    fn lose_host(&mut self, bundle: &BundleRef, reason: &str, now: Moment, actions: &mut Vec<Action>) {
+        let lost: Vec<_> = self
+            .attempts
+            .iter()
+            .filter(|(_, held)| held.bundle == *bundle && held.state.takes_slots())
+            .map(|(attempt, held)| (attempt, held.state))
+            .collect();
+        for (attempt, state) in lost {
+            if matches!(state, State::Stopping { wanted: false, .. }) {
+                self.forget(attempt, now, actions);
+                continue;
+            }
+            self.attempts.set_ended(attempt);
+            let conclusion = Conclusion::Lost { reason: reason.to_owned() };
+            actions.push(Action::Conclude { attempt, conclusion });
+            self.report_end(attempt, actions);
+        }
+        self.attempts.host_is_gone(bundle);
+        self.hosts.died(bundle, now);
+    }
+
+    fn prepare_to_leave(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        if self.stay != Stay::Staying {
+            return;
+        }
+        self.stay = Stay::Leaving { deadline: now + self.grace + CONFIRM_TIME };
+        self.return_waiting(None, now, actions);
+        let running: Vec<_> = self
+            .attempts
+            .iter()
+            .filter(|(_, held)| held.state.takes_slots())
+            .map(|(attempt, _)| attempt)
+            .collect();
+        for attempt in running {
+            self.stop(attempt, false, actions);
+        }
+    }
+
+    fn leave_if_done(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        if let Stay::Leaving { deadline } = self.stay
+            && (self.attempts.is_empty() || now >= deadline)
+        {
+            self.stay = Stay::Left;
+            actions.push(Action::Leave);
+        }
+    }
+
+    fn beat(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        if let Connection::Registered { interval, next_heartbeat } = &mut self.connection
+            && now >= *next_heartbeat
+        {
+            *next_heartbeat = now + *interval;
+            actions.push(Action::SendHeartbeat);
+        }
+    }
+
+    fn return_waiting(&mut self, bundle: Option<&BundleRef>, now: Moment, actions: &mut Vec<Action>) {
+        let attempts = self.give_up_waiting(bundle, now, actions);
+        if !attempts.is_empty() {
+            self.report(Action::ReportReturned(attempts), actions);
+        }
+    }
+
+    /// Forgets what hasn't begun, of one bundle or of all.
+    fn give_up_waiting(
+        &mut self,
+        bundle: Option<&BundleRef>,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) -> Vec<AttemptId> {
+        let waiting: Vec<_> = self
+            .attempts
+            .iter()
+            .filter(|(_, held)| held.state.is_waiting() && bundle.is_none_or(|bundle| held.bundle == *bundle))
+            .map(|(attempt, _)| attempt)
+            .collect();
+        for &attempt in &waiting {
+            self.forget(attempt, now, actions);
+        }
+        waiting
+    }
+
+    fn forget(&mut self, attempt: AttemptId, now: Moment, actions: &mut Vec<Action>) {
+        let held = self.attempts.remove(attempt).expect("callers have looked it up");
+        self.hosts.unuse_for_attempt(&held.bundle, now);
+        actions.push(Action::Forget(attempt));
+    }
+
+    /// Without a connection nothing is said: the inventory of the next one says what is here, and what isn't any more.
+    fn report(&self, report: Action, actions: &mut Vec<Action>) {
+        if self.connection != Connection::Down {
+            actions.push(report);
+        }
+    }
+
+    /// Ends wait for the registration, which may say that nobody wants them.
+    fn report_end(&self, attempt: AttemptId, actions: &mut Vec<Action>) {
+        if matches!(self.connection, Connection::Registered { .. }) {
+            actions.push(Action::ReportEnded(attempt));
+        }
+    }
+}
