@@ -1,0 +1,100 @@
+//! One question to the scheduler and its answer.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use lrts_core::clock::Moment;
+use lrts_core::command_line::exit_code;
+use lrts_core::protocol::codec::{self, DecodeError};
+use lrts_core::protocol::command::{FromCommand, ToCommand};
+use lrts_core::transport::{
+    Hello, Link, LinkConfig, LinkEvent, LinkReceiver, Message, Refusal, Role, SocketDir,
+};
+
+use crate::cli::QueryArgs;
+
+/// Why a command has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    #[error("no scheduler answered at {address} within {}: is it running? (--scheduler-address, --scheduler-port, --wait)", humantime::format_duration(*.wait))]
+    NoScheduler { address: String, wait: Duration },
+    #[error("the scheduler refused this command: {0}")]
+    Refused(Refusal),
+    #[error("the scheduler sent something unreadable; is it of another version?")]
+    Unreadable(#[from] DecodeError),
+    #[error("the scheduler sent an answer to another question; is it of another version?")]
+    Unexpected,
+    #[error("{0}")]
+    Failed(String),
+    #[error("can't print or set up sockets")]
+    Io(#[from] io::Error),
+}
+
+impl CommandError {
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            CommandError::NoScheduler { .. } => exit_code::NO_SCHEDULER,
+            CommandError::Refused(_) => exit_code::REFUSED,
+            CommandError::Unreadable(_)
+            | CommandError::Unexpected
+            | CommandError::Failed(_)
+            | CommandError::Io(_) => exit_code::FAILED,
+        }
+    }
+}
+
+/// A connection on which one question was asked.
+pub(crate) struct Answers {
+    receiver: LinkReceiver,
+    question: Message,
+    sender: lrts_core::transport::LinkSender,
+    address: String,
+    wait: Duration,
+    deadline: Moment,
+    /// Dropped last: the link's sockets are in it.
+    _sockets: SocketDir,
+}
+
+impl Answers {
+    /// Asks as soon as the scheduler is there.
+    pub(crate) fn ask(query: &QueryArgs, question: &FromCommand) -> Result<Self, CommandError> {
+        let sockets = SocketDir::create()?;
+        let address = format!("{}:{}", query.scheduler_address, query.scheduler_port);
+        let hello = Hello::new(Role::Admin, format!("command-{}", std::process::id()), "");
+        let (sender, receiver) = Link::open(LinkConfig::new(address.clone(), hello, sockets.path()));
+        Ok(Self {
+            receiver,
+            question: Message::new(codec::encode(question), Bytes::new()),
+            sender,
+            address,
+            wait: query.wait,
+            deadline: Moment::now() + query.wait,
+            _sockets: sockets,
+        })
+    }
+
+    /// The next answer and its body. The time limit counts anew from each answer.
+    pub(crate) async fn next(&mut self) -> Result<(ToCommand, Bytes), CommandError> {
+        loop {
+            let event = tokio::select! {
+                event = self.receiver.next() => event,
+                () = lrts_core::clock::sleep_until(Some(self.deadline)) => {
+                    return Err(CommandError::NoScheduler { address: self.address.clone(), wait: self.wait });
+                }
+            };
+            match event {
+                // A question to a scheduler that went away before it answered is asked again: all of them may be repeated.
+                LinkEvent::Up { .. } => {
+                    let _down_again = self.sender.send(self.question.clone()).await;
+                }
+                LinkEvent::Message(message) => {
+                    self.deadline = Moment::now() + self.wait;
+                    return Ok((codec::decode(&message.head)?, message.body));
+                }
+                LinkEvent::Down { .. } => {}
+                LinkEvent::Refused(refusal) => return Err(CommandError::Refused(refusal)),
+            }
+        }
+    }
+}

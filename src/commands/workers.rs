@@ -1,0 +1,33 @@
+//! `lrts workers`.
+
+use lrts_core::protocol::command::{FromCommand, ToCommand, WorkerRow};
+
+use super::session::{Answers, CommandError};
+use super::table::{print_json, print_table};
+use crate::cli::QueryArgs;
+
+/// Lists the workers.
+pub(crate) async fn workers(args: QueryArgs) -> Result<(), CommandError> {
+    let (answer, _) = Answers::ask(&args, &FromCommand::Workers)?.next().await?;
+    let ToCommand::Workers { rows } = answer else { return Err(CommandError::Unexpected) };
+    if args.json {
+        rows.iter().try_for_each(print_json)?;
+    } else {
+        let rows: Vec<_> = rows.iter().map(cells).collect();
+        print_table(&["worker", "host", "pid", "slots", "running", "state", "heard"], &rows)?;
+    }
+    Ok(())
+}
+
+fn cells(row: &WorkerRow) -> Vec<String> {
+    let state = serde_json::to_value(row.state).ok();
+    vec![
+        row.worker.to_string(),
+        row.host.clone(),
+        row.pid.to_string(),
+        row.slots.to_string(),
+        row.running.to_string(),
+        state.as_ref().and_then(|state| state.as_str()).unwrap_or_default().to_owned(),
+        format!("{:.1} s ago", row.silent.as_secs_f64()),
+    ]
+}

@@ -1,0 +1,82 @@
+//! `lrts status`, `jobs`, `workers`, `logs`, `cancel`.
+
+use lrts_client::blocking::ClientApplication;
+use lrts_client::{JobOptions, ServiceStatus};
+
+use crate::services::*;
+use crate::support::{Cluster, SOON, eventually, run_lrts};
+
+#[test]
+fn status_jobs_and_workers_show_what_runs() {
+    let cluster = Cluster::start(&[1]);
+    let app = ClientApplication::start(cluster.information()).unwrap();
+    let done = app.schedule_service(&Add(1, 2)).unwrap();
+    app.wait_for(&done).unwrap();
+    let running = app
+        .schedule_service_with(&Sleep(600_000), JobOptions::new().label("the long one"))
+        .unwrap();
+    let queued = app.schedule_service(&Sleep(0)).unwrap();
+
+    let rows = eventually("the job is shown as running", SOON, || {
+        let rows = cluster.json(&["jobs"]);
+        let is_running = |row: &serde_json::Value| row["state"] == "running" && row["pid"].is_u64();
+        if rows.iter().any(is_running) { Ok(rows) } else { Err(format!("{rows:?}")) }
+    });
+    let row = |id: String| rows.iter().find(|row| row["job_id"] == id.as_str()).unwrap();
+    let long = row(running.id().to_string());
+    assert_eq!((&long["label"], &long["service"]), (&"the long one".into(), &"sleep".into()));
+    assert_eq!((&long["attempt"], &long["worker"].is_string()), (&1.into(), &true));
+    assert_eq!(row(queued.id().to_string())["state"], "queued");
+
+    let status = &cluster.json(&["status"])[0];
+    assert_eq!((&status["workers"], &status["jobs"]["running"]), (&1.into(), &1.into()));
+    assert_eq!(status["jobs"]["queued"], 1);
+    assert!(status["uptime_s"].as_f64().unwrap() > 0.0);
+    let workers = cluster.json(&["workers"]);
+    assert_eq!((&workers[0]["state"], &workers[0]["slots"]), (&"ready".into(), &1.into()));
+    assert_eq!(workers[0]["running"], 1);
+
+    let table = cluster.command(&["jobs"]);
+    assert!(String::from_utf8_lossy(&table.stdout).contains("the long one"));
+
+    let cancelled = cluster.command(&["cancel", &running.id().to_string()]);
+    assert!(cancelled.status.success());
+    assert_eq!(app.wait_for(&running).unwrap().status(), ServiceStatus::Cancelled);
+    app.wait_for(&queued).unwrap();
+    app.stop().unwrap();
+}
+
+#[test]
+fn logs_show_what_a_job_has_printed_while_it_runs_and_afterwards() {
+    let cluster = Cluster::start(&[2]);
+    let app = ClientApplication::start(cluster.information()).unwrap();
+    let print = |then_sleep_ms| Print { out: "to stdout".into(), err: "to stderr".into(), then_sleep_ms };
+    let ended = app.schedule_service(&print(0)).unwrap();
+    app.wait_for(&ended).unwrap();
+    let running = app.schedule_service(&print(600_000)).unwrap();
+    for job in [ended.id(), running.id()] {
+        eventually("its output is there", SOON, || {
+            let output = cluster.command(&["logs", &job.to_string()]);
+            let (out, err) =
+                (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            if out == "to stdout\n" && err == "to stderr\n" { Ok(()) } else { Err(format!("{output:?}")) }
+        });
+    }
+    app.stop().unwrap();
+}
+
+#[test]
+fn commands_without_an_answer_exit_as_documented() {
+    let cluster = Cluster::without_workers(&[]);
+    let unknown = cluster.command(&["cancel", "0123456789abcdef-1"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("0123456789abcdef-1"));
+    assert_eq!(cluster.command(&["logs", "0123456789abcdef-1"]).status.code(), Some(1));
+    assert_eq!(run_lrts(&["logs", "nonsense"]).status.code(), Some(2));
+    assert_eq!(run_lrts(&["no-such-command"]).status.code(), Some(2));
+    assert_eq!(run_lrts(&["--help"]).status.code(), Some(0));
+    let nobody = run_lrts(&["status", "--scheduler-port", "1", "--wait", "200ms"]);
+    assert_eq!(nobody.status.code(), Some(3));
+    let said = String::from_utf8_lossy(&nobody.stderr).into_owned();
+    assert!(said.contains("127.0.0.1:1") && said.lines().count() == 1, "{said}");
+}

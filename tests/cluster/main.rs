@@ -1,0 +1,13 @@
+//! Real daemons, real job processes: the whole system through its public interface.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bundles;
+mod commands;
+mod daemons;
+mod faults;
+mod jobs;
+mod services;

@@ -1,0 +1,68 @@
+//! Runs this package's examples as a user does.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+/// The executable of an example. `cargo test` and `cargo nextest run` build it unless they are told which targets to build.
+fn executable(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its executable");
+    // target/<profile>/deps/<test> stands beside target/<profile>/examples/<example>.
+    let profile = test.parent().and_then(|deps| deps.parent()).expect("tests lie two directories deep");
+    let executable = profile.join("examples").join(name);
+    assert!(executable.is_file(), "{} is missing: run `cargo build --examples`", executable.display());
+    executable
+}
+
+/// Runs an example to its end and gives what it printed.
+///
+/// # Panics
+///
+/// When it hasn't ended, its output closed, by the deadline: its process group is killed and what it printed is shown.
+pub(crate) fn run_example(name: &str, arguments: &[&str], deadline: Duration) -> Output {
+    let mut command = Command::new(executable(name));
+    // No setting of the caller's environment may lead it to another cluster.
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with("LRTS_") {
+            command.env_remove(variable);
+        }
+    }
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.process_group(0).spawn().expect("a built example starts");
+    let group = Pid::from_raw(child.id().try_into().expect("process ids fit"));
+
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        // The receiver is gone only if the test has failed already.
+        let _ = sender.send(child.wait_with_output());
+    });
+    let ended = receiver.recv_timeout(deadline).unwrap_or_else(|_| {
+        killpg(group, Signal::SIGKILL).expect("the example's group is still there");
+        let output = receiver.recv_timeout(Duration::from_secs(10)).map(|output| describe(&output.unwrap()));
+        panic!("{name} has not ended after {deadline:?}: {output:?}");
+    });
+    ended.expect("a child can be waited for")
+}
+
+/// Runs an example that is to succeed, gives its stdout.
+pub(crate) fn run_example_well(name: &str, arguments: &[&str], deadline: Duration) -> String {
+    let output = run_example(name, arguments, deadline);
+    assert!(output.status.success(), "{name} failed: {}", describe(&output));
+    String::from_utf8(output.stdout).expect("examples print text")
+}
+
+/// Everything that is known of a run, for the message of a failed test.
+pub(crate) fn describe(output: &Output) -> String {
+    format!(
+        "{}\n--- stdout\n{}\n--- stderr\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
