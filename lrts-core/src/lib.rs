@@ -17,5 +17,7 @@ pub mod notices;
 pub mod protocol;
 pub mod shutdown;
 pub mod spec;
+pub mod spool;
 pub mod status;
 pub mod telemetry;
+pub mod transport;

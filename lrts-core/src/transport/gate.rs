@@ -1,0 +1,122 @@
+//! The gate: accepts TCP for a server, and joins each connection to the ROUTER's ipc socket under an identity of its choice.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::ConnectionId;
+use super::router::Shared;
+use super::socket_dir::SocketPath;
+use super::splice::{End, secure, splice, tune};
+use crate::limits::{FILES_PER_PEER, RESERVED_FILES};
+
+/// Connections that the kernel keeps until the gate accepts them.
+const BACKLOG: u32 = 4_096;
+
+/// Backoff when accepting fails, which is mostly for want of descriptors: doubles from the first to the second.
+const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
+const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// Between attempts to reach the ROUTER's socket while its backlog is full, and how many there are.
+const IPC_RETRY: Duration = Duration::from_millis(10);
+const IPC_ATTEMPTS: u32 = 100;
+
+/// Peers that this process can hold, by its limit of open files.
+pub(crate) fn connection_limit() -> usize {
+    let (files, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1_024, 1_024));
+    usize::try_from(files.saturating_sub(RESERVED_FILES) / FILES_PER_PEER).unwrap_or(usize::MAX).max(1)
+}
+
+/// Listens on a TCP address.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A server that restarts must get its port back although old connections linger.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Accepts until told to stop; then all connections are closed.
+pub(crate) async fn run(
+    listener: TcpListener,
+    ipc: Arc<SocketPath>,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+) {
+    let mut connections = JoinSet::new();
+    let mut backoff = ACCEPT_BACKOFF_MIN;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, address)) => {
+                    backoff = ACCEPT_BACKOFF_MIN;
+                    let connection = ConnectionId::next();
+                    if let Some(hang_up) = shared.opened(connection, address) {
+                        connections.spawn(serve(connection, stream, hang_up, ipc.clone(), shared.clone()));
+                    }
+                }
+                Err(error) => {
+                    warn!(%error, ?backoff, "cannot accept connections, trying again");
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(ACCEPT_BACKOFF_MAX);
+                }
+            },
+        }
+    }
+    connections.shutdown().await;
+}
+
+/// Serves one connection to its end, and says so.
+async fn serve(
+    connection: ConnectionId,
+    stream: TcpStream,
+    hang_up: CancellationToken,
+    ipc: Arc<SocketPath>,
+    shared: Arc<Shared>,
+) {
+    let end = tokio::select! {
+        () = hang_up.cancelled() => End::ClosedHere,
+        end = join(connection, stream, &ipc) => end,
+    };
+    if let End::Violation(error) = &end {
+        warn!(%connection, %error, "closing a connection that sent bytes that are not allowed");
+    } else {
+        debug!(%connection, reason = %end, "connection ended");
+    }
+    shared.closed(connection, &end.to_string());
+}
+
+async fn join(connection: ConnectionId, stream: TcpStream, ipc: &SocketPath) -> End {
+    let prepared = async {
+        tune(&stream)?;
+        let network = secure(stream).await?;
+        Ok((network, connect(ipc).await?))
+    };
+    match prepared.await {
+        Ok((network, router)) => splice(network, router, "DEALER", Some(connection)).await,
+        Err(error) => End::Network(error),
+    }
+}
+
+/// Connects to the ROUTER; its backlog may be full for a moment.
+async fn connect(ipc: &SocketPath) -> io::Result<UnixStream> {
+    let mut attempt = 1;
+    loop {
+        match UnixStream::connect(ipc.path()).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && attempt < IPC_ATTEMPTS => {
+                attempt += 1;
+                tokio::time::sleep(IPC_RETRY).await;
+            }
+            result => return result,
+        }
+    }
+}

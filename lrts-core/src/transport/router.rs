@@ -1,0 +1,647 @@
+//! The server's end: one ROUTER behind the gate, a session for each peer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+use zeromq::{RouterRecvHalf, RouterSendHalf, RouterSocket, Socket, SocketRecv};
+
+use super::hello::{Hello, Refusal, RefusalKind, Role, Welcome};
+use super::packet::Packet;
+use super::session::{Received, Session};
+use super::socket_dir::SocketPath;
+use super::{ConnectionId, Message, Sent, gate, send_now};
+use crate::clock::{Moment, sleep_until};
+use crate::limits::{
+    FAREWELL_TIME, HANDSHAKE_TIME, PEER_QUEUE_BYTES, PEER_QUEUE_MESSAGES, PING_INTERVAL, REFUSAL_CONNECTIONS,
+};
+
+/// How soon a packet that the ROUTER could not take is tried again.
+const RETRY: Duration = Duration::from_millis(1);
+
+/// Shortest time between looks at the peers' deadlines.
+const SHORTEST_TICK: Duration = Duration::from_millis(5);
+
+/// How a server is set up.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Where it listens; port 0 lets the kernel choose.
+    pub address: SocketAddr,
+    /// A directory of this user's own, mode 0700, for its ipc socket; see [`super::SocketDir`].
+    pub socket_dir: PathBuf,
+    /// Roles of the peers that it takes.
+    pub accepts: Vec<Role>,
+    /// Longest time that incoming packets are handled in a row before anything else gets its turn.
+    pub decode_budget: Duration,
+    /// Interval of pings that peers are told to keep; four of silence end a connection.
+    pub heartbeat: Duration,
+    /// Longest time that [`Server::close`] waits for queued messages to leave.
+    pub flush_time: Duration,
+    /// Most peers at a time; by default what the process's limit of open files allows.
+    pub connections: usize,
+}
+
+impl ServerConfig {
+    /// A server on this address, with the usual bounds.
+    pub fn new(address: SocketAddr, socket_dir: impl Into<PathBuf>, accepts: Vec<Role>) -> Self {
+        Self {
+            address,
+            socket_dir: socket_dir.into(),
+            accepts,
+            decode_budget: Duration::from_millis(10),
+            heartbeat: PING_INTERVAL,
+            flush_time: Duration::from_secs(2),
+            connections: gate::connection_limit(),
+        }
+    }
+}
+
+/// Why a server can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The TCP address can't be listened on.
+    #[error("cannot listen on {address}: {}", listen_reason(error))]
+    Listen {
+        /// The address in question.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The directory for the ipc socket can't be used.
+    #[error("cannot use {path:?} for sockets: {error}")]
+    SocketDir {
+        /// The directory in question.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+fn listen_reason(error: &io::Error) -> String {
+    let reasons = [
+        (io::ErrorKind::AddrInUse, "the port is in use by another program"),
+        (io::ErrorKind::PermissionDenied, "permission denied (ports below 1024 are privileged)"),
+        (io::ErrorKind::AddrNotAvailable, "this machine has no such address"),
+    ];
+    let known = reasons.into_iter().find(|(kind, _)| *kind == error.kind());
+    known.map_or_else(|| error.to_string(), |(_, reason)| reason.to_owned())
+}
+
+/// Why a message was not queued.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SendError {
+    /// The connection has ended or is about to.
+    #[error("connection has ended")]
+    Gone,
+    /// The peer's queue is full; the connection ends.
+    #[error("peer's queue is full")]
+    Overrun,
+    /// The message is over the bounds of one message.
+    #[error("message is too large")]
+    TooLarge,
+}
+
+/// What happens at a server.
+///
+/// Of each connection `Joined` comes first, then its messages, then `Left`, each once.
+#[derive(Debug)]
+pub enum ServerEvent {
+    /// A peer has said hello and was welcomed.
+    Joined {
+        /// The new connection.
+        connection: ConnectionId,
+        /// What the peer said about itself; its version and role are accepted ones.
+        hello: Hello,
+        /// Where it comes from.
+        address: SocketAddr,
+    },
+    /// A message has arrived.
+    Message {
+        /// From whom.
+        connection: ConnectionId,
+        /// The message. Only its size was checked.
+        message: Message,
+    },
+    /// A connection has ended; sends to it fail.
+    Left {
+        /// Which.
+        connection: ConnectionId,
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// Accepts peers and brings their messages. Dropping it closes all connections at once.
+pub struct Server {
+    address: SocketAddr,
+    handle: ServerHandle,
+    urgent: mpsc::UnboundedReceiver<ServerEvent>,
+    normal: mpsc::UnboundedReceiver<ServerEvent>,
+    flush_time: Duration,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Server {
+    /// Starts to listen.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`] if the address or the directory can't be used.
+    pub async fn bind(config: ServerConfig) -> Result<Self, BindError> {
+        let listen_error = |error| BindError::Listen { address: config.address, error };
+        let socket_dir_error = |error| BindError::SocketDir { path: config.socket_dir.clone(), error };
+        let listener = gate::listen(config.address).map_err(listen_error)?;
+        let address = listener.local_addr().map_err(listen_error)?;
+        let ipc = SocketPath::within(&config.socket_dir).map_err(socket_dir_error)?;
+        let mut router = RouterSocket::new();
+        let ipc_listener = ipc.listen().map_err(socket_dir_error)?;
+        let bound = router.bind_listener(ipc_listener).await;
+        bound.map_err(|error| socket_dir_error(io::Error::other(error)))?;
+        let (sender, receiver) = router.split();
+
+        // Not bounded by themselves: credit bounds what each peer may have in them, the gate the number of peers.
+        let (urgent_sender, urgent) = mpsc::unbounded_channel();
+        let (normal_sender, normal) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared {
+            accepts: config.accepts,
+            heartbeat: config.heartbeat,
+            instance: fastrand::u64(..),
+            connections: config.connections,
+            busy: Notify::new(),
+            changed: Notify::new(),
+            peers: Mutex::new(Peers {
+                map: BTreeMap::new(),
+                busy: BTreeSet::new(),
+                socket: Some(sender),
+                closing: false,
+                urgent: urgent_sender,
+                normal: normal_sender,
+            }),
+        });
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(gate::run(listener, Arc::new(ipc), shared.clone(), stop.clone()));
+        tasks.spawn(run(receiver, shared.clone(), config.decode_budget, stop.clone()));
+        let handle = ServerHandle { shared };
+        Ok(Self { address, handle, urgent, normal, flush_time: config.flush_time, stop, tasks })
+    }
+
+    /// Where it listens, with the port that was chosen.
+    pub fn local_address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The number that this server's peers are told: drawn at random at its start.
+    pub fn instance(&self) -> u64 {
+        self.handle.shared.instance
+    }
+
+    /// Sends and disconnects; may be cloned and used from any thread.
+    pub fn handle(&self) -> ServerHandle {
+        self.handle.clone()
+    }
+
+    /// The next event. Safe to cancel: nothing is lost.
+    ///
+    /// Taking a message is what lets its peer send more.
+    pub async fn next(&mut self) -> ServerEvent {
+        let event = tokio::select! {
+            biased;
+            event = self.urgent.recv() => event,
+            event = self.normal.recv() => event,
+        };
+        // The senders live in `shared`, which `self` holds.
+        let event = event.expect("the server's own handle keeps its channels open");
+        if let ServerEvent::Message { connection, message } = &event {
+            self.handle.shared.taken(*connection, message);
+        }
+        event
+    }
+
+    /// Says goodbye to all peers, after what is queued for them or after `flush_time`, and closes.
+    pub async fn close(mut self) {
+        let shared = &self.handle.shared;
+        shared.lock().closing = true;
+        let _ = timeout(self.flush_time, shared.wait_until(Peers::has_sent_all)).await;
+        shared.say_goodbye();
+        let _ = timeout(FAREWELL_TIME, shared.wait_until(Peers::is_empty)).await;
+        self.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        let mut peers = self.handle.shared.lock();
+        peers.socket = None;
+        peers.map.clear();
+    }
+}
+
+/// Sends to a server's peers, and disconnects them.
+#[derive(Clone)]
+pub struct ServerHandle {
+    shared: Arc<Shared>,
+}
+
+impl ServerHandle {
+    /// Queues a message for a peer. Never waits: the peer takes it under its credit.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]. A peer whose queue is full ([`PEER_QUEUE_MESSAGES`], [`PEER_QUEUE_BYTES`]) is disconnected; one that takes
+    /// nothing for [`crate::limits::STALL`] is so too, later. Success means queued, not received.
+    pub fn send(&self, connection: ConnectionId, message: Message) -> Result<(), SendError> {
+        if !message.fits() {
+            return Err(SendError::TooLarge);
+        }
+        let mut peers = self.shared.lock();
+        let session = peers.session(connection).ok_or(SendError::Gone)?;
+        let (messages, bytes) = session.queued();
+        if messages >= PEER_QUEUE_MESSAGES || bytes >= PEER_QUEUE_BYTES {
+            warn!(%connection, messages, bytes, "disconnecting a peer whose queue is full");
+            peers.leave(connection, "queue is full");
+            return Err(SendError::Overrun);
+        }
+        session.push(message);
+        self.shared.pump(&mut peers, connection);
+        Ok(())
+    }
+
+    /// Messages and bytes that wait for a peer's credit; None if its connection has ended. For senders that pace themselves.
+    pub fn queued(&self, connection: ConnectionId) -> Option<(usize, usize)> {
+        self.shared.lock().session(connection).map(|session| session.queued())
+    }
+
+    /// Ends a connection: at once, or after telling the peer why. `Left` follows, after messages that had already arrived.
+    pub fn disconnect(&self, connection: ConnectionId, refusal: Option<Refusal>) {
+        let mut peers = self.shared.lock();
+        match refusal {
+            Some(refusal) => peers.refuse(connection, refusal),
+            None => peers.leave(connection, "disconnected"),
+        }
+    }
+}
+
+/// What the server's tasks and handles share.
+pub(crate) struct Shared {
+    accepts: Vec<Role>,
+    heartbeat: Duration,
+    instance: u64,
+    connections: usize,
+    /// Wakes the server's task: a packet must be tried again.
+    busy: Notify,
+    /// Wakes `close`: something was sent, or a connection has ended.
+    changed: Notify,
+    peers: Mutex<Peers>,
+}
+
+struct Peers {
+    map: BTreeMap<ConnectionId, Peer>,
+    /// Peers that have a packet which the ROUTER could not take.
+    busy: BTreeSet<ConnectionId>,
+    /// None once the server has ended.
+    socket: Option<RouterSendHalf>,
+    closing: bool,
+    urgent: mpsc::UnboundedSender<ServerEvent>,
+    normal: mpsc::UnboundedSender<ServerEvent>,
+}
+
+struct Peer {
+    address: SocketAddr,
+    /// Closes the TCP side.
+    hang_up: CancellationToken,
+    state: PeerState,
+}
+
+enum PeerState {
+    /// Connected; has not said hello.
+    New { since: Moment },
+    /// Welcomed.
+    Joined { session: Box<Session>, unsent: Option<Packet> },
+    /// Refused, or said goodbye to; should hang up by itself.
+    Leaving { since: Moment },
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Peers> {
+        self.peers.lock().expect("nothing panics while it holds this lock")
+    }
+
+    /// The gate has accepted a connection; None if it must be closed at once.
+    pub(crate) fn opened(&self, connection: ConnectionId, address: SocketAddr) -> Option<CancellationToken> {
+        let mut peers = self.lock();
+        if peers.map.len() >= self.connections.saturating_add(REFUSAL_CONNECTIONS) {
+            warn!(%address, limit = self.connections, "closing a connection: too many peers");
+            return None;
+        }
+        debug!(%connection, %address, "connection accepted");
+        let hang_up = CancellationToken::new();
+        let state = PeerState::New { since: Moment::now() };
+        peers.map.insert(connection, Peer { address, hang_up: hang_up.clone(), state });
+        Some(hang_up)
+    }
+
+    /// The TCP side of a connection has ended, and what it brought was read.
+    pub(crate) fn closed(&self, connection: ConnectionId, reason: &str) {
+        self.lock().leave(connection, reason);
+        self.lock().map.remove(&connection);
+        self.changed.notify_one();
+    }
+
+    /// The consumer has taken a message.
+    fn taken(&self, connection: ConnectionId, message: &Message) {
+        let mut peers = self.lock();
+        if let Some(session) = peers.session(connection) {
+            session.taken(message.urgent, message.size());
+            self.pump(&mut peers, connection);
+        }
+    }
+
+    /// Takes a ZeroMQ message: identity, then a packet.
+    fn receive(&self, mut frames: impl Iterator<Item = Bytes>) {
+        let Some(connection) = frames.next().and_then(|id| ConnectionId::from_bytes(&id)) else { return };
+        let packet = Packet::decode(frames);
+        let mut peers = self.lock();
+        // Whoever is unknown has just been disconnected.
+        let Some(peer) = peers.map.get_mut(&connection) else { return };
+        let packet = match packet {
+            Ok(packet) => packet,
+            Err(error) => return peers.violated(connection, &error.to_string()),
+        };
+        match &mut peer.state {
+            PeerState::Leaving { .. } => {}
+            PeerState::New { .. } => self.greet(&mut peers, connection, packet),
+            PeerState::Joined { session, .. } => {
+                match session.receive(packet, Moment::now()) {
+                    Ok(Received::Message(message)) => peers.deliver(connection, message),
+                    Ok(Received::Nothing) => {}
+                    Ok(Received::Goodbye(reason)) => return peers.leave(connection, &reason),
+                    Err(error) => return peers.violated(connection, &error.to_string()),
+                }
+                self.pump(&mut peers, connection);
+            }
+        }
+    }
+
+    /// Answers a peer's first packet.
+    fn greet(&self, peers: &mut Peers, connection: ConnectionId, packet: Packet) {
+        let refusal = match packet {
+            Packet::Hello(hello) => match self.objection(peers, &hello) {
+                None => return self.welcome(peers, connection, hello),
+                Some(refusal) => refusal,
+            },
+            Packet::ForeignHello { protocol } => Refusal::new(
+                RefusalKind::Version,
+                format!(
+                    "protocol versions differ: this server speaks version {}, the peer version {protocol}",
+                    crate::protocol::VERSION,
+                ),
+            ),
+            Packet::Welcome(_)
+            | Packet::Refusal(_)
+            | Packet::Data(_)
+            | Packet::Credit(_)
+            | Packet::Ping(_)
+            | Packet::Pong(_)
+            | Packet::Goodbye(_) => return peers.violated(connection, "no HELLO first"),
+        };
+        info!(%connection, reason = %refusal, "refused a peer");
+        peers.refuse(connection, refusal);
+    }
+
+    fn objection(&self, peers: &Peers, hello: &Hello) -> Option<Refusal> {
+        if peers.closing {
+            return Some(Refusal::new(RefusalKind::ShuttingDown, "the server is shutting down"));
+        }
+        if !self.accepts.contains(&hello.role) {
+            let accepted: Vec<_> = self.accepts.iter().map(Role::to_string).collect();
+            let message = format!(
+                "a peer of role {} has no business here: this server takes {}",
+                hello.role,
+                accepted.join(", ")
+            );
+            return Some(Refusal::new(RefusalKind::Role, message));
+        }
+        if peers.map.len() > self.connections {
+            let message = format!("the server is full: it can hold {} connections", self.connections);
+            return Some(Refusal::new(RefusalKind::Full, message));
+        }
+        None
+    }
+
+    fn welcome(&self, peers: &mut Peers, connection: ConnectionId, hello: Hello) {
+        let welcome = Welcome {
+            protocol: crate::protocol::VERSION,
+            instance: self.instance,
+            heartbeat: self.heartbeat,
+        };
+        let Some(peer) = peers.map.get_mut(&connection) else { return };
+        let session = Box::new(Session::new(Moment::now()));
+        peer.state = PeerState::Joined { session, unsent: Some(Packet::Welcome(welcome)) };
+        let joined = ServerEvent::Joined { connection, hello, address: peer.address };
+        // Ahead of normal messages, so that urgent ones of this connection can't overtake it.
+        peers.emit_urgent(joined);
+        self.pump(peers, connection);
+    }
+
+    /// Sends a peer all that may go.
+    fn pump(&self, peers: &mut Peers, connection: ConnectionId) {
+        let Some(socket) = &mut peers.socket else { return };
+        let Some(PeerState::Joined { session, unsent }) =
+            peers.map.get_mut(&connection).map(|peer| &mut peer.state)
+        else {
+            return;
+        };
+        let now = Moment::now();
+        while let Some(packet) = unsent.take().or_else(|| session.next_packet(now)) {
+            match send_now(socket, Some(connection), &packet) {
+                Sent::Yes => {}
+                Sent::Busy => {
+                    *unsent = Some(packet);
+                    peers.busy.insert(connection);
+                    self.busy.notify_one();
+                    return;
+                }
+                Sent::Gone => return peers.leave(connection, "connection lost"),
+            }
+        }
+        if peers.closing {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Tries packets again that the ROUTER could not take.
+    fn retry(&self) {
+        let mut peers = self.lock();
+        for connection in std::mem::take(&mut peers.busy) {
+            self.pump(&mut peers, connection);
+        }
+    }
+
+    /// Ends connections that are silent, stalled or overdue.
+    fn tick(&self) {
+        let now = Moment::now();
+        let mut peers = self.lock();
+        let mut dead = Vec::new();
+        for (&connection, peer) in &peers.map {
+            match &peer.state {
+                PeerState::New { since } if now.since(*since) > HANDSHAKE_TIME => {
+                    dead.push((connection, "no hello in time".to_owned()));
+                }
+                PeerState::Leaving { since } if now.since(*since) > FAREWELL_TIME => peer.hang_up.cancel(),
+                PeerState::New { .. } | PeerState::Leaving { .. } => {}
+                PeerState::Joined { session, .. } => {
+                    if let Err(reason) = session.check(now, self.heartbeat) {
+                        dead.push((connection, reason.to_string()));
+                    }
+                }
+            }
+        }
+        for (connection, reason) in dead {
+            info!(%connection, reason, "disconnecting a peer");
+            peers.leave(connection, &reason);
+        }
+    }
+
+    fn say_goodbye(&self) {
+        let mut peers = self.lock();
+        let connections: Vec<_> = peers.map.keys().copied().collect();
+        for connection in connections {
+            if let Some(session) = peers.session(connection) {
+                session.say_goodbye("the server is shutting down");
+                self.pump(&mut peers, connection);
+            }
+        }
+    }
+
+    async fn wait_until(&self, condition: fn(&Peers) -> bool) {
+        while !condition(&self.lock()) {
+            self.changed.notified().await;
+        }
+    }
+}
+
+impl Peers {
+    fn session(&mut self, connection: ConnectionId) -> Option<&mut Session> {
+        match &mut self.map.get_mut(&connection)?.state {
+            PeerState::Joined { session, .. } => Some(session),
+            PeerState::New { .. } | PeerState::Leaving { .. } => None,
+        }
+    }
+
+    fn has_sent_all(&self) -> bool {
+        self.map.values().all(|peer| match &peer.state {
+            PeerState::Joined { session, unsent } => session.queued().0 == 0 && unsent.is_none(),
+            PeerState::New { .. } | PeerState::Leaving { .. } => true,
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    fn deliver(&mut self, connection: ConnectionId, message: Message) {
+        let urgent = message.urgent;
+        let event = ServerEvent::Message { connection, message };
+        if urgent { self.emit_urgent(event) } else { self.emit(event) }
+    }
+
+    // A server that is being dropped takes no events; its connections end with it.
+    fn emit(&self, event: ServerEvent) {
+        let _ = self.normal.send(event);
+    }
+
+    fn emit_urgent(&self, event: ServerEvent) {
+        let _ = self.urgent.send(event);
+    }
+
+    /// Ends a connection now. The gate forgets it once its TCP side is closed.
+    fn leave(&mut self, connection: ConnectionId, reason: &str) {
+        let Some(peer) = self.map.get_mut(&connection) else { return };
+        peer.hang_up.cancel();
+        self.set_leaving(connection, reason);
+    }
+
+    /// Tells a peer to go. It has [`FAREWELL_TIME`] to hang up by itself, so that it reads why.
+    fn refuse(&mut self, connection: ConnectionId, refusal: Refusal) {
+        let reason = refusal.message.clone();
+        if let (Some(socket), true) = (&mut self.socket, self.map.contains_key(&connection)) {
+            match send_now(socket, Some(connection), &Packet::Refusal(refusal)) {
+                Sent::Yes => {}
+                // It is disconnected all the same, and tries again.
+                Sent::Busy | Sent::Gone => return self.leave(connection, &reason),
+            }
+        }
+        self.set_leaving(connection, &reason);
+    }
+
+    fn violated(&mut self, connection: ConnectionId, error: &str) {
+        warn!(%connection, error, "disconnecting a peer that broke the protocol");
+        self.refuse(connection, Refusal::new(RefusalKind::Protocol, format!("protocol broken: {error}")));
+    }
+
+    fn set_leaving(&mut self, connection: ConnectionId, reason: &str) {
+        let Some(peer) = self.map.get_mut(&connection) else { return };
+        if matches!(peer.state, PeerState::Leaving { .. }) {
+            return;
+        }
+        let before = std::mem::replace(&mut peer.state, PeerState::Leaving { since: Moment::now() });
+        if matches!(before, PeerState::Joined { .. }) {
+            self.emit(ServerEvent::Left { connection, reason: reason.to_owned() });
+        }
+    }
+}
+
+/// Reads the ROUTER, and looks after time.
+async fn run(
+    mut socket: RouterRecvHalf,
+    shared: Arc<Shared>,
+    decode_budget: Duration,
+    stop: CancellationToken,
+) {
+    let interval = (shared.heartbeat / 2).max(SHORTEST_TICK);
+    let mut tick = tokio::time::interval(interval);
+    let mut last_tick = Moment::now();
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut retry_at = None;
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {
+                // A process that was stopped for a while hears its peers first, before it finds them silent.
+                if last_tick.elapsed() < 2 * interval {
+                    shared.tick();
+                }
+                last_tick = Moment::now();
+            }
+            () = sleep_until(retry_at) => {
+                retry_at = None;
+                shared.retry();
+            }
+            () = shared.busy.notified(), if retry_at.is_none() => retry_at = Some(Moment::now() + RETRY),
+            received = socket.recv() => {
+                let Ok(message) = received else { continue };
+                shared.receive(message.into_vecdeque().into_iter());
+                let end = Moment::now() + decode_budget;
+                while Moment::now() < end {
+                    let Some(Ok(message)) = socket.recv().now_or_never() else { break };
+                    shared.receive(message.into_vecdeque().into_iter());
+                }
+            }
+        }
+    }
+}
