@@ -147,6 +147,9 @@ pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// How long a peer that was told goodbye or refused may take to hang up by itself.
 pub const FAREWELL_TIME: Duration = Duration::from_secs(1);
 
+/// How long a link or a server that closes waits for queued messages to leave.
+pub const FLUSH_TIME: Duration = Duration::from_secs(2);
+
 /// Backoff between a link's attempts to connect: doubles from the first to the second, with jitter.
 pub const CONNECT_BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// See [`CONNECT_BACKOFF_MIN`].

@@ -365,7 +365,7 @@ async fn two_hundred_clients_are_served() {
                 sender.send(Message::new(head.clone(), "")).await.unwrap();
                 assert_eq!(message(&mut receiver).await.head, head);
             }
-            within("close", sender.close(Duration::from_secs(5))).await;
+            within("close", sender.close()).await;
         });
     }
     assert_eq!(within("all clients", clients.join_all()).await.len(), CLIENTS);
@@ -515,7 +515,7 @@ async fn what_was_flushed_arrives_although_the_peer_goes() {
         sender.send(Message::new("", bytes(100_000))).await.unwrap();
     }
 
-    within("close", sender.close(Duration::from_secs(10))).await;
+    within("close", sender.close()).await;
 
     assert_eq!(sender.flush().await, Err(lrts_core::transport::LinkDown));
     down(&mut receiver).await;

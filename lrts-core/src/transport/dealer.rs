@@ -20,7 +20,7 @@ use super::tunnel::Tunnel;
 use super::{Message, Sent, send_now};
 use crate::clock::{Moment, sleep_until};
 use crate::limits::{
-    CONNECT_BACKOFF_MAX, CONNECT_BACKOFF_MIN, FAREWELL_TIME, HANDSHAKE_TIME, LINK_QUEUE_BYTES,
+    CONNECT_BACKOFF_MAX, CONNECT_BACKOFF_MIN, FAREWELL_TIME, FLUSH_TIME, HANDSHAKE_TIME, LINK_QUEUE_BYTES,
     LINK_QUEUE_MESSAGES,
 };
 
@@ -243,9 +243,11 @@ impl LinkSender {
         }
     }
 
-    /// Ends the link: flushes for up to `at_most`, and leaves with a goodbye. The receiver gets a last [`LinkEvent::Down`].
-    pub async fn close(&self, at_most: Duration) {
-        let _ = timeout(at_most, self.flush()).await;
+    /// Ends the link: flushes for up to [`FLUSH_TIME`], and leaves with a goodbye. The receiver gets a last [`LinkEvent::Down`].
+    ///
+    /// Whoever has more to send, or more time, calls [`LinkSender::flush`] before.
+    pub async fn close(&self) {
+        let _ = timeout(FLUSH_TIME, self.flush()).await;
         {
             let mut state = self.shared.lock();
             if let Some(connected) = state.connected() {
@@ -374,6 +376,7 @@ impl Shared {
                 Sent::Yes => {}
                 Sent::Busy => {
                     connected.unsent = Some(packet);
+                    connected.session.blocked(now);
                     busy = true;
                     break;
                 }
@@ -414,7 +417,7 @@ impl Shared {
         let mut state = self.lock();
         let Some(connected) = state.connected() else { return Ok(()) };
         if !late {
-            connected.session.check(now, interval).map_err(|dead| Ended::Broken(dead.to_string()))?;
+            connected.session.check_silence(now, interval).map_err(|dead| Ended::Broken(dead.to_string()))?;
         }
         connected.session.ping(now);
         self.pump(&mut state);

@@ -17,8 +17,8 @@
 //! **Bounds.** Each side sends under credit that the other grants as its consumer takes messages, so a slow consumer slows
 //! its own peers only. `limits.rs` has the numbers.
 //!
-//! Needs a multi-threaded tokio runtime. [`Server`] and [`Link`] are the two ends; [`session`] is what both do alike, and
-//! decides without I/O, as do [`guard`], [`credit`] and [`chunks`].
+//! Needs a multi-threaded tokio runtime. [`Server`] and [`Link`] are the two ends; `session` is what both do alike, and
+//! decides without I/O, as do `guard`, `credit` and `chunks`.
 
 mod chunks;
 mod credit;

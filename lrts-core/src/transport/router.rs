@@ -23,7 +23,8 @@ use super::socket_dir::SocketPath;
 use super::{ConnectionId, Message, Sent, gate, send_now};
 use crate::clock::{Moment, sleep_until};
 use crate::limits::{
-    FAREWELL_TIME, HANDSHAKE_TIME, PEER_QUEUE_BYTES, PEER_QUEUE_MESSAGES, PING_INTERVAL, REFUSAL_CONNECTIONS,
+    FAREWELL_TIME, FLUSH_TIME, HANDSHAKE_TIME, PEER_QUEUE_BYTES, PEER_QUEUE_MESSAGES, PING_INTERVAL,
+    REFUSAL_CONNECTIONS,
 };
 
 /// How soon a packet that the ROUTER could not take is tried again.
@@ -60,7 +61,7 @@ impl ServerConfig {
             accepts,
             decode_budget: Duration::from_millis(10),
             heartbeat: PING_INTERVAL,
-            flush_time: Duration::from_secs(2),
+            flush_time: FLUSH_TIME,
             connections: gate::connection_limit(),
         }
     }
@@ -285,7 +286,8 @@ impl ServerHandle {
         self.shared.lock().session(connection).map(|session| session.queued())
     }
 
-    /// Ends a connection: at once, or after telling the peer why. `Left` follows, after messages that had already arrived.
+    /// Ends a connection: at once, or after telling the peer why. What is still queued for it is dropped. `Left` follows, after
+    /// messages that had already arrived.
     pub fn disconnect(&self, connection: ConnectionId, refusal: Option<Refusal>) {
         let mut peers = self.shared.lock();
         match refusal {
@@ -471,6 +473,7 @@ impl Shared {
                 Sent::Yes => {}
                 Sent::Busy => {
                     *unsent = Some(packet);
+                    session.blocked(now);
                     peers.busy.insert(connection);
                     self.busy.notify_one();
                     return;
@@ -504,7 +507,8 @@ impl Shared {
                 PeerState::Leaving { since } if now.since(*since) > FAREWELL_TIME => peer.hang_up.cancel(),
                 PeerState::New { .. } | PeerState::Leaving { .. } => {}
                 PeerState::Joined { session, .. } => {
-                    if let Err(reason) = session.check(now, self.heartbeat) {
+                    let check = session.check_silence(now, self.heartbeat);
+                    if let Err(reason) = check.and_then(|()| session.check_progress(now)) {
                         dead.push((connection, reason.to_string()));
                     }
                 }

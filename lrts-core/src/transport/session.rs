@@ -128,6 +128,11 @@ impl Session {
         }
     }
 
+    /// The socket could not take a packet: it is full of what the peer doesn't read.
+    pub(crate) fn blocked(&mut self, now: Moment) {
+        self.stalled_since.get_or_insert(now);
+    }
+
     /// Takes a packet from the peer.
     pub(crate) fn receive(&mut self, packet: Packet, now: Moment) -> Result<Received, SessionError> {
         self.last_heard = now;
@@ -176,12 +181,14 @@ impl Session {
         }
     }
 
-    /// Whether the connection must end, given the interval of pings.
-    pub(crate) fn check(&self, now: Moment, interval: Duration) -> Result<(), Dead> {
+    /// Whether the peer is still there, given the interval of pings.
+    pub(crate) fn check_silence(&self, now: Moment, interval: Duration) -> Result<(), Dead> {
         let silence = now.since(self.last_heard);
-        if silence > interval * SILENT_INTERVALS {
-            return Err(Dead::Silent(silence));
-        }
+        if silence > interval * SILENT_INTERVALS { Err(Dead::Silent(silence)) } else { Ok(()) }
+    }
+
+    /// Whether the peer takes its messages. For servers: a link waits as long as its server is there.
+    pub(crate) fn check_progress(&self, now: Moment) -> Result<(), Dead> {
         match self.stalled_since {
             Some(since) if now.since(since) > STALL => Err(Dead::Stalled(STALL)),
             Some(_) | None => Ok(()),
@@ -246,8 +253,7 @@ mod tests {
         let messages = carry(&mut here, &mut there, T0);
         assert_eq!(messages.len(), WINDOW_MESSAGES as usize);
         let later = T0 + STALL + Duration::from_secs(1);
-        here.receive(Packet::Pong(0), later).unwrap();
-        assert_eq!(here.check(later, PING_INTERVAL), Err(Dead::Stalled(STALL)));
+        assert_eq!(here.check_progress(later), Err(Dead::Stalled(STALL)));
 
         for message in messages {
             there.taken(false, message.size());
@@ -256,15 +262,15 @@ mod tests {
 
         assert_eq!(carry(&mut here, &mut there, later).len(), 1);
         assert_eq!(here.next_packet(later), None);
-        assert_eq!(here.check(later, PING_INTERVAL), Ok(()));
+        assert_eq!(here.check_progress(later), Ok(()));
     }
 
     #[test]
     fn silence_ends_a_session_after_four_intervals() {
         let session = Session::new(T0);
-        assert_eq!(session.check(T0 + PING_INTERVAL * 4, PING_INTERVAL), Ok(()));
+        assert_eq!(session.check_silence(T0 + PING_INTERVAL * 4, PING_INTERVAL), Ok(()));
         let late = PING_INTERVAL * 4 + Duration::from_millis(1);
-        assert_eq!(session.check(T0 + late, PING_INTERVAL), Err(Dead::Silent(late)));
+        assert_eq!(session.check_silence(T0 + late, PING_INTERVAL), Err(Dead::Silent(late)));
     }
 
     #[test]
