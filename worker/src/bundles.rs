@@ -1,0 +1,386 @@
+//! Bundles on this machine: fetched by digest into a bounded cache, or installed by the operator under a name.
+//!
+//! All work on files waits for the disk, so it runs on blocking threads; the event loop only hands pieces over.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+
+use bytes::Bytes;
+use lrts_core::bundle::{digest_file, restore_chunk};
+use lrts_core::ids::BundleDigest;
+use lrts_core::limits::BUNDLE_BYTES;
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
+use tracing::{debug, info, warn};
+
+/// An executable that hosts can be started of. While it exists, the cache doesn't drop the file.
+#[derive(Debug)]
+pub(crate) struct Program {
+    /// Where it is.
+    pub(crate) path: PathBuf,
+    _lease: Option<Lease>,
+}
+
+impl Program {
+    /// One that the operator has installed.
+    pub(crate) fn installed(path: PathBuf) -> Self {
+        Self { path, _lease: None }
+    }
+}
+
+/// Why a bundle didn't arrive.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FetchError {
+    /// The event loop has given it up.
+    #[error("given up")]
+    Abandoned,
+    /// The pieces aren't the bundle.
+    #[error("the fetched bundle is damaged: {0}")]
+    Damaged(&'static str),
+    /// The disk says no.
+    #[error("cannot keep the fetched bundle")]
+    Io(#[from] io::Error),
+}
+
+/// Fetched bundles, one file each, named by digest.
+#[derive(Debug)]
+pub(crate) struct BundleCache {
+    directory: PathBuf,
+    capacity_bytes: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// How many programs there are of each.
+    in_use: BTreeMap<BundleDigest, usize>,
+    /// Files whose content was found to be right.
+    verified: BTreeMap<BundleDigest, Fingerprint>,
+}
+
+/// Tells whether a file has been touched since.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Fingerprint {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+impl Fingerprint {
+    fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        })
+    }
+}
+
+/// Keeps a bundle in the cache.
+#[derive(Debug)]
+struct Lease {
+    cache: Arc<BundleCache>,
+    digest: BundleDigest,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut state = self.cache.lock();
+        if let Some(count) = state.in_use.get_mut(&self.digest) {
+            *count -= 1;
+            if *count == 0 {
+                state.in_use.remove(&self.digest);
+            }
+        }
+    }
+}
+
+impl BundleCache {
+    /// The cache in this directory, which exists. What is beyond `capacity_bytes` goes when the next bundle comes.
+    pub(crate) fn new(directory: PathBuf, capacity_bytes: u64) -> Arc<Self> {
+        Arc::new(Self { directory, capacity_bytes, state: Mutex::default() })
+    }
+
+    /// The bundle, if it is here and undamaged. A damaged one is deleted. Waits for the disk.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading.
+    pub(crate) fn find(self: &Arc<Self>, digest: BundleDigest) -> io::Result<Option<Program>> {
+        let path = self.path(digest);
+        // First, so that nobody drops the file while it is looked at.
+        let lease = self.lease(digest);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let fingerprint = Fingerprint::of(&file)?;
+        let known = self.lock().verified.get(&digest) == Some(&fingerprint);
+        if !known {
+            if digest_file(&file)?.0 != digest {
+                warn!(bundle = %digest, "cached bundle is damaged and fetched again");
+                fs::remove_file(&path)?;
+                return Ok(None);
+            }
+            self.lock().verified.insert(digest, fingerprint);
+        }
+        touch(&path);
+        Ok(Some(Program { path, _lease: Some(lease) }))
+    }
+
+    /// Writes a bundle's pieces as they come, verifies it and makes room for it. Waits for the disk and for the pieces.
+    ///
+    /// # Errors
+    ///
+    /// [`FetchError`]. What was written is deleted.
+    pub(crate) fn receive(
+        self: &Arc<Self>,
+        digest: BundleDigest,
+        pieces: &mpsc::Receiver<Piece>,
+    ) -> Result<Program, FetchError> {
+        let part = self.directory.join(format!("{digest}.part"));
+        let result = self.receive_into(&part, digest, pieces);
+        if result.is_err() {
+            let _never_made = fs::remove_file(&part);
+        }
+        result
+    }
+
+    fn receive_into(
+        self: &Arc<Self>,
+        part: &Path,
+        digest: BundleDigest,
+        pieces: &mpsc::Receiver<Piece>,
+    ) -> Result<Program, FetchError> {
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(true).mode(0o700).open(part)?;
+        loop {
+            let piece = pieces.recv().map_err(|_| FetchError::Abandoned)?;
+            let restored = restore_chunk(&piece.compressed, piece.bytes)
+                .map_err(|_| FetchError::Damaged("a piece can't be restored"))?;
+            file.write_all(&restored)?;
+            if piece.is_last {
+                break;
+            }
+        }
+        let (found, bytes) = digest_file(&file)?;
+        if found != digest {
+            return Err(FetchError::Damaged("it has another digest"));
+        }
+        file.sync_all()?;
+        let lease = self.lease(digest);
+        let path = self.path(digest);
+        fs::rename(part, &path)?;
+        File::open(&self.directory)?.sync_all()?;
+        let fingerprint = Fingerprint::of(&file)?;
+        self.lock().verified.insert(digest, fingerprint);
+        info!(bundle = %digest, bytes, "bundle fetched");
+        if let Err(error) = self.make_room() {
+            warn!(%error, "cannot clear the bundle cache");
+        }
+        Ok(Program { path, _lease: Some(lease) })
+    }
+
+    /// Deletes the least recently used bundles until the rest fits. Those in use stay, even if that is too much.
+    fn make_room(&self) -> io::Result<()> {
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            let digest = entry.file_name().to_str().and_then(|name| name.parse::<BundleDigest>().ok());
+            if let Some(digest) = digest {
+                let metadata = entry.metadata()?;
+                entries.push(((metadata.atime(), metadata.atime_nsec()), metadata.len(), digest));
+            }
+        }
+        entries.sort_unstable();
+        let mut total: u64 = entries.iter().map(|(_, bytes, _)| bytes).sum();
+        for (_, bytes, digest) in entries {
+            if total <= self.capacity_bytes {
+                break;
+            }
+            // The lock is held over the deletion: else somebody could find the bundle in between.
+            let mut state = self.lock();
+            if !state.in_use.contains_key(&digest) {
+                fs::remove_file(self.path(digest))?;
+                state.verified.remove(&digest);
+                total -= bytes;
+                debug!(bundle = %digest, bytes, "bundle dropped from the cache");
+            }
+        }
+        Ok(())
+    }
+
+    fn lease(self: &Arc<Self>, digest: BundleDigest) -> Lease {
+        *self.lock().in_use.entry(digest).or_default() += 1;
+        Lease { cache: self.clone(), digest }
+    }
+
+    fn path(&self, digest: BundleDigest) -> PathBuf {
+        self.directory.join(digest.to_string())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while it holds this lock")
+    }
+}
+
+/// Marks a file as used now. The time of reading serves, since that of writing tells whether the content may have changed.
+fn touch(path: &Path) {
+    let (now, keep) = (TimeSpec::UTIME_NOW, TimeSpec::UTIME_OMIT);
+    if let Err(error) = utimensat(AT_FDCWD, path, &now, &keep, UtimensatFlags::FollowSymlink) {
+        debug!(%error, path = %path.display(), "cannot mark the bundle as used");
+    }
+}
+
+/// A piece under way to the disk.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    compressed: Bytes,
+    bytes: u32,
+    is_last: bool,
+}
+
+/// The event loop's end of a fetch. Dropping it abandons the fetch.
+#[derive(Debug)]
+pub(crate) struct Fetch {
+    next_offset: u64,
+    /// Not bounded by itself: it never holds more than the one bundle.
+    pieces: mpsc::Sender<Piece>,
+}
+
+impl Fetch {
+    /// A fetch from the start, and where its pieces come out.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Piece>) {
+        let (pieces, receiver) = mpsc::channel();
+        (Self { next_offset: 0, pieces }, receiver)
+    }
+
+    /// Where to go on after a lost connection.
+    pub(crate) fn next_offset(&self) -> u64 {
+        self.next_offset
+    }
+
+    /// Hands over a piece. One that is out of place is passed over.
+    ///
+    /// # Errors
+    ///
+    /// The bundle's announced length, if that is more than there may be.
+    pub(crate) fn accept(&mut self, offset: u64, bytes: u32, total: u64, body: Bytes) -> Result<(), u64> {
+        if total > BUNDLE_BYTES {
+            return Err(total);
+        }
+        if offset == self.next_offset {
+            self.next_offset += u64::from(bytes);
+            let is_last = self.next_offset >= total;
+            // A receiver that is gone has reported why.
+            let _ = self.pieces.send(Piece { compressed: body, bytes, is_last });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lrts_core::bundle::read_chunk;
+
+    use super::*;
+
+    fn bundle(content: &[u8]) -> (BundleDigest, File) {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        (digest_file(&file).unwrap().0, file)
+    }
+
+    fn fetch(cache: &Arc<BundleCache>, digest: BundleDigest, file: &File) -> Result<Program, FetchError> {
+        let total = file.metadata().unwrap().len();
+        let (mut fetch, pieces) = Fetch::new();
+        while fetch.next_offset() < total {
+            let (body, bytes) = read_chunk(file, fetch.next_offset()).unwrap();
+            let offset = fetch.next_offset();
+            fetch.accept(offset, bytes, total, body.clone()).unwrap();
+            fetch.accept(offset, bytes, total, body).unwrap();
+        }
+        cache.receive(digest, &pieces)
+    }
+
+    fn files(directory: &Path) -> usize {
+        fs::read_dir(directory).unwrap().count()
+    }
+
+    #[test]
+    fn a_fetched_bundle_is_executable_and_found_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = BundleCache::new(directory.path().to_owned(), 10 << 20);
+        let (digest, file) = bundle(&vec![7; 2_500_000]);
+        assert!(cache.find(digest).unwrap().is_none());
+        let program = fetch(&cache, digest, &file).unwrap();
+        assert_eq!(fs::read(&program.path).unwrap(), vec![7; 2_500_000]);
+        assert_eq!(fs::metadata(&program.path).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(cache.find(digest).unwrap().unwrap().path, program.path);
+        assert_eq!(files(directory.path()), 1);
+    }
+
+    #[test]
+    fn a_bundle_that_was_damaged_on_disk_is_not_started() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = BundleCache::new(directory.path().to_owned(), 10 << 20);
+        let (digest, file) = bundle(b"program");
+        let path = fetch(&cache, digest, &file).unwrap().path;
+        fs::write(&path, b"damaged").unwrap();
+        assert!(cache.find(digest).unwrap().is_none());
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_has_another_digest_is_refused_and_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = BundleCache::new(directory.path().to_owned(), 10 << 20);
+        let (_, file) = bundle(b"program");
+        let (other, _) = bundle(b"other");
+        assert!(matches!(fetch(&cache, other, &file), Err(FetchError::Damaged(_))));
+        let (mut fetch, pieces) = Fetch::new();
+        fetch.accept(0, 5, 5, Bytes::from_static(b"no zstd")).unwrap();
+        assert!(matches!(cache.receive(other, &pieces), Err(FetchError::Damaged(_))));
+        assert_eq!(fetch.accept(5, 5, BUNDLE_BYTES + 1, Bytes::new()), Err(BUNDLE_BYTES + 1));
+        drop(fetch);
+        assert!(matches!(cache.receive(other, &pieces), Err(FetchError::Abandoned)));
+        assert_eq!(files(directory.path()), 0);
+    }
+
+    #[test]
+    fn the_least_recently_used_bundle_goes_unless_it_is_in_use() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = BundleCache::new(directory.path().to_owned(), 2_500);
+        let bundles: Vec<_> = (0..4u8).map(|number| bundle(&[number; 1_000])).collect();
+        let get = |number: usize| fetch(&cache, bundles[number].0, &bundles[number].1).unwrap();
+        let path = |number: usize| cache.path(bundles[number].0);
+        let used_at = |number: usize, second: i64| {
+            let (time, keep) = (TimeSpec::new(second, 0), TimeSpec::UTIME_OMIT);
+            utimensat(AT_FDCWD, &path(number), &time, &keep, UtimensatFlags::FollowSymlink).unwrap();
+        };
+        let used = get(0);
+        drop(get(1));
+        used_at(0, 10);
+        used_at(1, 20);
+        drop(get(2));
+        assert!(path(0).exists() && !path(1).exists() && path(2).exists(), "the oldest one is in use");
+
+        drop(used);
+        used_at(0, 30);
+        used_at(2, 20);
+        drop(get(3));
+        assert!(path(0).exists() && !path(2).exists() && path(3).exists());
+
+        drop(cache.find(bundles[0].0).unwrap().unwrap());
+        assert!(fs::metadata(path(0)).unwrap().atime() > 30, "to be found is to be used");
+    }
+}

@@ -1,0 +1,271 @@
+//! Starting a host: spawn, connect, Hello and Welcome, and what to say when that fails.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use lrts_core::limits::{FAILURE_OUTPUT_BYTES, FAILURE_OUTPUT_LINES};
+use lrts_core::mode::{self, Mode};
+use lrts_core::notices::{AsyncNoticeSocket, NoticeListener, NoticeSocket};
+use lrts_core::protocol::HOST_VERSION;
+use lrts_core::protocol::host::{FromHost, ToHost};
+use nix::errno::Errno;
+use tokio::process::{Child, Command};
+use tracing::{info, warn};
+
+use super::HostNumber;
+use crate::bundles::Program;
+use crate::state_dir::{StateDir, private_file};
+
+/// How long a program may take to its Welcome. `host_services!` is the first thing in its `main`.
+const WELCOME_TIME: Duration = Duration::from_secs(20);
+
+/// How often, and how long apart, a program file is tried again that another thread's child has still open.
+const BUSY_TRIES: u32 = 100;
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+/// A host that has said Welcome.
+pub(super) struct Started {
+    pub(super) child: Child,
+    pub(super) pid: u32,
+    pub(super) socket: AsyncNoticeSocket,
+    pub(super) arena: OwnedFd,
+}
+
+/// Why there is no host.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) enum StartError {
+    /// The program never works on this machine.
+    Refused(String),
+    /// It may work later.
+    Unavailable(String),
+}
+
+impl From<io::Error> for StartError {
+    /// Trouble with this machine, not with the program.
+    fn from(error: io::Error) -> Self {
+        StartError::Unavailable(error.to_string())
+    }
+}
+
+/// Starts the program in host mode and waits for its Welcome.
+pub(super) async fn start(
+    number: HostNumber,
+    program: &Program,
+    state: &StateDir,
+) -> Result<Started, StartError> {
+    let path = state.host_socket(number);
+    let listener = NoticeListener::bind(&path)?;
+    // Before the host is there: the connection waits in the listener's queue, and breaks if the program ends.
+    let socket = AsyncNoticeSocket::new(NoticeSocket::connect(&path)?)?;
+    let mut child = spawn(program, listener, state, number).await?;
+    let pid = child.id().unwrap_or_default();
+    let log = state.host_log(number);
+    tokio::select! {
+        // A program that ends also breaks the connection; its exit status says more.
+        biased;
+        status = child.wait() => Err(ended_too_soon(status?, &log)),
+        welcome = tokio::time::timeout(WELCOME_TIME, introduce(&socket)) => match welcome {
+            Ok(Ok((forks, arena))) => {
+                info!(pid, forks, "job host started");
+                if !forks {
+                    warn!("the program starts threads before `host_services!`, so each of its jobs takes a new process");
+                }
+                Ok(Started { child, pid, socket, arena })
+            }
+            Ok(Err(Introduction::Broken)) => {
+                // The program has closed the socket; if that was its end, its status comes now.
+                match tokio::time::timeout(WELCOME_TIME, child.wait()).await {
+                    Ok(status) => Err(ended_too_soon(status?, &log)),
+                    Err(_) => Err(StartError::Refused(not_a_host(&log))),
+                }
+            }
+            Ok(Err(Introduction::Wrong(reason))) => Err(StartError::Refused(reason)),
+            Err(_) => Err(StartError::Refused(not_a_host(&log))),
+        },
+    }
+}
+
+/// Why a program that was spoken to is no host.
+enum Introduction {
+    Broken,
+    Wrong(String),
+}
+
+/// Returns whether the host forks, and its arena.
+async fn introduce(socket: &AsyncNoticeSocket) -> Result<(bool, OwnedFd), Introduction> {
+    socket.send(&ToHost::Hello { version: HOST_VERSION }, &[]).await.map_err(|_| Introduction::Broken)?;
+    let packet = socket.receive().await.ok().flatten().ok_or(Introduction::Broken)?;
+    let wrong = |reason: String| Introduction::Wrong(reason);
+    match packet.decode::<FromHost>() {
+        Ok(FromHost::Welcome { version, .. }) if version != HOST_VERSION => Err(wrong(format!(
+            "the program's lrts speaks version {version} with workers, this worker speaks {HOST_VERSION}: build the \
+             program with the lrts that the cluster runs"
+        ))),
+        Ok(FromHost::Welcome { forks, .. }) => match packet.descriptors.into_iter().next() {
+            Some(arena) => Ok((forks, arena)),
+            None => Err(wrong("the program sent no memory for progress records".to_owned())),
+        },
+        Ok(other) => Err(wrong(format!("the program said {other:?} instead of Welcome"))),
+        Err(error) => Err(wrong(format!("the program said nonsense instead of Welcome: {error}"))),
+    }
+}
+
+async fn spawn(
+    program: &Program,
+    listener: NoticeListener,
+    state: &StateDir,
+    number: HostNumber,
+) -> Result<Child, StartError> {
+    let log = private_file().append(true).open(state.host_log(number))?;
+    let mut command = Command::new(&program.path);
+    command
+        .stdin(Stdio::from(OwnedFd::from(listener)))
+        .stdout(Stdio::from(log.try_clone()?))
+        .stderr(Stdio::from(log))
+        .current_dir(state.path())
+        .env_clear()
+        .envs(std::env::vars_os().filter(|(name, _)| !name.as_encoded_bytes().starts_with(b"LRTS_")))
+        .env(mode::VARIABLE, Mode::Host.as_str())
+        .kill_on_drop(true);
+    let mut tries = 0;
+    loop {
+        match command.spawn() {
+            // Some other child, forked while the file was being written, hasn't come to its own program yet.
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES => {
+                tries += 1;
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+            Err(error) => return Err(explain_spawn(error, &program.path)),
+            Ok(child) => return Ok(child),
+        }
+    }
+}
+
+fn explain_spawn(error: io::Error, path: &Path) -> StartError {
+    let path = path.display();
+    let refused = match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOEXEC) => "it is no program for this machine's processor".to_owned(),
+        Some(Errno::ENOENT) => format!(
+            "`{path}` or the loader that it asks for isn't there: it was built for another C library or is not installed"
+        ),
+        Some(Errno::EACCES | Errno::EPERM) => format!(
+            "`{path}` may not be executed: is it executable, and is its file system mounted with noexec?"
+        ),
+        _ => return StartError::Unavailable(format!("cannot start `{path}`: {error}")),
+    };
+    StartError::Refused(refused)
+}
+
+/// What it means that a program ended before its Welcome.
+fn ended_too_soon(status: ExitStatus, log: &Path) -> StartError {
+    let words = last_words(log);
+    if status.signal() == Some(libc::SIGKILL) {
+        // The machine was out of memory, or somebody did it by hand.
+        return StartError::Unavailable(format!("the program was killed at its start{words}"));
+    }
+    let status = describe(status);
+    StartError::Refused(if words.contains("GLIBC_") && words.contains("not found") {
+        format!(
+            "the program needs a newer C library than this machine has: build it on an older system, or for musl{words}"
+        )
+    } else if words.contains("error while loading shared libraries") {
+        format!("the program needs a library that this machine doesn't have{words}")
+    } else {
+        format!(
+            "the program ended ({status}) instead of taking jobs: does its `main` begin with `host_services!`?{words}"
+        )
+    })
+}
+
+fn not_a_host(log: &Path) -> String {
+    let words = last_words(log);
+    format!("the program doesn't take jobs: its `main` must begin with `host_services!`{words}")
+}
+
+/// `exit code 3` or `signal 9`.
+pub(super) fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+/// What the program printed last, as the end of a sentence; empty if it printed nothing.
+pub(super) fn last_words(log: &Path) -> String {
+    let Ok(text) = read_end(log) else { return String::new() };
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let lines = &lines[lines.len().saturating_sub(FAILURE_OUTPUT_LINES)..];
+    if lines.is_empty() { String::new() } else { format!("; it printed:\n{}", lines.join("\n")) }
+}
+
+fn read_end(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(FAILURE_OUTPUT_BYTES as u64)))?;
+    let mut text = Vec::new();
+    file.take(FAILURE_OUTPUT_BYTES as u64).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    async fn try_program(content: &str) -> StartError {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(Some(&directory.path().join("state"))).unwrap();
+        let path = directory.path().join("program");
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        match start(1, &Program::installed(path), &state).await {
+            Err(error) => error,
+            Ok(_) => panic!("no host was there to start"),
+        }
+    }
+
+    async fn refusal(content: &str) -> String {
+        match try_program(content).await {
+            StartError::Refused(reason) => reason,
+            StartError::Unavailable(reason) => panic!("not refused for good: {reason}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_ends_by_itself_is_refused_with_its_last_words() {
+        let reason = refusal("#!/bin/sh\necho \"I was told: $LRTS_MODE\" >&2\nexit 3\n").await;
+        assert!(reason.contains("exit code 3") && reason.contains("host_services!"), "{reason}");
+        assert!(reason.ends_with("I was told: host"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_cannot_be_loaded_is_refused_with_what_to_do() {
+        assert!(refusal("#!/no/such/loader\n").await.contains("another C library"));
+        assert!(refusal("\u{7f}ELF nonsense").await.contains("processor"));
+        let script = "#!/bin/sh\necho \"x: /lib/libc.so.6: version \\`GLIBC_2.99' not found\" >&2\nexit 1\n";
+        assert!(refusal(script).await.contains("newer C library"));
+    }
+
+    #[tokio::test]
+    async fn a_program_that_was_killed_may_work_later() {
+        let error = try_program("#!/bin/sh\nkill -9 $$\n").await;
+        assert!(matches!(error, StartError::Unavailable(_)), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn the_workers_own_variables_stay_with_it() {
+        let reason = refusal("#!/bin/sh\nenv | grep ^LRTS_\npwd\nexit 1\n").await;
+        let words = reason.split("it printed:\n").nth(1).unwrap();
+        let mut lines = words.lines();
+        assert_eq!(lines.next(), Some("LRTS_MODE=host"));
+        assert!(lines.next().unwrap().ends_with("/state"));
+    }
+}

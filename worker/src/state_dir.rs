@@ -1,0 +1,261 @@
+//! The worker's state directory: its id, its bundles, and what its hosts and jobs keep on disk while they run.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use lrts_core::ids::{AttemptId, WorkerId};
+use lrts_core::spool::Spool;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+/// Workers that may share one state home.
+const WORKERS_PER_HOME: usize = 1_000;
+
+/// Why there is no state directory.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateDirError {
+    /// Another worker has it.
+    #[error(
+        "state directory `{}` belongs to a worker that is running: give this one another --state-dir",
+        path.display()
+    )]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// There is nowhere to put it.
+    #[error("no state directory: neither XDG_STATE_HOME nor HOME is set; give one with --state-dir")]
+    NoHome,
+    /// Others may write to it, so they could have their programs run in this worker's name.
+    #[error("state directory `{}` can be written to by others: `chmod go-w` it, or give another one", path.display())]
+    NotPrivate {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Its id can't be read.
+    #[error("`{}` holds no worker id: delete it, and the worker takes a new one", path.display())]
+    BadId {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The system says no.
+    #[error("cannot use `{}` as state directory", path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A locked state directory. The lock goes with the process.
+#[derive(Debug)]
+pub(crate) struct StateDir {
+    path: PathBuf,
+    worker: WorkerId,
+    spool: Spool,
+    _lock: Flock<File>,
+}
+
+impl StateDir {
+    /// Opens and locks this directory, or the first unlocked `worker-N` of the user's state home, and clears away what a
+    /// previous run has left in it. Waits for the disk.
+    ///
+    /// # Errors
+    ///
+    /// [`StateDirError`].
+    pub(crate) fn open(wanted: Option<&Path>) -> Result<Self, StateDirError> {
+        if let Some(path) = wanted {
+            return Self::open_at(path);
+        }
+        let home = state_home(|name| std::env::var_os(name)).ok_or(StateDirError::NoHome)?;
+        Self::open_first_of(&home)
+    }
+
+    fn open_first_of(home: &Path) -> Result<Self, StateDirError> {
+        let mut last = None;
+        for number in 1..=WORKERS_PER_HOME {
+            match Self::open_at(&home.join(format!("worker-{number}"))) {
+                Err(error @ StateDirError::Locked { .. }) => last = Some(error),
+                other => return other,
+            }
+        }
+        Err(last.expect("at least one was tried"))
+    }
+
+    fn open_at(path: &Path) -> Result<Self, StateDirError> {
+        let failed = |source| StateDirError::Io { path: path.to_owned(), source };
+        make_directory(path).map_err(failed)?;
+        // Hosts are given these paths and have another current directory.
+        let path = fs::canonicalize(path).map_err(failed)?;
+        let failed = |source| StateDirError::Io { path: path.clone(), source };
+        if fs::metadata(&path).map_err(failed)?.mode() & 0o022 != 0 {
+            return Err(StateDirError::NotPrivate { path });
+        }
+        let file = private_file().open(path.join("lock")).map_err(failed)?;
+        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((_, Errno::EWOULDBLOCK)) => return Err(StateDirError::Locked { path }),
+            Err((_, errno)) => return Err(failed(errno.into())),
+        };
+        clear(&path).map_err(failed)?;
+        let spool = Spool::open(path.join("spool")).map_err(failed)?;
+        let worker = read_or_make_id(&path)?;
+        Ok(Self { path, worker, spool, _lock: lock })
+    }
+
+    /// The worker's id, the same over restarts.
+    pub(crate) fn worker(&self) -> WorkerId {
+        self.worker
+    }
+
+    /// The directory itself.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Fetched bundles.
+    pub(crate) fn bundles(&self) -> PathBuf {
+        self.path.join("bundles")
+    }
+
+    /// Large results.
+    pub(crate) fn spool(&self) -> &Spool {
+        &self.spool
+    }
+
+    /// The socket of a job host.
+    pub(crate) fn host_socket(&self, number: u32) -> PathBuf {
+        self.path.join("hosts").join(format!("{number}.sock"))
+    }
+
+    /// What a job host and its program print.
+    pub(crate) fn host_log(&self, number: u32) -> PathBuf {
+        self.path.join("hosts").join(format!("{number}.log"))
+    }
+
+    /// The working directory of an attempt.
+    pub(crate) fn working_directory(&self, attempt: AttemptId) -> PathBuf {
+        self.path.join("work").join(format!("{}.{}", attempt.job, attempt.attempt))
+    }
+}
+
+/// A file for the owner alone, opened to be written and made if it isn't there.
+pub(crate) fn private_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options
+}
+
+/// `$XDG_STATE_HOME/lrts`, else `~/.local/state/lrts`.
+fn state_home(variable: impl Fn(&str) -> Option<std::ffi::OsString>) -> Option<PathBuf> {
+    let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
+    Some(home.join("lrts"))
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Hosts end with their worker, so nobody uses their sockets and directories any more; bundles that are whole stay.
+fn clear(path: &Path) -> io::Result<()> {
+    for name in ["work", "hosts", "spool"] {
+        let directory = path.join(name);
+        match fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => make_directory(&directory)?,
+        }
+    }
+    let bundles = path.join("bundles");
+    make_directory(&bundles)?;
+    for entry in fs::read_dir(&bundles)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|suffix| suffix == "part") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+fn read_or_make_id(directory: &Path) -> Result<WorkerId, StateDirError> {
+    let path = directory.join("id");
+    match fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().map_err(|_| StateDirError::BadId { path }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let worker = WorkerId::random();
+            let failed = |source| StateDirError::Io { path: directory.to_owned(), source };
+            let part = directory.join("id.part");
+            let mut file = private_file().truncate(true).open(&part).map_err(failed)?;
+            writeln!(file, "{worker}").and_then(|()| file.sync_all()).map_err(failed)?;
+            fs::rename(part, path).map_err(failed)?;
+            Ok(worker)
+        }
+        Err(source) => Err(StateDirError::Io { path: directory.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_id_stays_and_leftovers_go() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("state");
+        let state = StateDir::open(Some(&path)).unwrap();
+        let worker = state.worker();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        fs::create_dir_all(state.path().join("work/1.1/deep")).unwrap();
+        fs::write(state.host_socket(3), "").unwrap();
+        fs::write(state.bundles().join("abc.part"), "").unwrap();
+        fs::write(state.bundles().join("abc"), "").unwrap();
+        drop(state);
+
+        let state = StateDir::open(Some(&path)).unwrap();
+        assert_eq!(state.worker(), worker);
+        assert_eq!(fs::read_dir(state.path().join("work")).unwrap().count(), 0);
+        assert!(!state.host_socket(3).exists());
+        assert!(!state.bundles().join("abc.part").exists());
+        assert!(state.bundles().join("abc").exists());
+    }
+
+    #[test]
+    fn a_directory_has_one_worker_at_a_time() {
+        let home = tempfile::tempdir().unwrap();
+        let first = StateDir::open_first_of(home.path()).unwrap();
+        let second = StateDir::open_first_of(home.path()).unwrap();
+        assert!(first.path().ends_with("worker-1") && second.path().ends_with("worker-2"));
+        assert_ne!(first.worker(), second.worker());
+        let error = StateDir::open(Some(first.path())).unwrap_err();
+        assert!(matches!(error, StateDirError::Locked { .. }), "{error}");
+        drop(first);
+        assert!(StateDir::open_first_of(home.path()).unwrap().path().ends_with("worker-1"));
+    }
+
+    #[test]
+    fn directories_of_others_and_nonsense_ids_are_refused() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("id"), "nonsense").unwrap();
+        assert!(matches!(StateDir::open(Some(home.path())), Err(StateDirError::BadId { .. })));
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(StateDir::open(Some(home.path())), Err(StateDirError::NotPrivate { .. })));
+    }
+
+    #[test]
+    fn the_state_home_follows_the_environment() {
+        let with = |set: &'static [(&str, &str)]| {
+            let variable =
+                |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
+            state_home(variable)
+        };
+        assert_eq!(with(&[("XDG_STATE_HOME", "/s"), ("HOME", "/h")]).unwrap(), Path::new("/s/lrts"));
+        assert_eq!(with(&[("HOME", "/h")]).unwrap(), Path::new("/h/.local/state/lrts"));
+        assert_eq!(with(&[("XDG_STATE_HOME", "relative")]), None);
+    }
+}
