@@ -1,1 +1,2 @@
-//! x
+//! The lrts scheduler.
+mod engine;

@@ -1,0 +1,455 @@
+//! Attempts: what their beginnings and ends mean for their jobs.
+//!
+//! An attempt is *open* until it has ended, was killed by order, or its job is terminal. A job may have several: those at lost
+//! workers go on counting, the first valid result wins.
+
+use std::time::Duration;
+
+use lrts_core::clock::Moment;
+use lrts_core::ids::{AttemptId, WorkerId};
+use lrts_core::limits::RETRY_BACKOFF_MIN;
+use lrts_core::spec::JobOptions;
+use lrts_core::status::{Failure, FailureKind, JobState};
+
+use super::Engine;
+use super::events::{AttemptOutcome, Message, Note, Peer, Record, Report};
+use super::jobs::{EndedJob, Phase};
+use super::retry::{self, Charges};
+use super::slab::NONE;
+use super::workers::{Standing, Verdict};
+
+/// Whether an attempt's result counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Fate {
+    /// It does.
+    Open,
+    /// It does, but its worker is lost: the job is placed again.
+    Lapsed,
+    /// It doesn't any more. It was ordered to stop and takes its slots until it has.
+    Fenced,
+}
+
+/// Where at its worker an attempt is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Position {
+    /// It takes its slots.
+    Slot,
+    /// Sent ahead of a free slot.
+    Ahead {
+        /// How long it will take, as measured before.
+        estimate_us: u64,
+    },
+}
+
+/// One dispatch.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    /// Its job; only to be used unless it is fenced.
+    pub(super) job: u32,
+    pub(super) id: AttemptId,
+    /// The job's next open attempt.
+    pub(super) next: u32,
+    pub(super) worker: u32,
+    pub(super) application: u32,
+    pub(super) slots: u32,
+    pub(super) priority: i32,
+    pub(super) fate: Fate,
+    pub(super) position: Position,
+    /// When it began, if it did.
+    pub(super) began: Option<Moment>,
+    /// Its process there, 0 before it began.
+    pub(super) pid: u32,
+    /// Whether it was asked to come back.
+    pub(super) recalled: bool,
+}
+
+impl Engine {
+    pub(super) fn attempt_id(&self, attempt: u32) -> AttemptId {
+        self.attempts[attempt].id
+    }
+
+    /// Dispatches a job to a worker.
+    pub(super) fn dispatch(&mut self, job: u32, worker: u32, position: Position) {
+        let id = AttemptId { job: self.job_id(job), attempt: self.jobs.nodes[job].attempts + 1 };
+        let spec = self.spec_of(job);
+        let (application, slots, recipe) = (spec.application, spec.slots, spec.recipe.clone());
+        let priority = recipe.options.get_priority();
+        self.move_job(job, Phase::Placed);
+        let node = &mut self.jobs.nodes[job];
+        node.attempts = id.attempt;
+        let execution = node.executions + 1;
+        let next = node.open;
+        node.open = self.attempts.insert(Attempt {
+            job,
+            id,
+            next,
+            worker,
+            application,
+            slots,
+            priority,
+            fate: Fate::Open,
+            position,
+            began: None,
+            pid: 0,
+            recalled: false,
+        });
+        let attempt = node.open;
+        let record = &mut self.workers.all[worker];
+        record.attempts.insert(id, attempt);
+        match position {
+            Position::Slot => {
+                assert!(record.free() >= slots, "a worker's slots are never oversubscribed");
+                record.held += slots;
+            }
+            Position::Ahead { estimate_us } => {
+                record.ahead.push_back(attempt);
+                record.ahead_us += estimate_us;
+                self.applications[application].ahead.insert((priority, attempt));
+            }
+        }
+        let record = &self.workers.all[worker];
+        let (worker_id, peer) = (record.id, record.peer().expect("only ready workers are chosen"));
+        self.workers.rekey(worker);
+        self.use_slots(application, slots);
+        self.persist(Record::AttemptOpened { attempt: id, worker: worker_id });
+        self.send(peer, Message::Start { attempt: id, execution, recipe });
+    }
+
+    /// The attempt that a worker speaks of, if it still has one of that name.
+    fn attempt_at(&mut self, peer: Peer, id: AttemptId) -> Option<(u32, Option<u32>)> {
+        let worker = self.heard_worker(peer)?;
+        Some((worker, self.workers.all[worker].attempts.get(&id).copied()))
+    }
+
+    pub(super) fn began(&mut self, peer: Peer, id: AttemptId, pid: u32) {
+        let Some((_, Some(attempt))) = self.attempt_at(peer, id) else { return };
+        let record = &mut self.attempts[attempt];
+        if record.began.is_some() {
+            return;
+        }
+        record.began = Some(self.now);
+        record.pid = pid;
+        self.seat(attempt);
+        if self.attempts[attempt].fate == Fate::Open {
+            self.execution_began(attempt);
+            self.move_job(self.attempts[attempt].job, Phase::Running);
+        }
+    }
+
+    /// Counts an execution.
+    pub(super) fn execution_began(&mut self, attempt: u32) {
+        let Attempt { job, id, worker, .. } = self.attempts[attempt];
+        self.jobs.nodes[job].executions += 1;
+        let bundle = self.spec_of(job).bundle;
+        self.workers.all[worker].verdicts.insert(bundle, Verdict::Proven);
+        self.persist(Record::AttemptBegan { attempt: id });
+    }
+
+    /// An attempt needn't be taken back any more for a higher priority.
+    fn forget_ahead(&mut self, attempt: u32) {
+        let Attempt { application, priority, .. } = self.attempts[attempt];
+        self.applications[application].ahead.remove(&(priority, attempt));
+    }
+
+    /// Gives slots to an attempt that was sent ahead: it has begun, or it is the next to.
+    fn seat(&mut self, attempt: u32) {
+        let record = &mut self.attempts[attempt];
+        let Position::Ahead { estimate_us } = record.position else { return };
+        record.position = Position::Slot;
+        let open = record.fate == Fate::Open;
+        let worker = &mut self.workers.all[record.worker];
+        worker.ahead.retain(|&other| other != attempt);
+        worker.ahead_us -= estimate_us;
+        worker.held += record.slots;
+        let worker = record.worker;
+        self.workers.rekey(worker);
+        if open {
+            self.forget_ahead(attempt);
+        }
+    }
+
+    pub(super) fn ended(
+        &mut self,
+        peer: Peer,
+        id: AttemptId,
+        outcome: AttemptOutcome,
+        ran: Duration,
+        output_bytes: u64,
+    ) {
+        let Some((_, found)) = self.attempt_at(peer, id) else { return };
+        let Some(attempt) = found else {
+            // Stale: it ended before, or its job did.
+            return self.send(peer, Message::Confirm { attempts: vec![id] });
+        };
+        if self.attempts[attempt].fate == Fate::Fenced {
+            self.drop_attempt(attempt);
+            return self.send(peer, Message::Confirm { attempts: vec![id] });
+        }
+        let job = self.attempts[attempt].job;
+        let executed = matches!(outcome, AttemptOutcome::Finished | AttemptOutcome::Failed(_));
+        if executed && self.attempts[attempt].began.is_none() {
+            // Its beginning and its end came as one.
+            self.attempts[attempt].began = Some(self.now - ran);
+            self.execution_began(attempt);
+        }
+        if executed {
+            let service = self.spec_of(job).service;
+            self.services[service].measure(ran);
+        }
+        let cancelling = self.jobs.nodes[job].cancelling;
+        let valid = outcome == AttemptOutcome::Finished && !cancelling;
+        self.persist(Record::AttemptEnded { attempt: id, valid });
+        let began = self.attempts[attempt].began;
+        self.unlink_from_job(attempt);
+        let worker = self.workers.all[self.attempts[attempt].worker].id;
+        self.drop_attempt(attempt);
+        let run = Run { worker: Some(worker), began, ran, output_bytes };
+        match outcome {
+            _ if cancelling => self.end_job(job, Some(cancelled()), run),
+            AttemptOutcome::Finished => self.end_job(job, None, run),
+            AttemptOutcome::Failed(failure) => self.charge(job, failure, run),
+            AttemptOutcome::Stopped => self.queue_job(job),
+            AttemptOutcome::Lost { reason } => {
+                self.jobs.last_failures.insert(job, Failure::new(FailureKind::Crashed, reason));
+                match began {
+                    Some(_) => self.queue_job(job),
+                    // A host that dies before anything began may do so every time.
+                    None => self.back_off(job, RETRY_BACKOFF_MIN),
+                }
+            }
+        }
+        self.send(peer, Message::Confirm { attempts: vec![id] });
+    }
+
+    /// Counts a failure against its job, which is run again or ends.
+    fn charge(&mut self, job: u32, failure: Failure, run: Run) {
+        let node = &mut self.jobs.nodes[job];
+        if retry::is_crash(failure.kind) {
+            node.crashes += 1;
+        } else {
+            node.failures += 1;
+        }
+        let charges = Charges { failures: node.failures, crashes: node.crashes };
+        let options: &JobOptions = &self.jobs.specs[node.spec].recipe.options;
+        let (retries, crash_limit) = (options.get_retries(), options.get_crash_limit());
+        match retry::judge(failure.clone(), charges, retries, crash_limit, &mut self.jitter) {
+            retry::Verdict::Again(wait) => {
+                self.jobs.last_failures.insert(job, failure);
+                self.back_off(job, wait);
+            }
+            retry::Verdict::Terminal(failure) => self.end_job(job, Some(failure), run),
+        }
+    }
+
+    pub(super) fn returned(&mut self, peer: Peer, attempts: &[AttemptId]) {
+        for &id in attempts {
+            let Some((_, Some(attempt))) = self.attempt_at(peer, id) else { continue };
+            match self.attempts[attempt].fate {
+                Fate::Fenced => self.drop_attempt(attempt),
+                Fate::Open | Fate::Lapsed => self.close_unbegun(attempt),
+            }
+        }
+    }
+
+    pub(super) fn not_returned(&mut self, peer: Peer, id: AttemptId) {
+        if let Some((_, Some(attempt))) = self.attempt_at(peer, id) {
+            // It begins there by itself, or has; it isn't asked for again.
+            self.seat(attempt);
+        }
+    }
+
+    /// An open attempt isn't at its worker any more and brought nothing: charged to nobody.
+    pub(super) fn close_unbegun(&mut self, attempt: u32) {
+        let Attempt { job, id, fate, began, worker, .. } = self.attempts[attempt];
+        self.persist(Record::AttemptClosed { attempt: id });
+        let worker = self.workers.all[worker].id;
+        self.unlink_from_job(attempt);
+        self.drop_attempt(attempt);
+        if fate == Fate::Open {
+            self.run_again(job, Run::without_end(began.map(|began| (worker, began)), self.now));
+        }
+    }
+
+    /// A job whose attempt is gone goes back to its queue, or ends if that was wanted.
+    fn run_again(&mut self, job: u32, run: Run) {
+        if self.jobs.nodes[job].cancelling {
+            self.end_job(job, Some(cancelled()), run);
+        } else {
+            self.queue_job(job);
+        }
+    }
+
+    /// An attempt's worker is lost: the attempt stays open, its job is placed again.
+    pub(super) fn lapse(&mut self, attempt: u32) {
+        let record = &mut self.attempts[attempt];
+        let Attempt { job, application, slots, began, worker, .. } = *record;
+        match record.fate {
+            Fate::Fenced => self.drop_attempt(attempt),
+            Fate::Lapsed => {}
+            Fate::Open => {
+                record.fate = Fate::Lapsed;
+                self.forget_ahead(attempt);
+                self.free_slots(application, slots);
+                let worker = self.workers.all[worker].id;
+                self.run_again(job, Run::without_end(began.map(|began| (worker, began)), self.now));
+            }
+        }
+    }
+
+    /// Kills an open attempt by order: from now on nothing that it says counts.
+    pub(super) fn fence(&mut self, attempt: u32) {
+        let Attempt { id, worker, .. } = self.attempts[attempt];
+        self.unlink_from_job(attempt);
+        let record = &self.workers.all[worker];
+        let (peer, lost) = (record.peer(), record.standing == Standing::Lost);
+        if lost {
+            // If it comes back, the inventory's answer says that it is closed.
+            return self.drop_attempt(attempt);
+        }
+        self.forget_ahead(attempt);
+        let record = &mut self.attempts[attempt];
+        record.fate = Fate::Fenced;
+        let (application, slots) = (record.application, record.slots);
+        self.free_slots(application, slots);
+        if let Some(peer) = peer {
+            self.send(peer, Message::Stop { attempt: id });
+        }
+    }
+
+    /// Takes an attempt out of its job's list of open ones.
+    pub(super) fn unlink_from_job(&mut self, attempt: u32) {
+        let Attempt { job, next, .. } = self.attempts[attempt];
+        if self.jobs.nodes[job].open == attempt {
+            self.jobs.nodes[job].open = next;
+            return;
+        }
+        let mut before = self.jobs.nodes[job].open;
+        while self.attempts[before].next != attempt {
+            before = self.attempts[before].next;
+        }
+        self.attempts[before].next = next;
+    }
+
+    /// Drops an attempt's record, which is in no job's list any more, and frees its slots.
+    pub(super) fn drop_attempt(&mut self, attempt: u32) {
+        if self.attempts[attempt].fate == Fate::Open {
+            self.forget_ahead(attempt);
+        }
+        let record = self.attempts.remove(attempt);
+        if record.fate == Fate::Open {
+            self.free_slots(record.application, record.slots);
+        }
+        let worker = &mut self.workers.all[record.worker];
+        worker.attempts.remove(&record.id);
+        match record.position {
+            Position::Slot => worker.held -= record.slots,
+            Position::Ahead { estimate_us } => {
+                worker.ahead.retain(|&other| other != attempt);
+                worker.ahead_us -= estimate_us;
+            }
+        }
+        self.seat_next(record.worker);
+        self.workers.rekey(record.worker);
+        self.forget_worker_if_empty(record.worker);
+    }
+
+    /// Gives freed slots to what was sent ahead, in the order in which the worker begins it.
+    fn seat_next(&mut self, worker: u32) {
+        while let Some(&next) = self.workers.all[worker].ahead.front()
+            && self.workers.all[worker].free() >= self.attempts[next].slots
+        {
+            self.seat(next);
+        }
+    }
+
+    /// Asks for an attempt back.
+    pub(super) fn recall(&mut self, attempt: u32) {
+        let record = &mut self.attempts[attempt];
+        record.recalled = true;
+        let (id, worker) = (record.id, record.worker);
+        self.forget_ahead(attempt);
+        if let Some(peer) = self.workers.all[worker].peer() {
+            self.send(peer, Message::Recall { attempt: id });
+        }
+    }
+
+    /// Ends a job that is at no trusted worker.
+    pub(super) fn end_unplaced(&mut self, job: u32, failure: Failure) {
+        self.end_job(job, Some(failure), Run::without_end(None, self.now));
+    }
+
+    /// The user's wish: a job that waits ends at once, another one when its attempt has.
+    pub(super) fn cancel_job(&mut self, job: u32, failure: Failure) {
+        let node = &mut self.jobs.nodes[job];
+        if node.is_terminal() || node.cancelling {
+            return;
+        }
+        node.cancelling = true;
+        let id = self.job_id(job);
+        self.persist(Record::CancelAccepted { job: id });
+        match self.live_attempt(job) {
+            None => self.end_unplaced(job, failure),
+            Some(attempt) => {
+                self.jobs.last_failures.insert(job, failure);
+                let Attempt { id, worker, .. } = self.attempts[attempt];
+                if let Some(peer) = self.workers.all[worker].peer() {
+                    self.send(peer, Message::Stop { attempt: id });
+                }
+            }
+        }
+    }
+
+    /// Makes a job terminal: finished if there is no failure.
+    fn end_job(&mut self, job: u32, failure: Option<Failure>, run: Run) {
+        let failure = match (self.jobs.last_failures.remove(&job), failure) {
+            // The wish to cancel said why.
+            (Some(wish), Some(ending)) if ending.kind == FailureKind::Cancelled => {
+                Some(if wish.kind == FailureKind::Cancelled { wish } else { ending })
+            }
+            (_, failure) => failure,
+        };
+        while self.jobs.nodes[job].open != NONE {
+            self.fence(self.jobs.nodes[job].open);
+        }
+        let node = &self.jobs.nodes[job];
+        let queued = run.began.unwrap_or(self.now).since(node.submitted);
+        let report = Report { failure, attempts: node.executions, worker: run.worker, queued, ran: run.ran };
+        let state = report.failure.as_ref().map_or(JobState::Finished, |failure| failure.kind.state());
+        let bundle = self.spec_of(job).bundle;
+        let id = self.job_id(job);
+        self.persist(Record::JobEnded { job: id, report: report.clone() });
+        self.note(Note::JobEnded { job: id, failed: state != JobState::Finished });
+        let output_bytes = if state == JobState::Finished { run.output_bytes } else { 0 };
+        let report = self.jobs.ended.insert(EndedJob { report, output_bytes });
+        self.move_job(job, Phase::Ended { state, report });
+        self.release_bundle(bundle);
+        self.retention.push_back((self.now + self.settings.result_retention, self.jobs.handle(job)));
+        self.ended_job(job);
+    }
+}
+
+/// What is known of a job's last attempt when the job ends.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    worker: Option<WorkerId>,
+    began: Option<Moment>,
+    ran: Duration,
+    output_bytes: u64,
+}
+
+impl Run {
+    /// One whose end wasn't reported.
+    fn without_end(began: Option<(WorkerId, Moment)>, now: Moment) -> Self {
+        Self {
+            worker: began.map(|(worker, _)| worker),
+            began: began.map(|(_, began)| began),
+            ran: began.map_or(Duration::ZERO, |(_, began)| now.since(began)),
+            output_bytes: 0,
+        }
+    }
+}
+
+/// The failure of a job that its user stopped.
+pub(super) fn cancelled() -> Failure {
+    Failure::new(FailureKind::Cancelled, "cancelled")
+}

@@ -1,0 +1,282 @@
+//! What goes into the engine and what comes out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lrts_core::ids::{ApplicationId, AttemptId, BundleDigest, JobId, SessionId, WorkerId};
+use lrts_core::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
+use lrts_core::status::Failure;
+
+/// One connection; never used for another one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct Peer(pub(crate) u64);
+
+/// First and last sequence of each range, both included.
+pub(crate) type Ranges = Vec<(u64, u64)>;
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    /// An application said who it is.
+    Attached { peer: Peer, attach: Attach },
+    /// An application scheduled jobs, numbered on from `first`.
+    Submitted { peer: Peer, first: u64, options: Vec<JobOptions>, jobs: Vec<NewJob> },
+    /// An application waits for results.
+    Wanted { peer: Peer, session: SessionId, ranges: Ranges, urgent: bool },
+    /// An application has room for more results.
+    CreditGranted { peer: Peer, credit: Credit },
+    /// Results were returned to the caller.
+    Taken { peer: Peer, session: SessionId, ranges: Ranges },
+    /// An application wishes to stop some of its jobs.
+    CancelAsked { peer: Peer, session: SessionId, ranges: Ranges },
+    /// An application wishes to end.
+    StopAsked { peer: Peer },
+    /// A worker said who it is and what it has.
+    Registered { peer: Peer, registration: Registration, held: Vec<Held> },
+    /// A worker is alive.
+    HeartbeatReceived { peer: Peer },
+    /// An attempt's process runs the service.
+    Began { peer: Peer, attempt: AttemptId, pid: u32 },
+    /// An attempt has ended. `output_bytes` is the length of its result.
+    Ended { peer: Peer, attempt: AttemptId, outcome: AttemptOutcome, ran: Duration, output_bytes: u64 },
+    /// A worker gave attempts back before they began.
+    Returned { peer: Peer, attempts: Vec<AttemptId> },
+    /// An attempt that was recalled had begun already.
+    NotReturned { peer: Peer, attempt: AttemptId },
+    /// A program can't start on a worker, which gives these attempts back.
+    BundleRefusedByWorker { peer: Peer, bundle: BundleRef, reason: String, attempts: Vec<AttemptId> },
+    /// A worker has left in order.
+    SaidGoodbye { peer: Peer },
+    /// A connection has ended.
+    Disconnected { peer: Peer },
+    /// A bundle is here, verified and synced. A repeat is ignored.
+    BundleCompleted { digest: BundleDigest, platform: Platform },
+    /// A bundle can't be had: its jobs fail.
+    BundleFailed { digest: BundleDigest, reason: String },
+    /// A bundle was deleted to make room.
+    BundleForgotten { digest: BundleDigest },
+    /// A command wishes to stop these jobs.
+    JobsCancelled { jobs: Vec<JobId> },
+    /// Time has passed.
+    Tick,
+}
+
+/// Who attaches and on what terms.
+#[derive(Clone, Debug)]
+pub(crate) struct Attach {
+    pub(crate) application: ApplicationId,
+    pub(crate) session: SessionId,
+    pub(crate) bundle: BundleRef,
+    /// Submits name them by index.
+    pub(crate) services: Vec<String>,
+    pub(crate) on_disconnect: OnDisconnect,
+    pub(crate) progress_rtt_test: Duration,
+    pub(crate) credit: Credit,
+}
+
+/// Room at an application for results that aren't waited for urgently.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Credit {
+    pub(crate) results: u32,
+    /// The last result may exceed it.
+    pub(crate) bytes: u64,
+}
+
+/// One job of a submit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct NewJob {
+    /// Index into [`Attach::services`].
+    pub(crate) service: u16,
+    /// Index into the submit's options.
+    pub(crate) options: u16,
+    pub(crate) payload_bytes: u32,
+}
+
+/// What a worker is and has.
+#[derive(Clone, Debug)]
+pub(crate) struct Registration {
+    pub(crate) worker: WorkerId,
+    pub(crate) host: String,
+    pub(crate) pid: u32,
+    pub(crate) slots: u32,
+    pub(crate) platform: Platform,
+    /// Names of the bundles that are installed there.
+    pub(crate) installed: Vec<String>,
+    /// Whether bundles may be shipped there.
+    pub(crate) ships: bool,
+}
+
+/// One entry of a worker's inventory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Held {
+    pub(crate) attempt: AttemptId,
+    /// How long it has been running; none if it hasn't begun.
+    pub(crate) running: Option<Duration>,
+    pub(crate) pid: u32,
+}
+
+/// How an attempt ended.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum AttemptOutcome {
+    /// `run` returned a value.
+    Finished,
+    /// `run` returned an error or panicked, or the process died.
+    Failed(Failure),
+    /// Stopped by order, or because the worker leaves.
+    Stopped,
+    /// Nobody's fault.
+    Lost { reason: String },
+}
+
+/// What to do, in this order.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Action {
+    /// Commit this.
+    Persist(Record),
+    /// Send this once all records before it are committed.
+    Send { to: Peer, message: Message },
+    /// Send this without waiting for any commit: it depends on none, and a slow disk must not delay it.
+    SendAtOnce { to: Peer, message: Message },
+    /// End a connection. [`Event::Disconnected`] for it is ignored.
+    Disconnect { peer: Peer, reason: Reason },
+    /// Whether a bundle is needed: it may not be deleted while it is.
+    BundleInUse { digest: BundleDigest, in_use: bool },
+    /// Tell the operator.
+    Note(Note),
+}
+
+/// Why a connection is ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Reason {
+    /// A newer connection of the same application or worker has taken over.
+    Superseded,
+    /// The peer broke the protocol.
+    Protocol(String),
+    /// A silent worker's lease has expired: it registers anew if it is there.
+    LeaseExpired,
+}
+
+/// What must outlive the scheduler's process, in a durable store.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Record {
+    /// A session began.
+    SessionOpened {
+        session: SessionId,
+        application: ApplicationId,
+        bundle: BundleRef,
+        services: Vec<String>,
+        on_disconnect: OnDisconnect,
+    },
+    /// Jobs were accepted, numbered on from `first`: those of one submit that share options share one entry here. Bodies: the
+    /// payloads of all of them, also of the refused.
+    Submitted {
+        session: SessionId,
+        first: u64,
+        options: Arc<[JobOptions]>,
+        jobs: Vec<NewJob>,
+        /// Sequences among them that were refused.
+        refused: Vec<u64>,
+    },
+    /// An attempt is about to be dispatched.
+    AttemptOpened { attempt: AttemptId, worker: WorkerId },
+    /// An attempt's process runs: one execution more.
+    AttemptBegan { attempt: AttemptId },
+    /// An attempt has ended. Bodies: its result, output and bars. The result is kept if it is `valid`.
+    AttemptEnded { attempt: AttemptId, valid: bool },
+    /// An attempt came back before it began, or isn't at its worker any more.
+    AttemptClosed { attempt: AttemptId },
+    /// The user wants the job to stop.
+    CancelAccepted { job: JobId },
+    /// A job is terminal. Its payload isn't needed any more.
+    JobEnded { job: JobId, report: Report },
+    /// A result was returned to the caller and isn't needed any more.
+    Taken { job: JobId },
+    /// Nothing is known about a job any more, except that it was there.
+    JobForgotten { job: JobId },
+    /// Nothing is known about a session any more.
+    SessionForgotten { session: SessionId },
+}
+
+/// How a job went.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Report {
+    /// Why it has no result, unless it finished.
+    pub(crate) failure: Option<Failure>,
+    /// How many of its attempts began.
+    pub(crate) attempts: u32,
+    /// Where the last attempt ran; none if none began.
+    pub(crate) worker: Option<WorkerId>,
+    /// From the submit to the beginning of the last attempt, or to the end where none began.
+    pub(crate) queued: Duration,
+    /// How long the last attempt ran.
+    pub(crate) ran: Duration,
+}
+
+/// How many jobs of an application stand where.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) queued: u64,
+    pub(crate) running: u64,
+    pub(crate) finished: u64,
+    pub(crate) failed: u64,
+}
+
+/// What all jobs of one service and equal options have in common: made once, shared by every dispatch.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Recipe {
+    pub(crate) application: ApplicationId,
+    pub(crate) bundle: BundleRef,
+    pub(crate) service: Arc<str>,
+    pub(crate) options: JobOptions,
+    pub(crate) progress_rtt_test: Duration,
+}
+
+/// What is said to applications and workers.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Message {
+    /// Answer to an application that attached.
+    Attached { epoch: u64, accepted_through: u64 },
+    /// Every sequence up to here is committed, or was refused.
+    Accepted { through: u64 },
+    /// A job that isn't taken.
+    Refused { sequence: u64, reason: String },
+    /// A job has ended. Its output and bars are in the store.
+    Result { job: JobId, report: Report },
+    /// A wanted job was taken before, or is unknown.
+    Gone { job: JobId, taken: bool },
+    /// How many jobs stand where.
+    Totals(Totals),
+    /// Answer to an application that stopped.
+    Stopped,
+    /// Answer to a worker that registered.
+    Registered { epoch: u64, heartbeat: Duration, lost_after: Duration, closed: Vec<AttemptId> },
+    /// Another heartbeat interval.
+    SetHeartbeat { heartbeat: Duration },
+    /// Run this. The payload is in the store.
+    Start { attempt: AttemptId, execution: u32, recipe: Arc<Recipe> },
+    /// Stop this attempt.
+    Stop { attempt: AttemptId },
+    /// Give this attempt back if it hasn't begun.
+    Recall { attempt: AttemptId },
+    /// The ends of these attempts are committed, or not wanted any more.
+    Confirm { attempts: Vec<AttemptId> },
+}
+
+/// What an operator may want to know.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Note {
+    ApplicationAttached { application: ApplicationId, session: SessionId },
+    ApplicationLeft { application: ApplicationId },
+    ApplicationStopped { application: ApplicationId },
+    /// It was away too long: its jobs are cancelled.
+    ApplicationCancelled { application: ApplicationId },
+    WorkerRegistered { worker: WorkerId, host: String, slots: u32, attempts: usize },
+    WorkerSuspect { worker: WorkerId },
+    WorkerLost { worker: WorkerId, attempts: usize },
+    WorkerLeft { worker: WorkerId },
+    /// Too many workers fell silent together: none of them is given up.
+    BrakeEngaged { silent: usize, known: usize },
+    BrakeReleased,
+    WorkerRefusedBundle { worker: WorkerId, reason: String },
+    JobEnded { job: JobId, failed: bool },
+}

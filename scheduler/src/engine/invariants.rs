@@ -1,0 +1,145 @@
+//! What always holds between two events. Tests check it after each of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lrts_core::status::JobState;
+
+use super::attempts::{Fate, Position};
+use super::jobs::{Phase, count_of, total_of};
+use super::slab::NONE;
+use super::workers::Standing;
+use super::{Engine, Timer, Totals};
+
+impl Engine {
+    /// Panics where an invariant is broken.
+    pub(crate) fn check_invariants(&self) {
+        self.check_queues();
+        self.check_attempts();
+        self.check_workers();
+        self.check_counts();
+        assert!(self.actions.is_empty(), "all actions of an event are handed out");
+    }
+
+    fn check_queues(&self) {
+        let mut queued = BTreeSet::new();
+        for (index, queue) in self.jobs.queues.iter() {
+            let (mut previous, mut job, mut length) = (NONE, queue.head, 0);
+            while job != NONE {
+                let node = &self.jobs.nodes[job];
+                let Phase::Queued { previous: back, next } = node.phase else { panic!("{node:?} is in a queue") };
+                assert_eq!(back, previous, "lists are linked both ways");
+                assert_eq!(self.jobs.specs[node.spec].queue, index, "a job waits in its own queue");
+                queued.insert(job);
+                (previous, job) = (job, next);
+                length += 1;
+            }
+            assert_eq!((queue.tail, queue.length), (previous, length), "a queue knows its end and its length");
+            let ready = self.applications[queue.application].ready.iter();
+            let places: Vec<_> = ready.filter(|key| key.3 == index).copied().collect();
+            assert_eq!(places, Vec::from_iter(queue.key), "a queue has the place that it knows");
+            if let Some(key) = queue.key {
+                assert_eq!(key.2, self.jobs.nodes[queue.head].sequence, "places follow the first job");
+            }
+            assert_eq!(self.barred.contains(&index), queue.barred, "barred queues are listed");
+        }
+        let phased = self.jobs.nodes.iter().filter(|(_, node)| matches!(node.phase, Phase::Queued { .. }));
+        assert!(phased.map(|(job, _)| job).eq(queued), "who is queued is in a queue");
+        for (index, application) in self.applications.iter() {
+            let hungry = !application.ready.is_empty();
+            assert_eq!(application.key.is_some(), hungry, "who has something to place is served");
+            if let Some(key) = application.key {
+                assert_eq!(key, (application.slots_in_use, application.turn, index));
+                assert!(self.hungry.contains(&key));
+            }
+        }
+    }
+
+    fn check_attempts(&self) {
+        let mut open = BTreeSet::new();
+        for (job, node) in self.jobs.nodes.iter() {
+            let mut live = 0;
+            let mut attempt = node.open;
+            while attempt != NONE {
+                let record = &self.attempts[attempt];
+                assert_eq!(record.job, job, "an attempt is listed at its job");
+                assert_ne!(record.fate, Fate::Fenced, "fenced attempts are not open");
+                live += u32::from(record.fate == Fate::Open);
+                open.insert(attempt);
+                attempt = record.next;
+            }
+            let expected = match node.phase {
+                Phase::Placed | Phase::Running => 1,
+                Phase::Queued { .. } | Phase::Backoff => 0,
+                Phase::Ended { .. } => {
+                    assert_eq!(node.open, NONE, "a terminal job has no open attempt");
+                    0
+                }
+            };
+            assert_eq!(live, expected, "{node:?} has the attempts at trusted workers that its phase says");
+            assert!(node.executions <= node.attempts);
+            assert!(
+                !node.cancelling || !matches!(node.phase, Phase::Queued { .. } | Phase::Backoff),
+                "a cancelled job doesn't wait"
+            );
+        }
+        let mut used: BTreeMap<u32, u32> = BTreeMap::new();
+        for (index, attempt) in self.attempts.iter() {
+            assert_eq!(open.contains(&index), attempt.fate != Fate::Fenced, "open attempts are listed");
+            let worker = &self.workers.all[attempt.worker];
+            assert_eq!(worker.attempts.get(&attempt.id), Some(&index), "a worker knows its attempts");
+            assert_eq!(worker.standing == Standing::Lost, attempt.fate == Fate::Lapsed);
+            if attempt.fate == Fate::Open {
+                *used.entry(attempt.application).or_default() += attempt.slots;
+            }
+        }
+        for (index, application) in self.applications.iter() {
+            assert_eq!(application.slots_in_use, used.get(&index).copied().unwrap_or(0), "slots are counted");
+            for &(_, attempt) in &application.ahead {
+                assert!(matches!(self.attempts[attempt].position, Position::Ahead { .. }));
+                assert_eq!(self.attempts[attempt].fate, Fate::Open);
+            }
+        }
+    }
+
+    fn check_workers(&self) {
+        let mut keys = BTreeSet::new();
+        for (index, worker) in self.workers.all.iter() {
+            let mut held = 0;
+            let mut ahead = BTreeSet::new();
+            for &attempt in worker.attempts.values() {
+                match self.attempts[attempt].position {
+                    Position::Slot => held += self.attempts[attempt].slots,
+                    Position::Ahead { .. } => assert!(ahead.insert(attempt)),
+                }
+            }
+            assert_eq!(worker.held, held, "a worker's slots are counted");
+            assert!(ahead.into_iter().eq(BTreeSet::from_iter(worker.ahead.iter().copied())));
+            keys.extend(worker.key);
+            assert_eq!(worker.key.is_some(), matches!(worker.standing, Standing::Ready(_)));
+            let timer = worker.lease_timer;
+            assert_eq!(timer.is_some(), worker.standing != Standing::Lost, "a lease is watched");
+            assert!(timer.is_none_or(|at| self.timers.contains(&(at, Timer::Lease(index)))));
+            assert!(worker.standing != Standing::Lost || !worker.attempts.is_empty(), "the lost are forgotten");
+        }
+        assert_eq!(keys, self.workers.open, "who is ready can be chosen");
+        let known = self.workers.all.iter().filter(|(_, worker)| worker.standing != Standing::Lost).count();
+        assert_eq!(self.workers.known, known);
+    }
+
+    fn check_counts(&self) {
+        let mut counts = [0; JobState::ALL.len()];
+        let mut totals: BTreeMap<u32, Totals> = BTreeMap::new();
+        for (_, node) in self.jobs.nodes.iter() {
+            counts[count_of(node.state())] += 1;
+            let application = self.jobs.specs[node.spec].application;
+            *total_of(totals.entry(application).or_default(), node.state()) += 1;
+        }
+        assert_eq!(self.jobs.counts, counts, "states are counted");
+        for (index, application) in self.applications.iter() {
+            let found = totals.get(&index).copied().unwrap_or_default();
+            let told = application.totals;
+            assert_eq!((told.queued, told.running), (found.queued, found.running), "totals are counted");
+            assert!(told.finished >= found.finished && told.failed >= found.failed);
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! Workers: who they are, what they have, and how they come and go.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
+use std::time::Duration;
+
+use lrts_core::clock::Moment;
+use lrts_core::ids::{AttemptId, WorkerId};
+use lrts_core::limits::SLOTS;
+use lrts_core::spec::{BundleRef, Platform};
+
+use super::attempts::{Fate, Position};
+use super::events::{Action, Held, Message, Note, Peer, Reason, Record, Registration};
+use super::jobs::Phase;
+use super::slab::{NONE, Slab};
+use super::{Engine, Party};
+
+/// How far a worker is trusted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Standing {
+    /// Takes attempts.
+    Ready(Peer),
+    /// Suspect: connected, but silent for two intervals.
+    Silent(Peer),
+    /// Suspect: its connection has ended.
+    Away,
+    /// Silent for a whole lease. What it had goes elsewhere, but may still come back.
+    Lost,
+}
+
+/// Whether a worker can start a program.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    /// Nothing speaks against it.
+    Likely,
+    /// It has begun it before.
+    Proven,
+    /// It runs no such programs: neither shipped nor installed ones of this name.
+    Unsuited,
+    /// It can't, for this reason.
+    Refused(String),
+}
+
+/// A ready worker's place in the order of choice: most free slots, then least work sent ahead for each slot.
+pub(super) type OpenKey = (Reverse<u32>, u64, u32);
+
+/// One worker.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) id: WorkerId,
+    pub(super) host: String,
+    pub(super) pid: u32,
+    pub(super) slots: u32,
+    platform: Platform,
+    installed: BTreeSet<String>,
+    ships: bool,
+    pub(super) standing: Standing,
+    /// When it was last heard of.
+    pub(super) heard: Moment,
+    /// When its lease is looked at next.
+    pub(super) lease_timer: Option<Moment>,
+    /// All its attempts: open ones, and those that were ordered to stop and haven't ended.
+    pub(super) attempts: BTreeMap<AttemptId, u32>,
+    /// Slots taken by attempts.
+    pub(super) held: u32,
+    /// Attempts that were sent ahead of a free slot, in order.
+    pub(super) ahead: VecDeque<u32>,
+    /// How long those will take in all, as measured before, in microseconds.
+    pub(super) ahead_us: u64,
+    pub(super) key: Option<OpenKey>,
+    pub(super) verdicts: BTreeMap<u32, Verdict>,
+}
+
+impl Worker {
+    pub(super) fn free(&self) -> u32 {
+        self.slots.saturating_sub(self.held)
+    }
+
+    pub(super) fn peer(&self) -> Option<Peer> {
+        match self.standing {
+            Standing::Ready(peer) | Standing::Silent(peer) => Some(peer),
+            Standing::Away | Standing::Lost => None,
+        }
+    }
+
+    pub(super) fn refuse(&mut self, bundle: u32, reason: String) {
+        self.verdicts.insert(bundle, Verdict::Refused(reason));
+    }
+
+    /// Why it can't start this bundle, if it was tried or its platform doesn't fit.
+    pub(super) fn refusal(&self, bundle: u32) -> Option<&str> {
+        match self.verdicts.get(&bundle) {
+            Some(Verdict::Refused(reason)) => Some(reason),
+            Some(Verdict::Likely | Verdict::Proven | Verdict::Unsuited) | None => None,
+        }
+    }
+}
+
+/// All workers that are connected, or hold open attempts.
+#[derive(Debug)]
+pub(super) struct Workers {
+    pub(super) all: Slab<Worker>,
+    pub(super) by_id: BTreeMap<WorkerId, u32>,
+    /// Those that are ready, in the order of choice.
+    pub(super) open: BTreeSet<OpenKey>,
+    /// How many aren't lost.
+    pub(super) known: usize,
+    /// The heartbeat interval that they were told.
+    pub(super) announced: Duration,
+}
+
+impl Workers {
+    pub(super) fn new() -> Self {
+        Self { all: Slab::new(), by_id: BTreeMap::new(), open: BTreeSet::new(), known: 0, announced: Duration::ZERO }
+    }
+
+    /// The ready worker behind this one in the order of choice, or the first.
+    pub(super) fn next_open(&self, after: Option<OpenKey>) -> Option<OpenKey> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.open.range((from, Bound::Unbounded)).next().copied()
+    }
+
+    /// Brings a worker's place in the order of choice up to date.
+    pub(super) fn rekey(&mut self, worker: u32) {
+        let record = &mut self.all[worker];
+        let key = matches!(record.standing, Standing::Ready(_))
+            .then(|| (Reverse(record.free()), record.ahead_us / u64::from(record.slots), worker));
+        if key != record.key {
+            if let Some(old) = std::mem::replace(&mut record.key, key) {
+                self.open.remove(&old);
+            }
+            self.open.extend(key);
+        }
+    }
+}
+
+impl Engine {
+    /// Any word from a worker renews its lease. None if the connection is no (longer a) worker's.
+    pub(super) fn heard(&mut self, peer: Peer) -> Option<Party> {
+        let party = *self.peers.get(&peer)?;
+        if let Party::Worker(worker) = party {
+            let record = &mut self.workers.all[worker];
+            record.heard = self.now;
+            if record.standing == Standing::Silent(peer) {
+                record.standing = Standing::Ready(peer);
+                self.workers.rekey(worker);
+                self.schedule_lease_check(worker);
+            }
+        }
+        Some(party)
+    }
+
+    /// The worker of this connection, renewed.
+    pub(super) fn heard_worker(&mut self, peer: Peer) -> Option<u32> {
+        match self.heard(peer)? {
+            Party::Worker(worker) => Some(worker),
+            Party::Application(_) => None,
+        }
+    }
+
+    /// Whether a worker would try to start a bundle.
+    pub(super) fn can_start(&mut self, worker: u32, bundle: u32) -> bool {
+        let record = &mut self.workers.all[worker];
+        let program = &self.bundles[bundle];
+        let verdict = record.verdicts.entry(bundle).or_insert_with(|| match (&program.reference, &program.platform) {
+            (BundleRef::Installed(name), _) if !record.installed.contains(name) => Verdict::Unsuited,
+            (BundleRef::Installed(_), _) => Verdict::Likely,
+            (BundleRef::Shipped(_), _) if !record.ships => Verdict::Unsuited,
+            (BundleRef::Shipped(_), Some(platform)) if !record.platform.runs(platform) => {
+                Verdict::Refused(format!(
+                    "{} is {}, the program was built for {}",
+                    record.host,
+                    describe(&record.platform),
+                    describe(platform)
+                ))
+            }
+            (BundleRef::Shipped(_), _) => Verdict::Likely,
+        });
+        matches!(verdict, Verdict::Likely | Verdict::Proven)
+    }
+
+    pub(super) fn register(&mut self, peer: Peer, registration: Registration, held: Vec<Held>) {
+        if registration.slots == 0 || registration.slots > SLOTS {
+            return self
+                .violation(peer, format!("{} slots: a worker offers 1 to {SLOTS}", registration.slots));
+        }
+        if self.peers.contains_key(&peer) {
+            return self.violation(peer, "registered twice on one connection");
+        }
+        let id = registration.worker;
+        let worker = self.welcome(peer, registration);
+        let attempts = held.len();
+        let closed = self.compare_inventory(worker, &held);
+        self.note(Note::WorkerRegistered {
+            worker: id,
+            host: self.workers.all[worker].host.clone(),
+            slots: self.workers.all[worker].slots,
+            attempts,
+        });
+        let heartbeat = self.announce_interval(Some(worker));
+        let lost_after = self.lost_after();
+        let epoch = self.settings.epoch;
+        self.send(peer, Message::Registered { epoch, heartbeat, lost_after, closed });
+        self.stop_cancelled(worker, peer);
+        self.workers.rekey(worker);
+        for queue in std::mem::take(&mut self.barred) {
+            self.jobs.queues[queue].barred = false;
+            self.refresh_queue(queue);
+        }
+    }
+
+    /// Makes or renews a worker's record.
+    fn welcome(&mut self, peer: Peer, registration: Registration) -> u32 {
+        let Registration { worker: id, host, pid, slots, platform, installed, ships } = registration;
+        let worker = match self.workers.by_id.get(&id) {
+            Some(&worker) => worker,
+            None => {
+                let worker = self.workers.all.insert(Worker {
+                    id,
+                    host: String::new(),
+                    pid,
+                    slots,
+                    platform: platform.clone(),
+                    installed: BTreeSet::new(),
+                    ships,
+                    standing: Standing::Lost,
+                    heard: self.now,
+                    lease_timer: None,
+                    attempts: BTreeMap::new(),
+                    held: 0,
+                    ahead: VecDeque::new(),
+                    ahead_us: 0,
+                    key: None,
+                    verdicts: BTreeMap::new(),
+                });
+                self.workers.by_id.insert(id, worker);
+                worker
+            }
+        };
+        let record = &mut self.workers.all[worker];
+        if let Some(old) = record.peer() {
+            self.peers.remove(&old);
+            self.actions.push(Action::Disconnect { peer: old, reason: Reason::Superseded });
+        }
+        if record.standing == Standing::Lost {
+            self.workers.known += 1;
+        }
+        record.host = host;
+        record.pid = pid;
+        record.slots = slots;
+        record.platform = platform;
+        record.installed = installed.into_iter().collect();
+        record.ships = ships;
+        record.heard = self.now;
+        record.standing = Standing::Ready(peer);
+        // What it refused may have been mended since; what it has begun is in its cache.
+        record.verdicts.retain(|_, verdict| *verdict == Verdict::Proven);
+        self.peers.insert(peer, Party::Worker(worker));
+        self.schedule_lease_check(worker);
+        worker
+    }
+
+    /// Brings the records of a worker's attempts in line with what it says it has. Returns those it is to forget.
+    fn compare_inventory(&mut self, worker: u32, held: &[Held]) -> Vec<AttemptId> {
+        let held: BTreeMap<AttemptId, Held> = held.iter().map(|held| (held.attempt, *held)).collect();
+        let known: Vec<(AttemptId, u32)> =
+            self.workers.all[worker].attempts.iter().map(|(&id, &attempt)| (id, attempt)).collect();
+        for (id, attempt) in known {
+            let fenced = self.attempts[attempt].fate == Fate::Fenced;
+            match held.get(&id) {
+                Some(found) if !fenced => self.resume(attempt, *found),
+                // To be forgotten there, or gone there as it was to be.
+                Some(_) => self.drop_attempt(attempt),
+                None if fenced => self.drop_attempt(attempt),
+                None => self.close_unbegun(attempt),
+            }
+        }
+        self.recount_slots(worker);
+        let open = &self.workers.all[worker].attempts;
+        held.into_keys().filter(|id| !open.contains_key(id)).collect()
+    }
+
+    /// An open attempt is still where it was.
+    fn resume(&mut self, attempt: u32, found: Held) {
+        let record = &mut self.attempts[attempt];
+        let job = record.job;
+        if let Some(running) = found.running {
+            record.pid = found.pid;
+            if record.began.is_none() {
+                record.began = Some(self.now - running);
+                self.execution_began(attempt);
+            }
+        }
+        let began = self.attempts[attempt].began;
+        let phase = if began.is_some() { Phase::Running } else { Phase::Placed };
+        if self.attempts[attempt].fate == Fate::Lapsed {
+            if let Some(rival) = self.live_attempt(job) {
+                // Two copies of one job run: the one that has come further stays.
+                let rival_began = self.attempts[rival].began;
+                let stays = match (began, rival_began) {
+                    (Some(mine), Some(its)) => mine <= its,
+                    (Some(_), None) => true,
+                    (None, _) => false,
+                };
+                if !stays {
+                    return self.drop_open(attempt);
+                }
+                self.fence(rival);
+            }
+            let record = &mut self.attempts[attempt];
+            record.fate = Fate::Open;
+            let (application, slots) = (record.application, record.slots);
+            self.use_slots(application, slots);
+            self.move_job(job, phase);
+        } else if self.jobs.nodes[job].phase != phase {
+            self.move_job(job, phase);
+        }
+    }
+
+    /// An attempt of a copy that isn't wanted any more: its worker is told to forget it.
+    fn drop_open(&mut self, attempt: u32) {
+        let id = self.attempt_id(attempt);
+        self.unlink_from_job(attempt);
+        self.drop_attempt(attempt);
+        self.persist(Record::AttemptClosed { attempt: id });
+    }
+
+    /// Counts a worker's slots anew: what has begun takes its slots, what hasn't takes those that are left.
+    fn recount_slots(&mut self, worker: u32) {
+        let attempts: Vec<u32> = self.workers.all[worker].attempts.values().copied().collect();
+        let (begun, waiting): (Vec<u32>, Vec<u32>) =
+            attempts.into_iter().partition(|&attempt| self.attempts[attempt].began.is_some());
+        let record = &mut self.workers.all[worker];
+        record.held = 0;
+        record.ahead.clear();
+        record.ahead_us = 0;
+        for attempt in begun {
+            let attempt = &mut self.attempts[attempt];
+            attempt.position = Position::Slot;
+            record.held += attempt.slots;
+        }
+        for index in waiting {
+            let attempt = &mut self.attempts[index];
+            attempt.recalled = false;
+            let ahead = &mut self.applications[attempt.application].ahead;
+            ahead.remove(&(attempt.priority, index));
+            if record.free() >= attempt.slots {
+                attempt.position = Position::Slot;
+                record.held += attempt.slots;
+                continue;
+            }
+            let estimate_us = match attempt.position {
+                Position::Ahead { estimate_us } => estimate_us,
+                Position::Slot => 0,
+            };
+            attempt.position = Position::Ahead { estimate_us };
+            record.ahead.push_back(index);
+            record.ahead_us += estimate_us;
+            ahead.insert((attempt.priority, index));
+        }
+        self.workers.rekey(worker);
+    }
+
+    /// Repeats the order to stop what was cancelled while the worker was away.
+    fn stop_cancelled(&mut self, worker: u32, peer: Peer) {
+        let attempts: Vec<u32> = self.workers.all[worker].attempts.values().copied().collect();
+        for attempt in attempts {
+            if self.jobs.nodes[self.attempts[attempt].job].cancelling {
+                let attempt = self.attempt_id(attempt);
+                self.send(peer, Message::Stop { attempt });
+            }
+        }
+    }
+
+    pub(super) fn worker_disconnected(&mut self, worker: u32) {
+        let record = &mut self.workers.all[worker];
+        record.standing = Standing::Away;
+        let id = record.id;
+        self.workers.rekey(worker);
+        self.note(Note::WorkerSuspect { worker: id });
+        self.schedule_lease_check(worker);
+    }
+
+    /// A worker has left: it gave back or ended all that it had, so what is left here isn't there any more.
+    pub(super) fn goodbye(&mut self, peer: Peer) {
+        let Some(worker) = self.heard_worker(peer) else { return };
+        self.peers.remove(&peer);
+        let attempts: Vec<u32> = self.workers.all[worker].attempts.values().copied().collect();
+        for attempt in attempts {
+            match self.attempts[attempt].fate {
+                Fate::Fenced => self.drop_attempt(attempt),
+                Fate::Open | Fate::Lapsed => self.close_unbegun(attempt),
+            }
+        }
+        self.note(Note::WorkerLeft { worker: self.workers.all[worker].id });
+        self.give_up(worker);
+    }
+
+    /// A worker is trusted no more. Its record stays for as long as attempts are open there.
+    pub(super) fn give_up(&mut self, worker: u32) {
+        let record = &mut self.workers.all[worker];
+        record.standing = Standing::Lost;
+        if let Some(at) = record.lease_timer.take() {
+            self.timers.remove(&(at, super::Timer::Lease(worker)));
+        }
+        self.workers.known -= 1;
+        self.workers.rekey(worker);
+        self.forget_worker_if_empty(worker);
+        self.announce_interval(None);
+    }
+
+    pub(super) fn forget_worker_if_empty(&mut self, worker: u32) {
+        let record = &self.workers.all[worker];
+        if record.standing == Standing::Lost && record.attempts.is_empty() {
+            self.workers.by_id.remove(&record.id);
+            self.workers.all.remove(worker);
+        }
+    }
+
+    /// The attempt of a job at a worker that is trusted, if there is one. There is never more than one.
+    pub(super) fn live_attempt(&self, job: u32) -> Option<u32> {
+        let mut attempt = self.jobs.nodes[job].open;
+        while attempt != NONE {
+            if self.attempts[attempt].fate == Fate::Open {
+                return Some(attempt);
+            }
+            attempt = self.attempts[attempt].next;
+        }
+        None
+    }
+}
+
+fn describe(platform: &Platform) -> String {
+    match platform.glibc {
+        Some((major, minor)) => format!("{} with glibc {major}.{minor}", platform.target),
+        None => platform.target.clone(),
+    }
+}
