@@ -1,0 +1,200 @@
+//! Results that wait on a worker's disk: too large for a notice, or left behind by a host that has ended.
+//!
+//! A job process writes `NAME.part` and renames it, so a file without that suffix is whole. Nothing is synced: a power loss may
+//! cost a result, and then the job runs again.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use crate::ids::AttemptId;
+
+/// Suffix of a file that is being written.
+const PART: &str = ".part";
+
+/// A directory of results, one file an attempt.
+#[derive(Clone, Debug)]
+pub struct Spool {
+    directory: PathBuf,
+}
+
+/// A file of the spool.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SpoolFile {
+    /// Whose result it is.
+    pub attempt: AttemptId,
+    /// Its length.
+    pub bytes: u64,
+    /// Whether it is whole. If not, its job process is writing it or has died over it.
+    pub whole: bool,
+}
+
+impl Spool {
+    /// The spool in this directory, which is made (mode 0700) if it isn't there.
+    ///
+    /// # Errors
+    ///
+    /// Those of `mkdir(2)`.
+    pub fn open(directory: impl Into<PathBuf>) -> io::Result<Self> {
+        let directory = directory.into();
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        Ok(Self { directory })
+    }
+
+    /// Where the result of an attempt goes.
+    pub fn path(&self, attempt: AttemptId) -> PathBuf {
+        self.directory.join(format!("{}.{}", attempt.job, attempt.attempt))
+    }
+
+    /// The result of an attempt, which must have exactly this many bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of `read(2)`; `NotFound` if there is none, `InvalidData` if it has another length.
+    pub fn read(&self, attempt: AttemptId, bytes: u64) -> io::Result<Vec<u8>> {
+        let content = fs::read(self.path(attempt))?;
+        if content.len() as u64 != bytes {
+            let text = format!("spool file of {attempt} has {} bytes instead of {bytes}", content.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        Ok(content)
+    }
+
+    /// Deletes what there is of an attempt, whole or not. Nothing there is fine.
+    ///
+    /// # Errors
+    ///
+    /// Those of `unlink(2)`.
+    pub fn remove(&self, attempt: AttemptId) -> io::Result<()> {
+        let path = self.path(attempt);
+        for path in [part_of(&path), path] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What is there, ordered by attempt. Files of other names are passed over.
+    ///
+    /// # Errors
+    ///
+    /// Those of `readdir(3)`.
+    pub fn scan(&self) -> io::Result<Vec<SpoolFile>> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let (name, whole) = match name.strip_suffix(PART) {
+                Some(name) => (name, false),
+                None => (name, true),
+            };
+            let Some(attempt) = attempt_of(name) else { continue };
+            match entry.metadata() {
+                Ok(metadata) => files.push(SpoolFile { attempt, bytes: metadata.len(), whole }),
+                // Renamed or removed since the directory was read.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        files.sort_by_key(|file| (file.attempt, file.whole));
+        Ok(files)
+    }
+}
+
+/// Writes a result: `PATH.part`, then renamed, so that whoever sees `PATH` sees all of it.
+///
+/// A full disk is no reason to lose a day's work: `wait` is called each time that there is no room, and the write goes on
+/// where it stopped.
+///
+/// # Errors
+///
+/// Those of `open(2)`, `write(2)` and `rename(2)`, except for a full disk or quota.
+pub fn write(path: &Path, bytes: &[u8], mut wait: impl FnMut(&io::Error)) -> io::Result<()> {
+    let part = part_of(path);
+    let mut file = patiently(&mut wait, || File::create(&part))?;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let written = patiently(&mut wait, || file.write(rest))?;
+        rest = &rest[written..];
+    }
+    patiently(&mut wait, || fs::rename(&part, path))
+}
+
+fn patiently<T>(wait: &mut impl FnMut(&io::Error), mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+            {
+                wait(&error);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn part_of(path: &Path) -> PathBuf {
+    let mut part = path.as_os_str().to_owned();
+    part.push(PART);
+    part.into()
+}
+
+fn attempt_of(name: &str) -> Option<AttemptId> {
+    let (job, attempt) = name.rsplit_once('.')?;
+    Some(AttemptId { job: job.parse().ok()?, attempt: attempt.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::SessionId;
+
+    fn attempt(sequence: u64) -> AttemptId {
+        AttemptId { job: SessionId(0x1f).job(sequence), attempt: 2 }
+    }
+
+    #[test]
+    fn results_are_written_found_read_and_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = Spool::open(directory.path().join("spool")).unwrap();
+        write(&spool.path(attempt(2)), b"second", |error| panic!("{error}")).unwrap();
+        write(&spool.path(attempt(1)), b"first", |error| panic!("{error}")).unwrap();
+        fs::write(part_of(&spool.path(attempt(3))), b"thi").unwrap();
+        fs::write(directory.path().join("spool/other"), b"").unwrap();
+
+        let file = |sequence, bytes, whole| SpoolFile { attempt: attempt(sequence), bytes, whole };
+        assert_eq!(spool.scan().unwrap(), [file(1, 5, true), file(2, 6, true), file(3, 3, false)]);
+        assert_eq!(spool.read(attempt(1), 5).unwrap(), b"first");
+        assert_eq!(spool.read(attempt(1), 6).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(spool.read(attempt(3), 3).unwrap_err().kind(), io::ErrorKind::NotFound);
+
+        for sequence in 1..=4 {
+            spool.remove(attempt(sequence)).unwrap();
+        }
+        assert_eq!(spool.scan().unwrap(), []);
+    }
+
+    #[test]
+    fn a_full_disk_is_waited_for_other_errors_are_not() {
+        let mut calls = 0;
+        let mut waits = 0;
+        let result = patiently(&mut |_| waits += 1, || {
+            calls += 1;
+            match calls {
+                1 => Err(io::ErrorKind::StorageFull.into()),
+                2 => Err(io::ErrorKind::QuotaExceeded.into()),
+                3 => Err(io::ErrorKind::Interrupted.into()),
+                _ => Ok(calls),
+            }
+        });
+        assert_eq!((result.unwrap(), waits), (4, 2));
+
+        let missing = Path::new("/proc/self/no such directory/result");
+        assert!(write(missing, b"x", |error| panic!("{error}")).is_err());
+    }
+}
