@@ -38,6 +38,11 @@ pub const BAR_MESSAGE_BYTES: usize = 120;
 /// See [`BAR_DESCRIPTION_BYTES`].
 pub const BAR_UNIT_BYTES: usize = 16;
 
+/// Bars in one message to or from the progress server, and its most bytes.
+pub const BARS_PER_BATCH: usize = 2_048;
+/// See [`BARS_PER_BATCH`].
+pub const BATCH_BYTES: usize = 2 << 20;
+
 /// What is kept of each of a job's stdout and stderr: the last 64 KiB.
 pub const OUTPUT_BYTES: usize = 64 * 1024;
 
