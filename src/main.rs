@@ -7,9 +7,8 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
-use clap::error::ErrorKind;
 use lrts::{LocalCluster, LocalConfig};
-use lrts_core::command_line::{exit_code, normalise};
+use lrts_core::command_line::{exit_code, normalise, usage_error};
 use lrts_core::mode::{self, Mode};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::telemetry::{self, LogFormat};
@@ -116,11 +115,13 @@ fn report(error: &dyn Error) {
     eprintln!("{line}");
 }
 
-/// Help and version go to stdout and are no failure; wrong usage goes to stderr.
+/// Help and version go to stdout and are no failure; wrong usage is one line on stderr.
+#[expect(clippy::print_stderr, reason = "main is where errors are printed")]
 fn usage(error: &clap::Error) -> ExitCode {
-    let _nobody_reads = error.print();
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::from(exit_code::DONE),
-        _ => ExitCode::from(exit_code::USAGE),
+    if error.use_stderr() {
+        eprintln!("lrts: {} (--help shows what there is)", usage_error(&error.render().to_string()));
+        return ExitCode::from(exit_code::USAGE);
     }
+    let _nobody_reads = error.print();
+    ExitCode::from(exit_code::DONE)
 }

@@ -49,7 +49,17 @@ fn engines_do_no_io() {
         .flat_map(|path| if path.is_dir() { rust_files(&path) } else { vec![path.with_extension("rs")] })
         .collect();
     assert!(files.len() >= engines.len());
-    let io = ["tokio::", "std::fs", "std::net", "std::process", "std::thread", "transport::", "Moment::now", "async fn", ".await"];
+    let io = [
+        "tokio::",
+        "std::fs",
+        "std::net",
+        "std::process",
+        "std::thread",
+        "transport::",
+        "Moment::now",
+        "async fn",
+        ".await",
+    ];
     let tests_may = |line: &String| line.contains("/tests/") || line.contains("tests.rs");
     let found: Vec<String> = offending(&files, &io).into_iter().filter(|line| !tests_may(line)).collect();
     assert!(found.is_empty(), "{}", found.join("\n"));
@@ -57,11 +67,12 @@ fn engines_do_no_io() {
 
 #[test]
 fn only_the_transport_names_zeromq() {
-    let files: Vec<PathBuf> = ["lrts-core/src", "lrts-client/src", "scheduler/src", "worker/src", "progress-server/src", "src"]
-        .iter()
-        .flat_map(|directory| rust_files(&root().join(directory)))
-        .filter(|file| !file.starts_with(root().join("lrts-core/src/transport")))
-        .collect();
+    let files: Vec<PathBuf> =
+        ["lrts-core/src", "lrts-client/src", "scheduler/src", "worker/src", "progress-server/src", "src"]
+            .iter()
+            .flat_map(|directory| rust_files(&root().join(directory)))
+            .filter(|file| !file.starts_with(root().join("lrts-core/src/transport")))
+            .collect();
     let found = offending(&files, &["zeromq::"]);
     assert!(found.is_empty(), "{}", found.join("\n"));
 }

@@ -39,6 +39,14 @@ fn is_long_flag_with_one_dash(text: &str) -> bool {
         && letters.next().is_some_and(|byte| byte.is_ascii_alphabetic())
 }
 
+/// What is wrong with a command line, as one line: the first paragraph of what the parser says of it, without its usage and
+/// hints.
+pub fn usage_error(rendered: &str) -> String {
+    let paragraph = rendered.trim().split("\n\n").next().unwrap_or_default();
+    let words: Vec<&str> = paragraph.split_whitespace().collect();
+    words.join(" ").trim_start_matches("error: ").to_owned()
+}
+
 /// Parses `20s`, `1h 30m`, `250ms`; a bare number is seconds.
 ///
 /// # Errors
@@ -69,6 +77,12 @@ mod tests {
         let line = ["lrts", "worker", "-max-jobs", "-1", "--timeout", "1", "-h", "--", "-address"];
         let normal = normalise(line.map(OsString::from));
         assert_eq!(normal, ["lrts", "worker", "--max-jobs", "-1", "--timeout", "1", "-h", "--", "-address"]);
+    }
+
+    #[test]
+    fn usage_errors_are_one_line() {
+        let rendered = "error: these are missing:\n  <JOB>...\n\nUsage: lrts cancel <JOB>...\n\nFor more, try '--help'.\n";
+        assert_eq!(usage_error(rendered), "these are missing: <JOB>...");
     }
 
     #[test]

@@ -10,4 +10,5 @@ mod commands;
 mod daemons;
 mod faults;
 mod jobs;
+mod programs;
 mod services;
