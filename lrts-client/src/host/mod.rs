@@ -1,0 +1,66 @@
+//! The job host: the user's program in host mode. It forks a process per job, reaps it, and keeps its result until the worker
+//! has confirmed that the result is safe.
+//!
+//! A fork copies the calling thread only, so a host is single-threaded, runs before anything else in `main`, and uses no
+//! runtime: [`server`] is one `epoll` loop, in which nothing may take long. [`launch`] starts processes, [`job`] is what goes
+//! on in them, [`verdict`] decides what became of an attempt, [`kernel`] has the system calls.
+
+mod job;
+mod kernel;
+mod launch;
+mod notices;
+mod server;
+mod tail;
+mod verdict;
+
+use std::io;
+
+use lrts_core::notices::NoticeListener;
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigHandler, Signal};
+use nix::unistd::setsid;
+
+pub(crate) use job::run_job;
+pub(crate) use kernel::{survive_terminate, threads};
+pub(crate) use notices::ToJob;
+
+use crate::service::{Services, say};
+
+/// Serves the worker that connects to descriptor 0, until its connection closes.
+///
+/// Terminal signals and SIGTERM don't concern a host: it ends with its worker's connection, after the worker has stopped the
+/// jobs in its own way. A signal to the whole service (as systemd sends it) would else cut their grace period short.
+pub(crate) fn run_host(services: Services, forks: bool) -> ! {
+    match serve(services, forks) {
+        Ok(()) => kernel::exit_now(0),
+        Err(error) => {
+            say(&format!("lrts: the job host ends: {error}"));
+            kernel::exit_now(1)
+        }
+    }
+}
+
+fn serve(services: Services, forks: bool) -> io::Result<()> {
+    let listener = NoticeListener::from(kernel::take_descriptor_0()?);
+    kernel::close_on_exec();
+    // It leads its group already if the worker has seen to that.
+    let _ = setsid();
+    set_child_subreaper(true)?;
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGPIPE] {
+        kernel::set_action(signal, SigHandler::SigIgn)?;
+    }
+    // Each job takes three descriptors here; its own process gets the old limit back.
+    let (files, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    if forks {
+        for (name, _) in std::env::vars_os().filter(|(name, _)| launch::is_ours(name)) {
+            // SAFETY: this process has one thread.
+            #[expect(unsafe_code, reason = "the environment is shared by all threads")]
+            unsafe {
+                std::env::remove_var(name);
+            }
+        }
+    }
+    server::Host::new(services, forks, listener, files)?.serve()
+}

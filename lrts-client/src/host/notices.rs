@@ -1,0 +1,50 @@
+//! Job host and job process, over a socket pair. Both are the same program, so these notices have no version.
+
+use lrts_core::protocol::host::{Output, StartAttempt};
+use lrts_core::status::Failure;
+use serde::{Deserialize, Serialize};
+
+/// What the host tells a job process.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToJob {
+    /// First notice to a spawned process, and to no forked one. The arena's memfd travels with it, then the payload's if there
+    /// is one.
+    Start {
+        /// What to run.
+        start: StartAttempt,
+        /// The job's region of the arena.
+        region: u32,
+        /// The host, which must still be the job's parent.
+        host: i32,
+        /// The soft limit of open files that the host itself was started with.
+        files: u64,
+    },
+    /// Run the cancel hooks.
+    Cancel,
+}
+
+/// What a job process tells its host.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum FromJob {
+    /// The job's thread panics: text and place. Sent before unwinding, so that it arrives even where a panic aborts.
+    Panicked {
+        /// Text and place.
+        message: String,
+    },
+    /// The last notice: the process exits now.
+    Done(Done),
+}
+
+/// How `run` ended.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Done {
+    /// With a value.
+    Finished(Output),
+    /// With an error or a panic, or it could not begin.
+    Failed(Failure),
+    /// The machine is in the way: nobody's fault.
+    Lost {
+        /// What happened.
+        reason: String,
+    },
+}
