@@ -1,5 +1,7 @@
 //! Runs this package's examples as a user does.
 
+use std::fs::File;
+use std::io::{Read as _, Seek as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -24,7 +26,7 @@ fn executable(name: &str) -> PathBuf {
 ///
 /// # Panics
 ///
-/// When it hasn't ended, its output closed, by the deadline: its process group is killed and what it printed is shown.
+/// When it hasn't ended by the deadline: its process group is killed and what it printed is shown.
 pub(crate) fn run_example(name: &str, arguments: &[&str], deadline: Duration) -> Output {
     let mut command = Command::new(executable(name));
     // No setting of the caller's environment may lead it to another cluster.
@@ -33,21 +35,36 @@ pub(crate) fn run_example(name: &str, arguments: &[&str], deadline: Duration) ->
             command.env_remove(variable);
         }
     }
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.process_group(0).spawn().expect("a built example starts");
+    // Files, not pipes: what was printed is there even if the example hangs.
+    let (mut stdout, mut stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    command.args(arguments).stdin(Stdio::null()).process_group(0);
+    command.stdout(stdout.try_clone().unwrap()).stderr(stderr.try_clone().unwrap());
+    let mut child = command.spawn().expect("a built example starts");
     let group = Pid::from_raw(child.id().try_into().expect("process ids fit"));
 
     let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        // The receiver is gone only if the test has failed already.
-        let _ = sender.send(child.wait_with_output());
+    let waiter = thread::spawn(move || {
+        let status = child.wait().expect("a child can be waited for");
+        // The receiver is gone only if the deadline has passed.
+        let _ = sender.send(());
+        status
     });
-    let ended = receiver.recv_timeout(deadline).unwrap_or_else(|_| {
-        killpg(group, Signal::SIGKILL).expect("the example's group is still there");
-        let output = receiver.recv_timeout(Duration::from_secs(10)).map(|output| describe(&output.unwrap()));
-        panic!("{name} has not ended after {deadline:?}: {output:?}");
-    });
-    ended.expect("a child can be waited for")
+    let in_time = receiver.recv_timeout(deadline).is_ok();
+    if !in_time {
+        // It may have ended just now.
+        let _ = killpg(group, Signal::SIGKILL);
+    }
+    let status = waiter.join().unwrap();
+    let output = Output { status, stdout: contents(&mut stdout), stderr: contents(&mut stderr) };
+    assert!(in_time, "{name} had not ended after {deadline:?}: {}", describe(&output));
+    output
+}
+
+fn contents(file: &mut File) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    file.rewind().unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    bytes
 }
 
 /// Runs an example that is to succeed, gives its stdout.
