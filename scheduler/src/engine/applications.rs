@@ -159,7 +159,9 @@ impl Engine {
         }
         if let Some(name) = attach.services.iter().find(|name| name.len() > SERVICE_NAME_BYTES) {
             let start: String = name.chars().take(40).collect();
-            return Err(format!("a service name that begins `{start}`: longer than {SERVICE_NAME_BYTES} bytes"));
+            return Err(format!(
+                "a service name that begins `{start}`: longer than {SERVICE_NAME_BYTES} bytes"
+            ));
         }
         let Some(&session) = self.session_ids.get(&attach.session) else { return Ok(()) };
         let session = &self.sessions[session];
@@ -204,9 +206,9 @@ impl Engine {
             .map(|name| {
                 let name: Arc<str> = name.into();
                 let known = &mut self.applications[application].services;
-                let service = *known.entry((bundle, Arc::clone(&name))).or_insert_with(|| {
-                    self.services.insert(Service::new(application, bundle, name))
-                });
+                let service = *known
+                    .entry((bundle, Arc::clone(&name)))
+                    .or_insert_with(|| self.services.insert(Service::new(application, bundle, name)));
                 self.services[service].sessions += 1;
                 service
             })
@@ -254,8 +256,7 @@ impl Engine {
             return self.violation(peer, "a submit after the application was stopped");
         }
         if first == 0 || first > received + 1 {
-            return self
-                .violation(peer, format!("a submit from {first} on where {} was next", received + 1));
+            return self.violation(peer, format!("a submit from {first} on where {} was next", received + 1));
         }
         // Those that came before, on this connection or an earlier one.
         let known = usize::try_from(received + 1 - first).unwrap_or(usize::MAX).min(jobs.len());
@@ -420,8 +421,7 @@ impl Engine {
         self.persist(Record::JobForgotten { job: id });
         let session = &mut self.sessions[node.session];
         let index = usize::try_from(node.sequence - 1).expect("sequences index a table in memory");
-        session.table[index] =
-            if node.delivery == Delivery::Taken { FORGOTTEN_TAKEN } else { FORGOTTEN };
+        session.table[index] = if node.delivery == Delivery::Taken { FORGOTTEN_TAKEN } else { FORGOTTEN };
         session.jobs -= 1;
         let application = session.application;
         self.forget_if_over(application);

@@ -53,12 +53,7 @@ impl Bundles {
                 BundleRef::Shipped(_) => Availability::Awaited,
                 BundleRef::Installed(_) => Availability::Here,
             };
-            self.all.push(Bundle {
-                reference: reference.clone(),
-                availability,
-                platform: None,
-                users: 0,
-            });
+            self.all.push(Bundle { reference: reference.clone(), availability, platform: None, users: 0 });
             u32::try_from(self.all.len() - 1).expect("memory ends before 4 billion bundles do")
         })
     }

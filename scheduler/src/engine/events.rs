@@ -53,7 +53,7 @@ pub(crate) enum Event {
     BundleCompleted { digest: BundleDigest, platform: Platform },
     /// A bundle can't be had: its jobs fail.
     BundleFailed { digest: BundleDigest, reason: String },
-    /// A bundle was deleted to make room.
+    /// A bundle isn't here: it was deleted to make room, or is being uploaded anew after an upload that failed.
     BundleForgotten { digest: BundleDigest },
     /// A command wishes to stop these jobs.
     JobsCancelled { jobs: Vec<JobId> },
@@ -265,18 +265,48 @@ pub(crate) enum Message {
 /// What an operator may want to know.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Note {
-    ApplicationAttached { application: ApplicationId, session: SessionId },
-    ApplicationLeft { application: ApplicationId },
-    ApplicationStopped { application: ApplicationId },
+    ApplicationAttached {
+        application: ApplicationId,
+        session: SessionId,
+    },
+    ApplicationLeft {
+        application: ApplicationId,
+    },
+    ApplicationStopped {
+        application: ApplicationId,
+    },
     /// It was away too long: its jobs are cancelled.
-    ApplicationCancelled { application: ApplicationId },
-    WorkerRegistered { worker: WorkerId, host: String, slots: u32, attempts: usize },
-    WorkerSuspect { worker: WorkerId },
-    WorkerLost { worker: WorkerId, attempts: usize },
-    WorkerLeft { worker: WorkerId },
+    ApplicationCancelled {
+        application: ApplicationId,
+    },
+    WorkerRegistered {
+        worker: WorkerId,
+        host: String,
+        slots: u32,
+        attempts: usize,
+    },
+    WorkerSuspect {
+        worker: WorkerId,
+    },
+    WorkerLost {
+        worker: WorkerId,
+        attempts: usize,
+    },
+    WorkerLeft {
+        worker: WorkerId,
+    },
     /// Too many workers fell silent together: none of them is given up.
-    BrakeEngaged { silent: usize, known: usize },
+    BrakeEngaged {
+        silent: usize,
+        known: usize,
+    },
     BrakeReleased,
-    WorkerRefusedBundle { worker: WorkerId, reason: String },
-    JobEnded { job: JobId, failed: bool },
+    WorkerRefusedBundle {
+        worker: WorkerId,
+        reason: String,
+    },
+    JobEnded {
+        job: JobId,
+        failed: bool,
+    },
 }

@@ -26,14 +26,20 @@ impl Engine {
             let (mut previous, mut job, mut length) = (NONE, queue.head, 0);
             while job != NONE {
                 let node = &self.jobs.nodes[job];
-                let Phase::Queued { previous: back, next } = node.phase else { panic!("{node:?} is in a queue") };
+                let Phase::Queued { previous: back, next } = node.phase else {
+                    panic!("{node:?} is in a queue")
+                };
                 assert_eq!(back, previous, "lists are linked both ways");
                 assert_eq!(self.jobs.specs[node.spec].queue, index, "a job waits in its own queue");
                 queued.insert(job);
                 (previous, job) = (job, next);
                 length += 1;
             }
-            assert_eq!((queue.tail, queue.length), (previous, length), "a queue knows its end and its length");
+            assert_eq!(
+                (queue.tail, queue.length),
+                (previous, length),
+                "a queue knows its end and its length"
+            );
             let ready = self.applications[queue.application].ready.iter();
             let places: Vec<_> = ready.filter(|key| key.3 == index).copied().collect();
             assert_eq!(places, Vec::from_iter(queue.key), "a queue has the place that it knows");
@@ -119,7 +125,10 @@ impl Engine {
             let timer = worker.lease_timer;
             assert_eq!(timer.is_some(), worker.standing != Standing::Lost, "a lease is watched");
             assert!(timer.is_none_or(|at| self.timers.contains(&(at, Timer::Lease(index)))));
-            assert!(worker.standing != Standing::Lost || !worker.attempts.is_empty(), "the lost are forgotten");
+            assert!(
+                worker.standing != Standing::Lost || !worker.attempts.is_empty(),
+                "the lost are forgotten"
+            );
         }
         assert_eq!(keys, self.workers.open, "who is ready can be chosen");
         let known = self.workers.all.iter().filter(|(_, worker)| worker.standing != Standing::Lost).count();

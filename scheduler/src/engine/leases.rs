@@ -113,7 +113,8 @@ impl Engine {
     fn braked_until(&mut self) -> Option<Moment> {
         let (interval, known) = (self.interval(), self.workers.known);
         let silent_since = self.now - interval * 2;
-        let is_silent = |worker: &super::workers::Worker| worker.peer().is_some() && worker.heard <= silent_since;
+        let is_silent =
+            |worker: &super::workers::Worker| worker.peer().is_some() && worker.heard <= silent_since;
         let silent = self.workers.all.iter().filter(|(_, worker)| is_silent(worker)).count();
         let too_many = known >= BRAKE_WORKERS && silent * 100 > known * BRAKE_PERCENT;
         match self.brake {

@@ -52,7 +52,7 @@ pub(crate) use events::{
     Action, Attach, AttemptOutcome, Credit, Event, Held, Message, NewJob, Note, Peer, Reason, Recipe, Record,
     Registration, Report, Totals,
 };
-pub(crate) use queries::{JobListing, JobPage, OutputPlace, WorkerListing};
+pub(crate) use queries::{JobListing, OutputPlace, WorkerListing};
 
 /// What the engine is told once.
 #[derive(Clone, Debug)]
@@ -159,7 +159,9 @@ impl Engine {
             Event::Wanted { peer, session, ranges, urgent } => self.want(peer, session, &ranges, urgent),
             Event::CreditGranted { peer, credit } => self.grant_credit(peer, credit),
             Event::Taken { peer, session, ranges } => self.take(peer, session, &ranges),
-            Event::CancelAsked { peer, session, ranges } => self.cancel_of_application(peer, session, &ranges),
+            Event::CancelAsked { peer, session, ranges } => {
+                self.cancel_of_application(peer, session, &ranges)
+            }
             Event::StopAsked { peer } => self.stop(peer),
             Event::Registered { peer, registration, held } => self.register(peer, registration, held),
             Event::HeartbeatReceived { peer } => {

@@ -233,7 +233,8 @@ impl Engine {
     fn recall_for_priority(&mut self) {
         for application in std::mem::take(&mut self.reordered) {
             let Some(record) = self.applications.get(application) else { continue };
-            let (Some(&(Reverse(waiting), ..)), Some(&(lowest, _))) = (record.ready.first(), record.ahead.first())
+            let (Some(&(Reverse(waiting), ..)), Some(&(lowest, _))) =
+                (record.ready.first(), record.ahead.first())
             else {
                 continue;
             };

@@ -132,7 +132,10 @@ impl Engine {
                 let mut reason = self.reason_to_wait(node);
                 if let Some(lapsed) = self.lapsed(node).filter(|attempt| attempt.fate == Fate::Lapsed) {
                     let worker = self.workers.all[lapsed.worker].id;
-                    reason = join(&format!("worker {worker} was lost with attempt {}", lapsed.id.attempt), &reason);
+                    reason = join(
+                        &format!("worker {worker} was lost with attempt {}", lapsed.id.attempt),
+                        &reason,
+                    );
                 }
                 match last_failure() {
                     Some(message) => join(&reason, message),

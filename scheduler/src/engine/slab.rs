@@ -36,10 +36,6 @@ impl<T> Slab<T> {
         self.entries.get(index as usize)?.as_ref()
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.entries.len() - self.vacant.len()
-    }
-
     /// All records, by index.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         self.entries.iter().enumerate().filter_map(|(index, entry)| Some((index as u32, entry.as_ref()?)))

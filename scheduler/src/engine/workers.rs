@@ -112,7 +112,13 @@ pub(super) struct Workers {
 
 impl Workers {
     pub(super) fn new() -> Self {
-        Self { all: Slab::new(), by_id: BTreeMap::new(), open: BTreeSet::new(), known: 0, announced: Duration::ZERO }
+        Self {
+            all: Slab::new(),
+            by_id: BTreeMap::new(),
+            open: BTreeSet::new(),
+            known: 0,
+            announced: Duration::ZERO,
+        }
     }
 
     /// The ready worker behind this one in the order of choice, or the first.
@@ -163,20 +169,21 @@ impl Engine {
     pub(super) fn can_start(&mut self, worker: u32, bundle: u32) -> bool {
         let record = &mut self.workers.all[worker];
         let program = &self.bundles[bundle];
-        let verdict = record.verdicts.entry(bundle).or_insert_with(|| match (&program.reference, &program.platform) {
-            (BundleRef::Installed(name), _) if !record.installed.contains(name) => Verdict::Unsuited,
-            (BundleRef::Installed(_), _) => Verdict::Likely,
-            (BundleRef::Shipped(_), _) if !record.ships => Verdict::Unsuited,
-            (BundleRef::Shipped(_), Some(platform)) if !record.platform.runs(platform) => {
-                Verdict::Refused(format!(
-                    "{} is {}, the program was built for {}",
-                    record.host,
-                    describe(&record.platform),
-                    describe(platform)
-                ))
-            }
-            (BundleRef::Shipped(_), _) => Verdict::Likely,
-        });
+        let verdict =
+            record.verdicts.entry(bundle).or_insert_with(|| match (&program.reference, &program.platform) {
+                (BundleRef::Installed(name), _) if !record.installed.contains(name) => Verdict::Unsuited,
+                (BundleRef::Installed(_), _) => Verdict::Likely,
+                (BundleRef::Shipped(_), _) if !record.ships => Verdict::Unsuited,
+                (BundleRef::Shipped(_), Some(platform)) if !record.platform.runs(platform) => {
+                    Verdict::Refused(format!(
+                        "{} is {}, the program was built for {}",
+                        record.host,
+                        describe(&record.platform),
+                        describe(platform)
+                    ))
+                }
+                (BundleRef::Shipped(_), _) => Verdict::Likely,
+            });
         matches!(verdict, Verdict::Likely | Verdict::Proven)
     }
 

@@ -1,0 +1,108 @@
+//! The command line.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use lrts_core::command_line::{duration, size};
+
+use crate::config::{Config, ConfigError};
+
+/// Flags of `lrts scheduler`.
+#[derive(Args, Clone, Debug)]
+pub struct SchedulerArgs {
+    /// Address to listen on
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    pub address: IpAddr,
+
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, default_value_t = 5555)]
+    pub port: u16,
+
+    /// Most milliseconds spent decoding incoming packets before anything else gets its turn
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 1)]
+    pub timeout: u64,
+
+    /// Directory for uploaded programs; a temporary one if not given
+    #[arg(long, value_name = "DIRECTORY")]
+    pub state_dir: Option<PathBuf>,
+
+    /// Talk without encryption, which is the only way so far
+    #[arg(long)]
+    pub insecure: bool,
+
+    /// Listen on an address that other machines reach, without encryption: whoever reaches it can run programs
+    #[arg(long)]
+    pub insecure_on_network: bool,
+
+    /// How long a silent worker is trusted before its jobs are placed again
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = duration)]
+    pub lost_after: Duration,
+
+    /// How often workers say that they are alive
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
+    pub heartbeat: Duration,
+
+    /// How long results are kept
+    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = duration)]
+    pub result_retention: Duration,
+
+    /// Most bytes of uploaded programs that are kept
+    #[arg(long, value_name = "SIZE", default_value = "10GiB", value_parser = size)]
+    pub bundle_store: u64,
+}
+
+impl SchedulerArgs {
+    /// The configuration that these flags mean.
+    ///
+    /// # Errors
+    ///
+    /// What stands against it: wrong usage.
+    pub fn into_config(self) -> Result<Config, ConfigError> {
+        let config = Config {
+            address: SocketAddr::new(self.address, self.port),
+            decode_budget: Duration::from_millis(self.timeout),
+            state_dir: self.state_dir,
+            insecure_on_network: self.insecure_on_network,
+            lost_after: self.lost_after,
+            heartbeat: self.heartbeat,
+            result_retention: self.result_retention,
+            bundle_store_bytes: self.bundle_store,
+        };
+        config.check()?;
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        scheduler: SchedulerArgs,
+    }
+
+    fn config(line: &[&str]) -> Result<Config, ConfigError> {
+        Command::try_parse_from(line).unwrap().scheduler.into_config()
+    }
+
+    #[test]
+    fn flags_become_a_configuration() {
+        assert_eq!(config(&["lrts"]), Ok(Config::default()));
+        let line = ["lrts", "--port", "0", "--lost-after", "3s", "--bundle-store", "1MiB", "--insecure"];
+        let config = config(&line).unwrap();
+        assert_eq!((config.address.port(), config.lost_after), (0, Duration::from_secs(3)));
+        assert_eq!(config.bundle_store_bytes, 1 << 20);
+    }
+
+    #[test]
+    fn addresses_on_the_network_are_refused() {
+        assert!(matches!(config(&["lrts", "--address", "0.0.0.0"]), Err(ConfigError::Network(_))));
+        assert!(config(&["lrts", "--address", "0.0.0.0", "--insecure-on-network"]).is_ok());
+    }
+}

@@ -1,0 +1,189 @@
+//! Answers to `lrts status`, `jobs`, `workers`, `logs` and `cancel`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use lrts_core::clock::Moment;
+use lrts_core::ids::JobId;
+use lrts_core::protocol::codec;
+use lrts_core::protocol::command::{FromCommand, ToCommand};
+use lrts_core::protocol::worker::ToWorker;
+use lrts_core::transport::{ConnectionId, Message, ServerHandle};
+use tracing::debug;
+
+use crate::convert;
+use crate::engine::{Engine, Event, OutputPlace, Peer};
+use crate::store::Store;
+
+/// How long a worker may take to answer what an attempt has printed.
+const OUTPUT_TIME: Duration = Duration::from_secs(3);
+
+/// Rows in one message.
+const PAGE: usize = 1_000;
+
+/// Pages are sent while less than this waits for the command.
+const SEND_AHEAD_BYTES: usize = 1 << 20;
+
+/// How soon a command whose queue is full is looked at again.
+const PACE: Duration = Duration::from_millis(5);
+
+/// Answers that are under way.
+pub(crate) struct Commands {
+    handle: ServerHandle,
+    started: Moment,
+    /// Outputs that workers were asked for: for whom, which job's, until when.
+    outputs: BTreeMap<u64, (ConnectionId, JobId, Moment)>,
+    requests: u64,
+    /// Lists of jobs: for whom, from where on, looked at again when.
+    lists: Vec<(ConnectionId, u32, Moment)>,
+}
+
+impl Commands {
+    pub(crate) fn new(handle: ServerHandle, started: Moment) -> Self {
+        Self { handle, started, outputs: BTreeMap::new(), requests: 0, lists: Vec::new() }
+    }
+
+    /// When [`Commands::tick`] is due.
+    pub(crate) fn next_deadline(&self) -> Option<Moment> {
+        let outputs = self.outputs.values().map(|&(_, _, until)| until);
+        outputs.chain(self.lists.iter().map(|&(_, _, at)| at)).min()
+    }
+
+    /// Answers a command, or begins to. Returns what the engine is to know.
+    pub(crate) fn asked(
+        &mut self,
+        from: ConnectionId,
+        command: FromCommand,
+        engine: &Engine,
+        store: &dyn Store,
+        connection_of: impl Fn(Peer) -> Option<ConnectionId>,
+    ) -> Option<Event> {
+        let now = Moment::now();
+        match command {
+            FromCommand::Status => {
+                let status = convert::status(engine, now.since(self.started));
+                self.answer(from, &ToCommand::Status(status), Bytes::new());
+            }
+            FromCommand::Jobs => {
+                self.lists.push((from, 0, now));
+                self.tick(engine, store);
+            }
+            FromCommand::Workers => {
+                let rows = engine.worker_listings(now).into_iter().map(convert::worker_row).collect();
+                self.answer(from, &ToCommand::Workers { rows }, Bytes::new());
+            }
+            FromCommand::Logs { job } => self.logs(from, job, engine, store, connection_of),
+            FromCommand::Cancel { jobs } => {
+                let (mut unknown, mut ended) = (Vec::new(), Vec::new());
+                for &job in &jobs {
+                    match engine.state(job) {
+                        None => unknown.push(job),
+                        Some(state) if state.is_terminal() => ended.push(job),
+                        Some(_) => {}
+                    }
+                }
+                self.answer(from, &ToCommand::Cancelled { unknown, ended }, Bytes::new());
+                return Some(Event::JobsCancelled { jobs });
+            }
+        }
+        None
+    }
+
+    fn logs(
+        &mut self,
+        from: ConnectionId,
+        job: JobId,
+        engine: &Engine,
+        store: &dyn Store,
+        connection_of: impl Fn(Peer) -> Option<ConnectionId>,
+    ) {
+        match engine.output_place(job) {
+            OutputPlace::Unknown => {
+                let note = format!("no job {job} is known");
+                self.answer(from, &ToCommand::Logs { bytes: None, note }, Bytes::new());
+            }
+            OutputPlace::Worker { peer, attempt } => {
+                self.requests += 1;
+                let question = ToWorker::FetchOutput { request: self.requests, attempt };
+                let message = Message::new(codec::encode(&question), Bytes::new());
+                let asked = connection_of(peer).map(|worker| self.handle.send(worker, message));
+                if let Some(Ok(())) = asked {
+                    self.outputs.insert(self.requests, (from, job, Moment::now() + OUTPUT_TIME));
+                } else {
+                    self.answer_stored(from, job, store, "the job's worker is away");
+                }
+            }
+            OutputPlace::Away => self.answer_stored(from, job, store, "the job's worker is away"),
+            OutputPlace::Store => self.answer_stored(from, job, store, "the job has not begun"),
+        }
+    }
+
+    /// What the newest attempt that has ended has printed, or nothing and this note.
+    fn answer_stored(&self, to: ConnectionId, job: JobId, store: &dyn Store, note: &str) {
+        match store.output(job) {
+            Some((stdout, stderr)) => self.answer_output(to, &stdout, &stderr, ""),
+            None => self.answer_output(to, b"", b"", note),
+        }
+    }
+
+    fn answer_output(&self, to: ConnectionId, stdout: &[u8], stderr: &[u8], note: &str) {
+        let length = |text: &[u8]| u32::try_from(text.len()).expect("a message's body is shorter than 4 GiB");
+        let mut body = BytesMut::with_capacity(stdout.len() + stderr.len());
+        body.extend_from_slice(stdout);
+        body.extend_from_slice(stderr);
+        let bytes = Some((length(stdout), length(stderr)));
+        self.answer(to, &ToCommand::Logs { bytes, note: note.to_owned() }, body.freeze());
+    }
+
+    /// A worker has answered what an attempt has printed.
+    pub(crate) fn output_came(&mut self, request: u64, output: Option<(Bytes, Bytes)>, store: &dyn Store) {
+        // Later than the time for it, or never asked for.
+        let Some((to, job, _)) = self.outputs.remove(&request) else { return };
+        match output {
+            Some((stdout, stderr)) => self.answer_output(to, &stdout, &stderr, ""),
+            // It has ended since.
+            None => self.answer_stored(to, job, store, "the attempt has just ended, ask again"),
+        }
+    }
+
+    /// Goes on with what is due.
+    pub(crate) fn tick(&mut self, engine: &Engine, store: &dyn Store) {
+        let now = Moment::now();
+        while let Some(request) =
+            self.outputs.iter().find(|(_, (_, _, until))| *until <= now).map(|(&request, _)| request)
+        {
+            if let Some((to, job, _)) = self.outputs.remove(&request) {
+                self.answer_stored(to, job, store, "the job's worker didn't answer in time");
+            }
+        }
+        for (to, mut from, at) in std::mem::take(&mut self.lists) {
+            if at > now {
+                self.lists.push((to, from, at));
+                continue;
+            }
+            // One page a turn, so that a long list delays nobody else.
+            match self.handle.queued(to) {
+                None => continue,
+                Some((_, bytes)) if bytes > SEND_AHEAD_BYTES => {
+                    self.lists.push((to, from, now + PACE));
+                    continue;
+                }
+                Some(_) => {}
+            }
+            let page = engine.job_page(from, PAGE, now);
+            let rows = page.jobs.into_iter().map(convert::job_row).collect();
+            self.answer(to, &ToCommand::Jobs { rows, last: page.next.is_none() }, Bytes::new());
+            if let Some(next) = page.next {
+                from = next;
+                self.lists.push((to, from, now));
+            }
+        }
+    }
+
+    fn answer(&self, to: ConnectionId, head: &ToCommand, body: Bytes) {
+        if let Err(error) = self.handle.send(to, Message::new(codec::encode(head), body)) {
+            debug!(connection = %to, %error, "answer to a command not sent");
+        }
+    }
+}

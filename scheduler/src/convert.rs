@@ -1,0 +1,303 @@
+//! Messages of the wire as the engine's events, and back. No wildcard arms: a new message shows here first.
+
+use bytes::Bytes;
+use lrts_core::ids::{JobId, SessionId};
+use lrts_core::protocol::application::{
+    self, FromApplication, JobReport, JobSet, SubmittedJob, ToApplication,
+};
+use lrts_core::protocol::codec::{self, DecodeError};
+use lrts_core::protocol::command::{JobRow, Status, WorkerRow, WorkerState};
+use lrts_core::protocol::worker::{self, AttemptEnd, Ended, FromWorker, HeldAttempt, Register, ToWorker};
+use lrts_core::transport;
+
+use crate::bundles::Request;
+use crate::engine::{
+    Attach, AttemptOutcome, Credit, Event, Held, JobListing, Message, NewJob, Peer, Recipe, Registration,
+    Report, Totals, WorkerListing,
+};
+use crate::store::{Bodies, EndedBodies, Store};
+
+/// A message that no honest peer sends.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BadMessage {
+    #[error(transparent)]
+    Undecodable(#[from] DecodeError),
+    #[error("the lengths of a message's parts don't add up to its body")]
+    Lengths,
+    #[error("ranges of jobs that don't ascend")]
+    Ranges,
+    #[error("a body where none belongs")]
+    UnexpectedBody,
+}
+
+/// What a message asks for.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// Something for the engine; the bodies go with the record that comes of it.
+    Event(Event, InputBodies),
+    /// Something about a bundle's bytes.
+    Bundle(Request),
+    /// A running attempt's output, as asked for. None if the attempt isn't there.
+    Output { request: u64, output: Option<(Bytes, Bytes)> },
+}
+
+/// Bodies of a message.
+#[derive(Debug)]
+pub(crate) enum InputBodies {
+    Nothing,
+    /// Payloads of jobs numbered on from `first`.
+    Payloads {
+        first: u64,
+        payloads: Vec<Bytes>,
+    },
+    Ended(EndedBodies),
+}
+
+impl InputBodies {
+    /// The bodies of this record.
+    pub(crate) fn for_record(&mut self, record: &crate::engine::Record) -> Bodies {
+        use crate::engine::Record;
+        match (record, std::mem::replace(self, InputBodies::Nothing)) {
+            (Record::Submitted { first: accepted, .. }, InputBodies::Payloads { first, mut payloads }) => {
+                // Those before were accepted with an earlier message.
+                let known = usize::try_from(accepted - first).expect("a submit is a message in memory");
+                Bodies::Payloads(payloads.split_off(known))
+            }
+            (Record::AttemptEnded { .. }, InputBodies::Ended(bodies)) => Bodies::Ended(bodies),
+            (_, others) => {
+                *self = others;
+                Bodies::Nothing
+            }
+        }
+    }
+}
+
+/// Reads a message from an application.
+pub(crate) fn from_application(peer: Peer, message: &transport::Message) -> Result<Input, BadMessage> {
+    let head: FromApplication = codec::decode(&message.head)?;
+    let body = &message.body;
+    if !matches!(head, FromApplication::Submit { .. } | FromApplication::BundleChunk { .. })
+        && !body.is_empty()
+    {
+        return Err(BadMessage::UnexpectedBody);
+    }
+    let event = match head {
+        FromApplication::Attach(attach) => Event::Attached { peer, attach: attach_from(attach) },
+        FromApplication::OfferBundle { digest, bytes, platform } => {
+            return Ok(Input::Bundle(Request::Offer { digest, bytes, platform }));
+        }
+        FromApplication::BundleChunk { digest, offset, bytes } => {
+            return Ok(Input::Bundle(Request::Chunk { digest, offset, bytes, compressed: body.clone() }));
+        }
+        FromApplication::Submit { first, options, jobs } => {
+            let lengths = jobs.iter().map(|job| u64::from(job.payload_bytes));
+            let payloads = codec::split_body(body, lengths).ok_or(BadMessage::Lengths)?;
+            let jobs = jobs.into_iter().map(new_job).collect();
+            let bodies = InputBodies::Payloads { first, payloads };
+            return Ok(Input::Event(Event::Submitted { peer, first, options, jobs }, bodies));
+        }
+        FromApplication::Want { jobs, urgent } => {
+            let (session, ranges) = ranges(jobs)?;
+            Event::Wanted { peer, session, ranges, urgent }
+        }
+        FromApplication::Credit(credit) => Event::CreditGranted { peer, credit: credit_from(credit) },
+        FromApplication::Taken { jobs } => {
+            let (session, ranges) = ranges(jobs)?;
+            Event::Taken { peer, session, ranges }
+        }
+        FromApplication::Cancel { jobs } => {
+            let (session, ranges) = ranges(jobs)?;
+            Event::CancelAsked { peer, session, ranges }
+        }
+        FromApplication::Stop => Event::StopAsked { peer },
+    };
+    Ok(Input::Event(event, InputBodies::Nothing))
+}
+
+fn attach_from(attach: application::Attach) -> Attach {
+    let application::Attach {
+        application,
+        session,
+        bundle,
+        services,
+        on_disconnect,
+        progress_rtt_test,
+        credit,
+    } = attach;
+    let credit = credit_from(credit);
+    Attach { application, session, bundle, services, on_disconnect, progress_rtt_test, credit }
+}
+
+fn credit_from(credit: application::Credit) -> Credit {
+    Credit { results: credit.results, bytes: credit.bytes }
+}
+
+fn new_job(job: SubmittedJob) -> NewJob {
+    NewJob { service: job.service, options: job.options, payload_bytes: job.payload_bytes }
+}
+
+/// Checks that ranges ascend, so that each job is named once at most.
+fn ranges(jobs: JobSet) -> Result<(SessionId, Vec<(u64, u64)>), BadMessage> {
+    let ordered = jobs.ranges.iter().all(|(first, last)| first <= last);
+    let ascending = jobs.ranges.windows(2).all(|pair| pair[0].1 < pair[1].0);
+    if ordered && ascending { Ok((jobs.session, jobs.ranges)) } else { Err(BadMessage::Ranges) }
+}
+
+/// Reads a message from a worker.
+pub(crate) fn from_worker(peer: Peer, message: &transport::Message) -> Result<Input, BadMessage> {
+    let head: FromWorker = codec::decode(&message.head)?;
+    let body = &message.body;
+    if !matches!(head, FromWorker::Ended(_) | FromWorker::Output { .. }) && !body.is_empty() {
+        return Err(BadMessage::UnexpectedBody);
+    }
+    let event = match head {
+        FromWorker::Register(register) => {
+            let (registration, held) = registration(register);
+            Event::Registered { peer, registration, held }
+        }
+        FromWorker::Heartbeat => Event::HeartbeatReceived { peer },
+        FromWorker::Began { attempt, pid } => Event::Began { peer, attempt, pid },
+        FromWorker::Ended(ended) => return self::ended(peer, ended, body),
+        FromWorker::Returned { attempts } => Event::Returned { peer, attempts },
+        FromWorker::NotReturned { attempt } => Event::NotReturned { peer, attempt },
+        FromWorker::WantBundle { digest, offset } => {
+            return Ok(Input::Bundle(Request::Want { digest, offset }));
+        }
+        FromWorker::BundleRefused { bundle, reason, attempts } => {
+            Event::BundleRefusedByWorker { peer, bundle, reason, attempts }
+        }
+        FromWorker::Output { request, bytes } => {
+            let output = match bytes {
+                Some((stdout, stderr)) => Some(split_output(body, stdout, stderr)?),
+                None if body.is_empty() => None,
+                None => return Err(BadMessage::Lengths),
+            };
+            return Ok(Input::Output { request, output });
+        }
+        FromWorker::Goodbye => Event::SaidGoodbye { peer },
+    };
+    Ok(Input::Event(event, InputBodies::Nothing))
+}
+
+fn registration(register: Register) -> (Registration, Vec<Held>) {
+    // A restarted machine shows in the inventory: it lacks the attempts of the boot before.
+    let Register { worker, host, pid, slots, platform, boot_id: _, installed, ships, attempts } = register;
+    let held = |held: HeldAttempt| Held { attempt: held.attempt, running: held.running, pid: held.pid };
+    let registration = Registration { worker, host, pid, slots, platform, installed, ships };
+    (registration, attempts.into_iter().map(held).collect())
+}
+
+fn ended(peer: Peer, ended: Ended, body: &Bytes) -> Result<Input, BadMessage> {
+    let Ended { attempt, end, ran, peak_memory_bytes: _, body_bytes, bars } = ended;
+    let (output, stdout, stderr) = body_bytes;
+    let parts = codec::split_body(body, [output, u64::from(stdout), u64::from(stderr)]);
+    let parts: [Bytes; 3] = parts.ok_or(BadMessage::Lengths)?.try_into().map_err(|_| BadMessage::Lengths)?;
+    let [output, stdout, stderr] = parts;
+    let outcome = match end {
+        AttemptEnd::Finished => AttemptOutcome::Finished,
+        AttemptEnd::Failed(failure) => AttemptOutcome::Failed(failure),
+        AttemptEnd::Stopped => AttemptOutcome::Stopped,
+        AttemptEnd::Lost { reason } => AttemptOutcome::Lost { reason },
+    };
+    let output_bytes = output.len() as u64;
+    let bodies = InputBodies::Ended(EndedBodies { output, stdout, stderr, bars });
+    Ok(Input::Event(Event::Ended { peer, attempt, outcome, ran, output_bytes }, bodies))
+}
+
+fn split_output(body: &Bytes, stdout: u32, stderr: u32) -> Result<(Bytes, Bytes), BadMessage> {
+    let parts = codec::split_body(body, [u64::from(stdout), u64::from(stderr)]).ok_or(BadMessage::Lengths)?;
+    let [stdout, stderr]: [Bytes; 2] = parts.try_into().map_err(|_| BadMessage::Lengths)?;
+    Ok((stdout, stderr))
+}
+
+/// A message of the engine as it travels.
+pub(crate) enum Outgoing {
+    Send(transport::Message),
+    /// What belongs to it isn't in the store any more: the attempt's job has ended since.
+    StaleStart(lrts_core::ids::AttemptId),
+    /// Nobody needs it any more: the result was taken or forgotten since.
+    Stale,
+}
+
+/// Puts bodies to a message of the engine.
+pub(crate) fn outgoing(message: Message, store: &dyn Store) -> Outgoing {
+    let to_application =
+        |head: ToApplication| Outgoing::Send(transport::Message::new(codec::encode(&head), Bytes::new()));
+    let to_worker =
+        |head: ToWorker| Outgoing::Send(transport::Message::new(codec::encode(&head), Bytes::new()));
+    match message {
+        Message::Attached { epoch, accepted_through } => {
+            to_application(ToApplication::Attached { epoch, accepted_through })
+        }
+        Message::Accepted { through } => to_application(ToApplication::Accepted { through }),
+        Message::Refused { sequence, reason } => to_application(ToApplication::Refused { sequence, reason }),
+        Message::Result { job, report } => result(job, report, store),
+        Message::Gone { job, taken } => to_application(ToApplication::Gone { job, taken }),
+        Message::Totals(totals) => {
+            let Totals { queued, running, finished, failed } = totals;
+            to_application(ToApplication::Totals(application::Totals { queued, running, finished, failed }))
+        }
+        Message::Stopped => to_application(ToApplication::Stopped),
+        Message::Registered { epoch, heartbeat, lost_after, closed } => {
+            to_worker(ToWorker::Registered { epoch, heartbeat, lost_after, closed })
+        }
+        Message::SetHeartbeat { heartbeat } => {
+            let head = codec::encode(&ToWorker::SetHeartbeat { heartbeat });
+            Outgoing::Send(transport::Message::new(head, Bytes::new()).urgent())
+        }
+        Message::Start { attempt, execution, recipe } => {
+            let Some(payload) = store.payload(attempt.job) else { return Outgoing::StaleStart(attempt) };
+            let Recipe { application, bundle, service, options, progress_rtt_test } = &*recipe;
+            let start = worker::Start {
+                attempt,
+                execution,
+                application: *application,
+                bundle: bundle.clone(),
+                service: service.to_string(),
+                label: options.get_label().to_owned(),
+                slots: options.get_slots(),
+                env: options.get_env().to_vec(),
+                progress_rtt_test: *progress_rtt_test,
+            };
+            Outgoing::Send(transport::Message::new(codec::encode(&ToWorker::Start(start)), payload))
+        }
+        Message::Stop { attempt } => to_worker(ToWorker::Stop { attempt, at_once: false }),
+        Message::Recall { attempt } => to_worker(ToWorker::Recall { attempt }),
+        Message::Confirm { attempts } => to_worker(ToWorker::Confirm { attempts }),
+    }
+}
+
+fn result(job: JobId, report: Report, store: &dyn Store) -> Outgoing {
+    let Report { failure, attempts, worker, queued, ran } = report;
+    let body = match failure {
+        Some(_) => Bytes::new(),
+        None => match store.result(job) {
+            Some(body) => body,
+            None => return Outgoing::Stale,
+        },
+    };
+    let report = JobReport { failure, attempts, worker, queued, ran, bars: store.bars(job) };
+    Outgoing::Send(transport::Message::new(codec::encode(&ToApplication::Result { job, report }), body))
+}
+
+/// A row of `lrts jobs`.
+pub(crate) fn job_row(listing: JobListing) -> JobRow {
+    let JobListing { job, application, service, label, state, attempt, worker, pid, reason } = listing;
+    JobRow { job_id: job, application_id: application, service, label, state, attempt, worker, pid, reason }
+}
+
+/// A row of `lrts workers`.
+pub(crate) fn worker_row(listing: WorkerListing) -> WorkerRow {
+    let WorkerListing { worker, host, pid, slots, running, ready, silent } = listing;
+    let state = if ready { WorkerState::Ready } else { WorkerState::Suspect };
+    WorkerRow { worker, host, pid, slots, running, state, silent }
+}
+
+/// `lrts status`.
+pub(crate) fn status(engine: &crate::engine::Engine, uptime: std::time::Duration) -> Status {
+    Status {
+        jobs: engine.job_counts().map(|(state, count)| (state.as_str().to_owned(), count)).collect(),
+        workers: engine.connected_workers(),
+        uptime_s: uptime.as_secs_f64(),
+    }
+}

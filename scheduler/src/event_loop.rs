@@ -1,0 +1,315 @@
+//! The one `select!`: what comes in becomes an event, the engine decides, its actions go out.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use lrts_core::clock::{self, Moment};
+use lrts_core::protocol::codec;
+use lrts_core::protocol::command::FromCommand;
+use lrts_core::shutdown::Shutdown;
+use lrts_core::transport::{
+    ConnectionId, Message, Refusal, RefusalKind, Role, Server, ServerEvent, ServerHandle,
+};
+use tokio::sync::mpsc;
+use tracing::{debug, info, trace, warn};
+
+use crate::bundles::{Bundles, Request};
+use crate::commands::Commands;
+use crate::convert::{self, BadMessage, Input, InputBodies, Outgoing};
+use crate::engine::{self, Action, Engine, Event, Note, Peer, Reason};
+use crate::store::{Entry, Store};
+
+/// The scheduler at work.
+pub(crate) struct EventLoop {
+    server: Server,
+    handle: ServerHandle,
+    engine: Engine,
+    store: Box<dyn Store>,
+    commits: Commits,
+    bundles: Bundles,
+    commands: Commands,
+    connections: BTreeMap<ConnectionId, Connection>,
+    by_peer: BTreeMap<Peer, ConnectionId>,
+    peers: u64,
+    /// Events that came of handling others.
+    inbox: VecDeque<Event>,
+}
+
+/// One connected peer.
+#[derive(Clone, Copy, Debug)]
+struct Connection {
+    peer: Peer,
+    role: Role,
+}
+
+/// Records on their way into the store, and what may be said once they are there.
+struct Commits {
+    /// To be committed next.
+    batch: Vec<Entry>,
+    /// To be sent once `batch` is.
+    after_batch: Vec<(Peer, engine::Message)>,
+    /// To be sent once the batch that is under way is; none if none is.
+    under_way: Option<Vec<(Peer, engine::Message)>>,
+    done: mpsc::UnboundedReceiver<()>,
+    done_sender: mpsc::UnboundedSender<()>,
+}
+
+impl EventLoop {
+    pub(crate) fn new(server: Server, engine: Engine, store: Box<dyn Store>, bundles: Bundles) -> Self {
+        let (done_sender, done) = mpsc::unbounded_channel();
+        let handle = server.handle();
+        Self {
+            commands: Commands::new(handle.clone(), Moment::now()),
+            server,
+            handle,
+            engine,
+            store,
+            commits: Commits {
+                batch: Vec::new(),
+                after_batch: Vec::new(),
+                under_way: None,
+                done,
+                done_sender,
+            },
+            bundles,
+            connections: BTreeMap::new(),
+            by_peer: BTreeMap::new(),
+            peers: 0,
+            inbox: VecDeque::new(),
+        }
+    }
+
+    /// Runs until somebody asks for the end, then says goodbye to all peers.
+    pub(crate) async fn run(mut self, shutdown: &Shutdown) {
+        loop {
+            let engine_due = self.engine.next_deadline();
+            let due = engine_due.into_iter().chain(self.commands.next_deadline()).min();
+            tokio::select! {
+                () = shutdown.requested() => break,
+                Some(()) = self.commits.done.recv() => self.committed(),
+                event = self.server.next() => self.server_event(event),
+                outcome = self.bundles.next() => self.inbox.extend(self.bundles.uploaded(outcome)),
+                () = clock::sleep_until(due) => {
+                    self.inbox.push_back(Event::Tick);
+                    self.commands.tick(&self.engine, &*self.store);
+                }
+            }
+            self.turn();
+        }
+        info!("closing all connections");
+        tokio::select! {
+            () = self.server.close() => {}
+            () = shutdown.immediate() => {}
+        }
+    }
+
+    /// Handles what came of the last event, and commits.
+    fn turn(&mut self) {
+        loop {
+            while let Some(event) = self.inbox.pop_front() {
+                self.handle_event(event, InputBodies::Nothing);
+            }
+            self.commit();
+            match self.commits.done.try_recv() {
+                Ok(()) => self.committed(),
+                Err(_) if self.inbox.is_empty() => return,
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn server_event(&mut self, event: ServerEvent) {
+        match event {
+            ServerEvent::Joined { connection, hello, address } => {
+                self.peers += 1;
+                let peer = Peer(self.peers);
+                debug!(%connection, role = %hello.role, id = hello.id, host = hello.host, %address, "joined");
+                self.connections.insert(connection, Connection { peer, role: hello.role });
+                self.by_peer.insert(peer, connection);
+            }
+            ServerEvent::Message { connection, message } => self.message(connection, &message),
+            ServerEvent::Left { connection, reason } => {
+                debug!(%connection, reason, "left");
+                self.forget(connection);
+            }
+        }
+    }
+
+    fn forget(&mut self, connection: ConnectionId) {
+        if let Some(Connection { peer, .. }) = self.connections.remove(&connection) {
+            self.by_peer.remove(&peer);
+            self.bundles.left(connection);
+            self.inbox.push_back(Event::Disconnected { peer });
+        }
+    }
+
+    fn message(&mut self, connection: ConnectionId, message: &Message) {
+        // What had arrived from a peer that was disconnected since.
+        let Some(&Connection { peer, role }) = self.connections.get(&connection) else { return };
+        trace!(%connection, bytes = message.size(), "message");
+        let input = match role {
+            Role::Client => convert::from_application(peer, message),
+            Role::Worker => convert::from_worker(peer, message),
+            Role::Admin => return self.command(connection, message),
+            Role::Scheduler | Role::ProgressServer => {
+                return self.refuse(connection, "this role has nothing to say here");
+            }
+        };
+        match input {
+            Ok(Input::Event(event, bodies)) => self.handle_event(event, bodies),
+            Ok(Input::Bundle(request)) => self.bundle(connection, request),
+            Ok(Input::Output { request, output }) => {
+                self.commands.output_came(request, output, &*self.store);
+            }
+            Err(error) => self.bad_message(connection, &error),
+        }
+    }
+
+    fn bad_message(&mut self, connection: ConnectionId, error: &BadMessage) {
+        let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        self.refuse(connection, &format!("{error}{cause}"));
+    }
+
+    /// Parts from a peer that talks nonsense.
+    fn refuse(&mut self, connection: ConnectionId, what: &str) {
+        warn!(%connection, what, "disconnecting a peer that broke the protocol");
+        self.handle.disconnect(connection, Some(Refusal::new(RefusalKind::Protocol, what)));
+        self.forget(connection);
+    }
+
+    fn command(&mut self, connection: ConnectionId, message: &Message) {
+        match codec::decode::<FromCommand>(&message.head) {
+            Ok(command) => {
+                let by_peer = &self.by_peer;
+                let connection_of = |peer| by_peer.get(&peer).copied();
+                let event =
+                    self.commands.asked(connection, command, &self.engine, &*self.store, connection_of);
+                self.inbox.extend(event);
+            }
+            Err(error) => self.bad_message(connection, &error.into()),
+        }
+    }
+
+    fn bundle(&mut self, connection: ConnectionId, request: Request) {
+        match request {
+            Request::Offer { digest, bytes, platform } => {
+                self.inbox.extend(self.bundles.offer(connection, digest, bytes, platform));
+            }
+            Request::Chunk { digest, offset, bytes, compressed } => {
+                if let Err(error) = self.bundles.chunk(connection, digest, offset, bytes, compressed) {
+                    self.refuse(connection, &error.to_string());
+                }
+            }
+            Request::Want { digest, offset } => self.bundles.want(connection, digest, offset),
+        }
+    }
+
+    fn handle_event(&mut self, event: Event, mut bodies: InputBodies) {
+        for action in self.engine.handle(event, Moment::now()) {
+            match action {
+                Action::Persist(record) => {
+                    let bodies = bodies.for_record(&record);
+                    self.commits.batch.push(Entry { record, bodies });
+                }
+                Action::Send { to, message } => {
+                    if !self.commits.batch.is_empty() {
+                        self.commits.after_batch.push((to, message));
+                    } else if let Some(waiting) = &mut self.commits.under_way {
+                        waiting.push((to, message));
+                    } else {
+                        self.send(to, message);
+                    }
+                }
+                Action::SendAtOnce { to, message } => self.send(to, message),
+                Action::Disconnect { peer, reason } => self.disconnect(peer, reason),
+                Action::BundleInUse { digest, in_use } => self.bundles.set_in_use(digest, in_use),
+                Action::Note(note) => log(note),
+            }
+        }
+    }
+
+    /// Starts to commit what has gathered, unless a commit is under way.
+    fn commit(&mut self) {
+        if self.commits.under_way.is_some() || self.commits.batch.is_empty() {
+            return;
+        }
+        let batch = std::mem::take(&mut self.commits.batch);
+        self.commits.under_way = Some(std::mem::take(&mut self.commits.after_batch));
+        let done = self.commits.done_sender.clone();
+        let epoch = self.store.epoch();
+        let done = move || {
+            // Nobody listens any more once the loop has ended.
+            let _ = done.send(());
+        };
+        self.store.commit(epoch, batch, Box::new(done));
+    }
+
+    fn committed(&mut self) {
+        for (to, message) in self.commits.under_way.take().unwrap_or_default() {
+            self.send(to, message);
+        }
+    }
+
+    fn send(&mut self, to: Peer, message: engine::Message) {
+        let Some(&connection) = self.by_peer.get(&to) else { return };
+        let message = match convert::outgoing(message, &*self.store) {
+            Outgoing::Send(message) => message,
+            Outgoing::StaleStart(attempt) => {
+                self.inbox.push_back(Event::Returned { peer: to, attempts: vec![attempt] });
+                return;
+            }
+            Outgoing::Stale => return,
+        };
+        if let Err(error) = self.handle.send(connection, message) {
+            // The peer's end is an event of its own, and what it didn't get is settled when it is back.
+            debug!(%connection, %error, "message not sent");
+        }
+    }
+
+    fn disconnect(&mut self, peer: Peer, reason: Reason) {
+        let Some(connection) = self.by_peer.remove(&peer) else { return };
+        self.connections.remove(&connection);
+        self.bundles.left(connection);
+        let refusal = match reason {
+            Reason::Superseded => {
+                let message = "a newer connection of the same application or worker has taken over";
+                Some(Refusal::new(RefusalKind::Superseded, message))
+            }
+            Reason::Protocol(what) => {
+                warn!(%connection, what, "disconnecting a peer that broke the protocol");
+                Some(Refusal::new(RefusalKind::Protocol, what))
+            }
+            Reason::LeaseExpired => None,
+        };
+        self.handle.disconnect(connection, refusal);
+    }
+}
+
+fn log(note: Note) {
+    match note {
+        Note::ApplicationAttached { application, session } => {
+            info!(%application, %session, "application attached")
+        }
+        Note::ApplicationLeft { application } => info!(%application, "application left"),
+        Note::ApplicationStopped { application } => info!(%application, "application stopped"),
+        Note::ApplicationCancelled { application } => {
+            info!(%application, "application was away too long: its jobs are cancelled");
+        }
+        Note::WorkerRegistered { worker, host, slots, attempts } => {
+            info!(%worker, host, slots, attempts, "worker registered");
+        }
+        Note::WorkerSuspect { worker } => info!(%worker, "worker is suspect"),
+        Note::WorkerLost { worker, attempts } => {
+            warn!(%worker, attempts, "worker lost: its jobs are placed again")
+        }
+        Note::WorkerLeft { worker } => info!(%worker, "worker left"),
+        Note::BrakeEngaged { silent, known } => {
+            warn!(
+                silent,
+                known, "too many workers fell silent together, the network may be down: none is given up"
+            );
+        }
+        Note::BrakeReleased => info!("workers are heard again: silent ones are given up as usual"),
+        Note::WorkerRefusedBundle { worker, reason } => warn!(%worker, reason, "worker can't start a bundle"),
+        Note::JobEnded { job, failed } => debug!(%job, failed, "job ended"),
+    }
+}
