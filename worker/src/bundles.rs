@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 
 use bytes::Bytes;
@@ -52,6 +53,8 @@ pub(crate) enum FetchError {
 pub(crate) struct BundleCache {
     directory: PathBuf,
     capacity_bytes: u64,
+    /// Counts fetches, so that one that was given up and the next one don't share a file.
+    fetches: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -106,7 +109,7 @@ impl Drop for Lease {
 impl BundleCache {
     /// The cache in this directory, which exists. What is beyond `capacity_bytes` goes when the next bundle comes.
     pub(crate) fn new(directory: PathBuf, capacity_bytes: u64) -> Arc<Self> {
-        Arc::new(Self { directory, capacity_bytes, state: Mutex::default() })
+        Arc::new(Self { directory, capacity_bytes, fetches: AtomicU64::new(0), state: Mutex::default() })
     }
 
     /// The bundle, if it is here and undamaged. A damaged one is deleted. Waits for the disk.
@@ -147,7 +150,8 @@ impl BundleCache {
         digest: BundleDigest,
         pieces: &mpsc::Receiver<Piece>,
     ) -> Result<Program, FetchError> {
-        let part = self.directory.join(format!("{digest}.part"));
+        let number = self.fetches.fetch_add(1, Ordering::Relaxed);
+        let part = self.directory.join(format!("{digest}.{number}.part"));
         let result = self.receive_into(&part, digest, pieces);
         if result.is_err() {
             let _never_made = fs::remove_file(&part);

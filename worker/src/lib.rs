@@ -1,6 +1,94 @@
-//! The lrts worker: owns slots and runs every job in a process of its own, under a job host.
+//! The lrts worker: offers slots to a scheduler and runs every job in a process of its own, under a *job host*.
+//!
+//! The map of this crate:
+//! - `engine` decides, without I/O: which attempts are here, which may start, when to speak. It never decides about a job's
+//!   fate.
+//! - `event_loop` is the one `select!` around it; `convert` maps messages to events, `outbox` sends what it says.
+//! - `hosts` starts and looks after job hosts, the bundle's executable in host mode: one process per bundle, which forks a
+//!   process per job.
+//! - `bundles` fetches, verifies and keeps programs; `state_dir` is the worker's place on the disk; `janitor` deletes what
+//!   ended attempts leave there.
+//! - `cli` and `config` are how it is started.
+//!
+//! Progress goes another way: a subprocess reads the hosts' shared memory and speaks with the progress server by itself.
 
 mod bundles;
+pub mod cli;
+mod config;
+mod convert;
 mod engine;
+mod event_loop;
 mod hosts;
+mod janitor;
+mod machine;
+mod outbox;
 mod state_dir;
+
+use std::io;
+use std::sync::Arc;
+
+use lrts_core::ids::WorkerId;
+use lrts_core::progress::{Reporter, ReporterConfig};
+use lrts_core::shutdown::Shutdown;
+use lrts_core::transport::{Hello, Link, LinkConfig, Refusal, Role, SocketDir};
+use tracing::info;
+
+pub use crate::config::{Config, slots};
+pub use crate::state_dir::StateDirError;
+
+use crate::event_loop::{End, EventLoop};
+use crate::machine::Machine;
+use crate::state_dir::StateDir;
+
+/// Why a worker has failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// It has no place for its state.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    /// It has no place for its sockets.
+    #[error("cannot make a directory for sockets")]
+    Sockets(#[source] io::Error),
+    /// The scheduler doesn't want this worker, whatever happens: trying again is pointless.
+    #[error("the scheduler refuses this worker")]
+    Refused(#[source] Refusal),
+}
+
+/// Runs a worker until `shutdown` is requested: then it gives back what waits, stops what runs within the grace period, tells
+/// the scheduler how that ended, and returns. Asked to end at once, it kills its jobs and returns.
+///
+/// `ready` is called once, when the scheduler has registered the worker. Until the scheduler is there, the worker waits for it.
+/// Needs a multi-threaded tokio runtime.
+///
+/// # Errors
+///
+/// [`RunError`].
+pub async fn run(
+    config: Config,
+    ready: impl FnOnce(WorkerId) + Send,
+    shutdown: Shutdown,
+) -> Result<(), RunError> {
+    let wanted = config.state_dir.clone();
+    let open = tokio::task::spawn_blocking(move || StateDir::open(wanted.as_deref()));
+    let state = Arc::new(open.await.expect("opening the state directory doesn't panic")?);
+    let machine = Machine::current();
+    let worker = state.worker();
+    info!(%worker, slots = config.slots, state_dir = %state.path().display(), "worker starts");
+
+    let sockets = SocketDir::create().map_err(RunError::Sockets)?;
+    let reporter = Reporter::start(ReporterConfig {
+        executable: config.progress_executable.clone(),
+        progress_address: config.progress_address.clone(),
+        host: machine.host.clone(),
+    });
+    let hello = Hello::new(Role::Worker, worker.to_string(), machine.host.clone());
+    let (link, incoming) = Link::open(LinkConfig::new(&config.scheduler_address, hello, sockets.path()));
+
+    let event_loop = EventLoop::new(config, machine, state, link, reporter, ready);
+    // Boxed: it is large, and lives once.
+    match Box::pin(event_loop.run(incoming, &shutdown)).await {
+        End::Left | End::AtOnce => Ok(()),
+        End::Refused(refusal) => Err(RunError::Refused(refusal)),
+    }
+}

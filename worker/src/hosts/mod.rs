@@ -3,6 +3,7 @@
 //! The task starts the process, introduces itself, carries commands one way and events the other, and at the end says how the
 //! host died. Commands are carried out in order; none of them waits for an event, so the two directions can't block each other.
 
+mod fleet;
 mod start;
 mod supervise;
 
@@ -15,7 +16,8 @@ use lrts_core::protocol::host::Output;
 use lrts_core::protocol::progress::BarRecord;
 use lrts_core::protocol::worker::AttemptEnd;
 
-pub(crate) use self::supervise::run_host;
+pub(crate) use self::fleet::{Fleet, FleetEvent};
+use self::supervise::run_host;
 
 /// Names a job host within this run of the worker, and its arena to the progress subprocess.
 pub(crate) type HostNumber = u32;

@@ -26,7 +26,7 @@ use crate::bundles::Program;
 use crate::state_dir::StateDir;
 
 /// How long a host may take to end once its connection is closed. It kills its jobs first.
-const FAREWELL_TIME: Duration = Duration::from_secs(2);
+const FAREWELL_TIME: Duration = Duration::from_secs(4);
 
 /// What follows a start that failed for the sake of the disk, so that attempts don't come and go by the thousand.
 const DISK_PAUSE: Duration = Duration::from_secs(1);

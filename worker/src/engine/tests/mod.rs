@@ -51,8 +51,6 @@ fn ready_worker(slots: u32) -> Engine {
 fn inventory(engine: &mut Engine, now: Moment) -> Vec<super::Held> {
     engine.handle(Event::Disconnected, now);
     let mut actions = engine.handle(Event::Connected, now);
-    match actions.remove(0) {
-        Action::Register(held) => held,
-        other => panic!("a connection begins with Register, not {other:?}"),
-    }
+    let Action::Register(held) = actions.remove(0) else { panic!("a connection begins with Register") };
+    held
 }

@@ -1,0 +1,416 @@
+//! The one `select!`: what comes in becomes events for the engine, and what the engine decides is carried out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use lrts_core::clock::{Moment, sleep_until};
+use lrts_core::ids::{AttemptId, WorkerId};
+use lrts_core::progress::{Reporter, ReporterEvent, Watched};
+use lrts_core::protocol::codec;
+use lrts_core::protocol::worker::{FromWorker, Register, Start, ToWorker};
+use lrts_core::shutdown::Shutdown;
+use lrts_core::spec::Platform;
+use lrts_core::transport::{LinkEvent, LinkReceiver, LinkSender, Message, Refusal};
+use tracing::{debug, error, info, trace, warn};
+
+use crate::config::Config;
+use crate::convert::{BundleNews, Meaning, Outcome, inventory, meaning};
+use crate::engine::{Action, Engine, Event};
+use crate::hosts::{Command, Fleet, FleetEvent, HostEnded, HostNumber, Job};
+use crate::janitor::Janitor;
+use crate::machine::Machine;
+use crate::outbox::Outbox;
+use crate::state_dir::StateDir;
+
+/// How long a leaving worker's last words may take to reach the scheduler.
+const FAREWELL_TIME: Duration = Duration::from_secs(3);
+
+/// Why the loop has ended.
+pub(crate) enum End {
+    /// All was given back or told.
+    Left,
+    /// Somebody was impatient.
+    AtOnce,
+    /// The scheduler doesn't want this worker.
+    Refused(Refusal),
+}
+
+/// What is kept of an attempt from its order until it is forgotten.
+struct Held {
+    start: Start,
+    /// Until the host has it.
+    payload: Bytes,
+    /// The region that the progress subprocess reads for it.
+    watched: Option<(HostNumber, u32)>,
+    /// Once it has ended.
+    outcome: Option<Arc<Outcome>>,
+}
+
+/// The worker's shell.
+pub(crate) struct EventLoop<R> {
+    config: Config,
+    machine: Machine,
+    state: Arc<StateDir>,
+    engine: Engine,
+    link: LinkSender,
+    /// While there is a connection.
+    outbox: Option<Outbox>,
+    fleet: Fleet,
+    reporter: Reporter,
+    janitor: Janitor,
+    held: BTreeMap<AttemptId, Held>,
+    /// Questions about the output of attempts that their hosts are to answer.
+    questions: BTreeMap<AttemptId, Vec<u64>>,
+    /// Told the worker's id once it is registered.
+    ready: Option<R>,
+    has_left: bool,
+}
+
+impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
+    pub(crate) fn new(
+        config: Config,
+        machine: Machine,
+        state: Arc<StateDir>,
+        link: LinkSender,
+        reporter: Reporter,
+        ready: R,
+    ) -> Self {
+        Self {
+            engine: Engine::new(config.slots, config.grace),
+            fleet: Fleet::new(&config, state.clone()),
+            janitor: Janitor::new(state.clone()),
+            config,
+            machine,
+            state,
+            link,
+            outbox: None,
+            reporter,
+            held: BTreeMap::new(),
+            questions: BTreeMap::new(),
+            ready: Some(ready),
+            has_left: false,
+        }
+    }
+
+    /// Runs until the worker has left, and ends what it has started.
+    pub(crate) async fn run(mut self, mut incoming: LinkReceiver, shutdown: &Shutdown) -> End {
+        let end = self.run_until_end(&mut incoming, shutdown).await;
+        if matches!(end, End::AtOnce) {
+            self.fleet.kill().await;
+            return end;
+        }
+        let orderly = async {
+            if let Some(outbox) = self.outbox.take() {
+                outbox.send(&FromWorker::Goodbye, Bytes::new());
+                outbox.finish(FAREWELL_TIME).await;
+            }
+            self.link.close().await;
+            self.fleet.end().await;
+            self.reporter.shutdown().await;
+            self.janitor.end().await;
+        };
+        tokio::select! {
+            () = orderly => end,
+            () = shutdown.immediate() => End::AtOnce,
+        }
+    }
+
+    async fn run_until_end(&mut self, incoming: &mut LinkReceiver, shutdown: &Shutdown) -> End {
+        let mut is_leaving = false;
+        while !self.has_left {
+            let deadline = self.engine.next_deadline();
+            tokio::select! {
+                event = incoming.next() => {
+                    if let Some(refusal) = self.on_link_events(event, incoming).await {
+                        return End::Refused(refusal);
+                    }
+                }
+                event = self.fleet.next() => self.on_fleet_event(event),
+                ReporterEvent::Released { arena, region } = self.reporter.next() => {
+                    self.fleet.command_host(arena, Command::ReleaseRegion { region });
+                }
+                () = sleep_until(deadline) => self.handle(Event::Tick),
+                () = shutdown.requested(), if !is_leaving => {
+                    info!("worker leaves");
+                    is_leaving = true;
+                    self.handle(Event::LeaveOrdered);
+                }
+                () = shutdown.immediate() => return End::AtOnce,
+            }
+        }
+        End::Left
+    }
+
+    /// Handles an event of the link and those behind it, until the budget is spent.
+    async fn on_link_events(&mut self, first: LinkEvent, incoming: &mut LinkReceiver) -> Option<Refusal> {
+        let started = Moment::now();
+        let mut next = Some(first);
+        while let Some(event) = next {
+            if let LinkEvent::Refused(refusal) = event {
+                return Some(refusal);
+            }
+            self.on_link_event(event).await;
+            if self.has_left || started.elapsed() >= self.config.decode_budget {
+                break;
+            }
+            next = tokio::select! {
+                biased;
+                event = incoming.next() => Some(event),
+                () = std::future::ready(()) => None,
+            };
+        }
+        None
+    }
+
+    async fn on_link_event(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Up { welcome: _ } => {
+                info!("connected to the scheduler");
+                self.outbox = Some(Outbox::open(self.link.clone(), self.state.clone()));
+                self.handle(Event::Connected);
+                for (digest, offset) in self.fleet.wanted() {
+                    self.send(&FromWorker::WantBundle { digest, offset });
+                }
+            }
+            LinkEvent::Down { reason } => {
+                info!(reason, "connection to the scheduler has ended");
+                // Awaited: the link connects anew only after this, and nothing old may get into what is new.
+                if let Some(outbox) = self.outbox.take() {
+                    outbox.discard().await;
+                }
+                self.questions.clear();
+                self.handle(Event::Disconnected);
+            }
+            LinkEvent::Message(message) => match codec::decode::<ToWorker>(&message.head) {
+                Ok(decoded) => self.on_message(decoded, message.body),
+                Err(error) => warn!(%error, "message of the scheduler is ignored"),
+            },
+            LinkEvent::Refused(refusal) => error!(%refusal, "refused by the scheduler"),
+        }
+    }
+
+    fn on_message(&mut self, message: ToWorker, body: Bytes) {
+        let is_registration = matches!(message, ToWorker::Registered { .. });
+        match meaning(message) {
+            Meaning::Event(event) => self.handle(event),
+            Meaning::Order(start) => self.take_order(*start, body),
+            Meaning::Bundle(BundleNews::Piece { digest, offset, bytes, total }) => {
+                trace!(bundle = %digest, offset, total, "piece of a bundle");
+                self.fleet.take_piece(digest, offset, bytes, total, body);
+            }
+            Meaning::Bundle(BundleNews::Missing(digest)) => {
+                if self.fleet.give_up_fetch(digest) {
+                    self.handle(Event::BundleMissing(lrts_core::spec::BundleRef::Shipped(digest)));
+                }
+            }
+            Meaning::FetchOutput { request, attempt } => self.take_question(request, attempt),
+        }
+        if is_registration && let Some(ready) = self.ready.take() {
+            info!(worker = %self.state.worker(), "registered");
+            ready(self.state.worker());
+        }
+    }
+
+    fn take_order(&mut self, start: Start, payload: Bytes) {
+        let attempt = start.attempt;
+        if self.held.contains_key(&attempt) {
+            debug!(%attempt, "repeated order is ignored");
+            return;
+        }
+        debug!(%attempt, service = start.service, label = start.label, "attempt ordered");
+        let event = Event::StartOrdered { attempt, bundle: start.bundle.clone(), slots: start.slots };
+        self.held.insert(attempt, Held { start, payload, watched: None, outcome: None });
+        self.handle(event);
+    }
+
+    fn take_question(&mut self, request: u64, attempt: AttemptId) {
+        let held = self.held.get(&attempt);
+        if let Some(outcome) = held.and_then(|held| held.outcome.clone()) {
+            self.answer(request, Some((&outcome.stdout, &outcome.stderr)));
+        } else if let Some(held) = held.filter(|_| self.engine.is_at_host(attempt)) {
+            let waiting = self.questions.entry(attempt).or_default();
+            waiting.push(request);
+            if waiting.len() == 1 {
+                self.fleet.command(&held.start.bundle, Command::ReadOutput { attempt });
+            }
+        } else {
+            self.answer(request, None);
+        }
+    }
+
+    fn on_fleet_event(&mut self, event: FleetEvent) {
+        match event {
+            FleetEvent::BundleWanted(digest) => {
+                debug!(bundle = %digest, "bundle is fetched");
+                self.send(&FromWorker::WantBundle { digest, offset: 0 });
+            }
+            FleetEvent::Ready { bundle, host, arena } => {
+                self.reporter.add_arena(host, arena);
+                self.handle(Event::HostReady(bundle));
+            }
+            FleetEvent::Refused { bundle, reason } => {
+                let reason = format!("worker on {}: {reason}", self.machine.host);
+                warn!(reason, "bundle refused");
+                self.handle(Event::BundleRefused { bundle, reason });
+            }
+            FleetEvent::Died { bundle, host, reason } => {
+                warn!(reason, "no job host");
+                if let Some(host) = host {
+                    self.reporter.remove_arena(host);
+                }
+                let reason = format!("worker on {}: {reason}", self.machine.host);
+                self.handle(Event::HostDied { bundle, reason });
+            }
+            FleetEvent::Began { host, attempt, pid, region } => {
+                if let Some(held) = self.held.get_mut(&attempt).filter(|held| held.watched.is_none()) {
+                    held.watched = Some((host, region));
+                    self.reporter.watch(Watched {
+                        arena: host,
+                        region,
+                        attempt,
+                        application: held.start.application,
+                        rtt_test: held.start.progress_rtt_test,
+                    });
+                }
+                self.handle(Event::AttemptBegan { attempt, pid });
+            }
+            FleetEvent::Ended { host, ended } => self.on_ended(host, *ended),
+            FleetEvent::OutputRead { attempt, texts } => {
+                self.answer_all(attempt, texts.as_ref().map(|(stdout, stderr)| (&**stdout, &**stderr)));
+            }
+        }
+    }
+
+    fn on_ended(&mut self, host: HostNumber, ended: HostEnded) {
+        let attempt = ended.attempt;
+        debug!(%attempt, end = ?ended.end, ran = ?ended.ran, "attempt ended");
+        let watched = self.held.get_mut(&attempt).and_then(|held| held.watched.take());
+        match watched {
+            // The subprocess reads it for the last time, then releases it.
+            Some((arena, region)) => self.reporter.unwatch(arena, region, attempt),
+            None => {
+                if let Some(region) = ended.region {
+                    self.fleet.command_host(host, Command::ReleaseRegion { region });
+                }
+            }
+        }
+        if !self.engine.is_at_host(attempt) {
+            // Nobody waits for it.
+            self.fleet.command_host(host, Command::Confirm { attempt });
+            return;
+        }
+        self.conclude(attempt, Outcome::told(ended));
+        self.handle(Event::AttemptEnded(attempt));
+    }
+
+    /// Keeps the outcome, and clears away what the attempt doesn't need any more.
+    fn conclude(&mut self, attempt: AttemptId, outcome: Outcome) {
+        let held = self.held.get_mut(&attempt).expect("what the engine knows is held here");
+        let outcome = Arc::new(outcome);
+        held.outcome = Some(outcome.clone());
+        held.payload = Bytes::new();
+        self.janitor.remove_directory(self.state.working_directory(attempt));
+        self.answer_all(attempt, Some((&outcome.stdout, &outcome.stderr)));
+    }
+
+    fn answer_all(&mut self, attempt: AttemptId, texts: Option<(&[u8], &[u8])>) {
+        for request in self.questions.remove(&attempt).unwrap_or_default() {
+            self.answer(request, texts);
+        }
+    }
+
+    fn answer(&self, request: u64, texts: Option<(&[u8], &[u8])>) {
+        let length = |text: &[u8]| u32::try_from(text.len()).expect("a notice bounds it");
+        let bytes = texts.map(|(stdout, stderr)| (length(stdout), length(stderr)));
+        let body = texts.map(|(stdout, stderr)| [stdout, stderr].concat()).unwrap_or_default();
+        self.send_with_body(&FromWorker::Output { request, bytes }, body);
+    }
+
+    fn handle(&mut self, event: Event) {
+        for action in self.engine.handle(event, Moment::now()) {
+            self.perform(action);
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Register(held) => self.send(&FromWorker::Register(Register {
+                worker: self.state.worker(),
+                host: self.machine.host.clone(),
+                pid: std::process::id(),
+                slots: self.config.slots,
+                platform: Platform::current(),
+                boot_id: self.machine.boot_id.clone(),
+                installed: self.config.installed.keys().cloned().collect(),
+                ships: self.config.ships_bundles,
+                attempts: inventory(held),
+            })),
+            Action::SendHeartbeat => {
+                let heartbeat = Message::new(codec::encode(&FromWorker::Heartbeat), Bytes::new()).urgent();
+                if let Err(error) = self.link.try_send(heartbeat) {
+                    debug!(%error, "heartbeat not sent");
+                }
+            }
+            Action::ReportBegan { attempt, pid } => self.send(&FromWorker::Began { attempt, pid }),
+            Action::ReportEnded(attempt) => {
+                let outcome = self.held.get(&attempt).and_then(|held| held.outcome.clone());
+                let outcome =
+                    outcome.expect("an attempt that has ended has an outcome until it is forgotten");
+                if let Some(outbox) = &self.outbox {
+                    outbox.send_ended(attempt, outcome);
+                }
+            }
+            Action::ReportReturned(attempts) => self.send(&FromWorker::Returned { attempts }),
+            Action::ReportNotReturned(attempt) => self.send(&FromWorker::NotReturned { attempt }),
+            Action::ReportBundleRefused { bundle, reason, attempts } => {
+                self.send(&FromWorker::BundleRefused { bundle, reason, attempts });
+            }
+            Action::PrepareHost(bundle) => self.fleet.prepare(&bundle),
+            Action::EndHost(bundle) => {
+                if let Some(host) = self.fleet.end_host(&bundle) {
+                    self.reporter.remove_arena(host);
+                }
+            }
+            Action::StartAttempt(attempt) => {
+                let held = self.held.get_mut(&attempt).expect("what the engine knows is held here");
+                let job = Job {
+                    attempt,
+                    execution: held.start.execution,
+                    service: held.start.service.clone(),
+                    env: held.start.env.clone(),
+                    payload: std::mem::take(&mut held.payload),
+                };
+                self.fleet.command(&held.start.bundle, Command::Start(Box::new(job)));
+            }
+            Action::StopAttempt { attempt, grace } => {
+                let held = self.held.get(&attempt).expect("what the engine knows is held here");
+                self.fleet.command(&held.start.bundle, Command::Stop { attempt, grace });
+            }
+            Action::Conclude { attempt, conclusion } => {
+                self.conclude(attempt, Outcome::concluded(conclusion))
+            }
+            Action::Forget(attempt) => self.forget(attempt),
+            Action::Leave => self.has_left = true,
+        }
+    }
+
+    fn forget(&mut self, attempt: AttemptId) {
+        let Some(held) = self.held.remove(&attempt) else { return };
+        if held.outcome.is_some() {
+            self.fleet.command(&held.start.bundle, Command::Confirm { attempt });
+            self.janitor.remove_result(attempt);
+        }
+    }
+
+    fn send(&self, message: &FromWorker) {
+        self.send_with_body(message, Bytes::new());
+    }
+
+    fn send_with_body(&self, message: &FromWorker, body: impl Into<Bytes>) {
+        if let Some(outbox) = &self.outbox {
+            outbox.send(message, body);
+        }
+    }
+}
