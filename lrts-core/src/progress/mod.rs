@@ -10,7 +10,9 @@
 
 mod arena;
 mod bar;
+mod handle;
 mod record;
+mod reporter;
 mod rtt;
 mod scan;
 
@@ -19,6 +21,8 @@ use crate::protocol::progress::BarText;
 
 pub use self::arena::{Arena, REGION_BYTES, REGIONS};
 pub use self::bar::{BarWriter, Region};
+pub use self::handle::{Reporter, ReporterConfig, ReporterEvent, Watched};
+pub use self::reporter::run_progress_mode;
 
 /// Brings a bar's text within its bounds: no control characters, cut at a character's start.
 pub fn bounded(text: &BarText) -> BarText {
