@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use lrts_core::ids::AttemptId;
+use lrts_core::ids::{AttemptId, BundleDigest};
 use lrts_core::limits::BODY_BYTES;
 use lrts_core::protocol::host::Output;
 use lrts_core::protocol::progress::BarRecord;
@@ -36,7 +36,7 @@ pub(crate) enum BundleNews {
     /// A piece is in the body.
     Piece {
         /// Which.
-        digest: lrts_core::ids::BundleDigest,
+        digest: BundleDigest,
         /// Where the piece starts.
         offset: u64,
         /// Its length before compression.
@@ -45,7 +45,7 @@ pub(crate) enum BundleNews {
         total: u64,
     },
     /// The scheduler doesn't have it.
-    Missing(lrts_core::ids::BundleDigest),
+    Missing(BundleDigest),
 }
 
 /// Sorts a message.

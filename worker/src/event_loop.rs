@@ -11,7 +11,7 @@ use lrts_core::progress::{Reporter, ReporterEvent, Watched};
 use lrts_core::protocol::codec;
 use lrts_core::protocol::worker::{FromWorker, Register, Start, ToWorker};
 use lrts_core::shutdown::Shutdown;
-use lrts_core::spec::Platform;
+use lrts_core::spec::{BundleRef, Platform};
 use lrts_core::transport::{LinkEvent, LinkReceiver, LinkSender, Message, Refusal};
 use tracing::{debug, error, info, trace, warn};
 
@@ -202,7 +202,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
             }
             Meaning::Bundle(BundleNews::Missing(digest)) => {
                 if self.fleet.give_up_fetch(digest) {
-                    self.handle(Event::BundleMissing(lrts_core::spec::BundleRef::Shipped(digest)));
+                    self.handle(Event::BundleMissing(BundleRef::Shipped(digest)));
                 }
             }
             Meaning::FetchOutput { request, attempt } => self.take_question(request, attempt),

@@ -20,6 +20,9 @@ use self::hosts::Hosts;
 /// How long a leaving worker waits, beyond the grace period, until the ends of its attempts are confirmed.
 const CONFIRM_TIME: Duration = Duration::from_secs(5);
 
+/// Whatever the scheduler asks for, heartbeats aren't more frequent.
+const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(10);
+
 /// What has happened.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) enum Event {
@@ -223,6 +226,7 @@ impl Engine {
             Event::Disconnected => self.connection = Connection::Down,
             Event::Registered { heartbeat, closed } => self.register(heartbeat, &closed, now, &mut actions),
             Event::HeartbeatChanged(changed) => {
+                let changed = changed.max(SHORTEST_HEARTBEAT);
                 if let Connection::Registered { interval, next_heartbeat } = &mut self.connection {
                     *interval = changed;
                     *next_heartbeat = (*next_heartbeat).min(now + changed);
@@ -299,7 +303,8 @@ impl Engine {
         if self.connection == Connection::Down {
             return; // The answer of a connection that is gone.
         }
-        self.connection = Connection::Registered { interval: heartbeat, next_heartbeat: now + heartbeat };
+        let interval = heartbeat.max(SHORTEST_HEARTBEAT);
+        self.connection = Connection::Registered { interval, next_heartbeat: now + interval };
         for &attempt in closed {
             self.close(attempt, now, actions);
         }

@@ -138,6 +138,16 @@ fn heartbeats_follow_the_interval_that_the_scheduler_sets() {
 }
 
 #[test]
+fn a_heartbeat_interval_of_nothing_keeps_nobody_busy() {
+    let mut engine = Engine::new(1, GRACE);
+    engine.handle(Event::Connected, t0());
+    engine.handle(Event::Registered { heartbeat: Duration::ZERO, closed: Vec::new() }, t0());
+    assert!(engine.next_deadline().unwrap() > t0());
+    engine.handle(Event::HeartbeatChanged(Duration::ZERO), t0());
+    assert!(engine.next_deadline().unwrap() > t0());
+}
+
+#[test]
 fn the_inventory_tells_waiting_running_and_ended_attempts_apart() {
     let mut engine = ready_worker(2);
     for sequence in 1..=3 {

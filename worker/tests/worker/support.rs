@@ -31,11 +31,19 @@ pub(crate) struct Scheduler {
 
 impl Scheduler {
     pub(crate) async fn start() -> Self {
+        Self::start_for(Role::Worker).await
+    }
+
+    /// One that takes peers of this role only.
+    pub(crate) async fn start_for(role: Role) -> Self {
         let sockets = SocketDir::create().unwrap();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let server =
-            Server::bind(ServerConfig::new(address, sockets.path(), vec![Role::Worker])).await.unwrap();
+        let server = Server::bind(ServerConfig::new(address, sockets.path(), vec![role])).await.unwrap();
         Self { server, connection: None, _sockets: sockets }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.server.local_address().port()
     }
 
     pub(crate) fn send(&self, message: &ToWorker, body: impl Into<Bytes>) {
@@ -166,6 +174,7 @@ impl Worker {
                 program("no-host", PathBuf::from("/bin/false")),
             ]
             .into(),
+            progress_executable: PathBuf::from(env!("CARGO_BIN_EXE_lrts-worker")),
             ..Config::default()
         };
         let shutdown = Shutdown::new();

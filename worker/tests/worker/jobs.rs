@@ -1,7 +1,4 @@
-//! A whole worker with real job hosts and job processes, against a scheduler that the tests play.
-
-#[cfg(test)]
-mod support;
+//! Attempts from their order to their confirmation, and what can come between.
 
 use std::time::Duration;
 
@@ -15,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use self::support::{Scheduler, Worker, attempt, decode, installed, is_alive, parent_of, shipped, until};
+use crate::support::{Scheduler, Worker, attempt, decode, installed, is_alive, parent_of, shipped, until};
 
 #[derive(Serialize, Deserialize)]
 struct Double {
@@ -76,7 +73,7 @@ async fn registered(slots: u32) -> (Scheduler, Worker) {
     let mut scheduler = Scheduler::start().await;
     let mut worker = Worker::start(&scheduler, slots);
     let register = scheduler.register(Vec::new()).await;
-    assert_eq!((&mut worker.ready).await.unwrap(), register.worker);
+    assert_eq!((&mut worker.ready).await, Ok(register.worker));
     assert_eq!((register.slots, register.attempts.len()), (slots, 0));
     (scheduler, worker)
 }
