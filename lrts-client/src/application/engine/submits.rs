@@ -1,0 +1,193 @@
+//! Jobs that the scheduler hasn't accepted yet: kept, grouped into messages, sent again after a reconnect.
+
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use lrts_core::limits::{SEND_WINDOW_BYTES, SEND_WINDOW_JOBS, SUBMIT_BYTES, SUBMIT_JOBS};
+use lrts_core::protocol::application::{FromApplication, SubmittedJob};
+use lrts_core::spec::JobOptions;
+
+/// A job to be scheduled.
+#[derive(Clone, Debug)]
+pub(crate) struct NewJob {
+    /// Index of its service.
+    pub(crate) service: u16,
+    /// How to run it.
+    pub(crate) options: Arc<JobOptions>,
+    /// The encoded service.
+    pub(crate) payload: Bytes,
+}
+
+/// The jobs above the scheduler's watermark, in order.
+#[derive(Debug, Default)]
+pub(super) struct Submits {
+    accepted_through: u64,
+    /// The jobs from `accepted_through + 1` on.
+    queue: VecDeque<NewJob>,
+    /// How many of them were sent on this connection.
+    sent: usize,
+    bytes: usize,
+}
+
+impl Submits {
+    /// Whether the window has room for this much more. An empty window has room for anything.
+    pub(super) fn has_room(&self, jobs: usize, bytes: usize) -> bool {
+        self.queue.is_empty()
+            || (self.queue.len() + jobs <= SEND_WINDOW_JOBS && self.bytes.saturating_add(bytes) <= SEND_WINDOW_BYTES)
+    }
+
+    pub(super) fn push(&mut self, job: NewJob) {
+        self.bytes += job.payload.len();
+        self.queue.push_back(job);
+    }
+
+    /// Every sequence up to here was accepted or refused.
+    pub(super) fn accepted_through(&self) -> u64 {
+        self.accepted_through
+    }
+
+    /// Jobs that aren't accepted.
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Their sequences.
+    pub(super) fn sequences(&self) -> RangeInclusive<u64> {
+        self.accepted_through + 1..=self.accepted_through + self.queue.len() as u64
+    }
+
+    /// Whether some of them weren't sent on this connection.
+    pub(super) fn has_unsent(&self) -> bool {
+        self.sent < self.queue.len()
+    }
+
+    /// The watermark has moved; returns the sequences that it passed.
+    pub(super) fn accept(&mut self, through: u64) -> RangeInclusive<u64> {
+        let first = self.accepted_through + 1;
+        while self.accepted_through < through {
+            let Some(job) = self.queue.pop_front() else { break };
+            self.bytes -= job.payload.len();
+            self.sent = self.sent.saturating_sub(1);
+            self.accepted_through += 1;
+        }
+        first..=self.accepted_through
+    }
+
+    /// A new connection: nothing was sent on it.
+    pub(super) fn rewind(&mut self) {
+        self.sent = 0;
+    }
+
+    /// The next group of jobs that weren't sent on this connection.
+    pub(super) fn next_batch(&mut self) -> Option<(FromApplication, Bytes)> {
+        let mut options: Vec<Arc<JobOptions>> = Vec::new();
+        let mut jobs = Vec::new();
+        let mut bytes = 0;
+        for job in self.queue.range(self.sent..) {
+            if jobs.len() == SUBMIT_JOBS || (!jobs.is_empty() && bytes + job.payload.len() > SUBMIT_BYTES) {
+                break;
+            }
+            bytes += job.payload.len();
+            jobs.push(SubmittedJob {
+                service: job.service,
+                options: index_of(&mut options, &job.options),
+                payload_bytes: u32::try_from(job.payload.len()).expect("payloads are checked when scheduled"),
+            });
+        }
+        if jobs.is_empty() {
+            return None;
+        }
+        let body = match jobs.len() {
+            1 => self.queue[self.sent].payload.clone(),
+            count => {
+                let mut body = BytesMut::with_capacity(bytes);
+                self.queue.range(self.sent..self.sent + count).for_each(|job| body.extend_from_slice(&job.payload));
+                body.freeze()
+            }
+        };
+        let first = self.accepted_through + self.sent as u64 + 1;
+        self.sent += jobs.len();
+        let options = options.iter().map(|options| JobOptions::clone(options)).collect();
+        Some((FromApplication::Submit { first, options, jobs }, body))
+    }
+}
+
+/// The place of some options among the distinct ones, which they join if they are new.
+fn index_of(distinct: &mut Vec<Arc<JobOptions>>, options: &Arc<JobOptions>) -> u16 {
+    let same = |other: &Arc<JobOptions>| Arc::ptr_eq(other, options) || other == options;
+    // Neighbours are usually alike, so the newest is looked at first.
+    let index = distinct.iter().rposition(same).unwrap_or_else(|| {
+        distinct.push(Arc::clone(options));
+        distinct.len() - 1
+    });
+    u16::try_from(index).expect("a batch has at most a thousand jobs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(options: &Arc<JobOptions>, bytes: usize) -> NewJob {
+        NewJob { service: 0, options: Arc::clone(options), payload: Bytes::from(vec![7; bytes]) }
+    }
+
+    fn batch(submits: &mut Submits) -> Option<(u64, usize, usize, usize)> {
+        let (message, body) = submits.next_batch()?;
+        let FromApplication::Submit { first, options, jobs } = message else { panic!("not a submit") };
+        Some((first, options.len(), jobs.len(), body.len()))
+    }
+
+    #[test]
+    fn jobs_are_grouped_up_to_the_bounds_of_a_message() {
+        let plain = Arc::new(JobOptions::new());
+        let mut submits = Submits::default();
+        for _ in 0..SUBMIT_JOBS + 1 {
+            submits.push(job(&plain, 1));
+        }
+        submits.push(job(&plain, SUBMIT_BYTES));
+        submits.push(job(&plain, 2 * SUBMIT_BYTES));
+        assert_eq!(batch(&mut submits), Some((1, 1, SUBMIT_JOBS, SUBMIT_JOBS)));
+        assert_eq!(batch(&mut submits), Some((1_001, 1, 1, 1)));
+        assert_eq!(batch(&mut submits), Some((1_002, 1, 1, SUBMIT_BYTES)));
+        assert_eq!(batch(&mut submits), Some((1_003, 1, 1, 2 * SUBMIT_BYTES)));
+        assert_eq!(batch(&mut submits), None);
+    }
+
+    #[test]
+    fn equal_options_travel_once() {
+        let (plain, other) = (Arc::new(JobOptions::new()), Arc::new(JobOptions::new().priority(1)));
+        let mut submits = Submits::default();
+        for options in [&plain, &other, &Arc::new(JobOptions::new()), &other] {
+            submits.push(job(options, 1));
+        }
+        assert_eq!(batch(&mut submits), Some((1, 2, 4, 4)));
+    }
+
+    #[test]
+    fn what_was_not_accepted_is_sent_again() {
+        let plain = Arc::new(JobOptions::new());
+        let mut submits = Submits::default();
+        for _ in 0..5 {
+            submits.push(job(&plain, 1));
+        }
+        batch(&mut submits);
+        assert_eq!(submits.accept(2), 1..=2);
+        assert!(!submits.has_unsent());
+        submits.rewind();
+        assert_eq!(batch(&mut submits), Some((3, 1, 3, 3)));
+        assert_eq!(submits.accept(99), 3..=5);
+        assert!(submits.accept(99).is_empty());
+        assert_eq!((submits.len(), submits.bytes), (0, 0));
+    }
+
+    #[test]
+    fn an_empty_window_takes_one_oversized_job() {
+        let mut submits = Submits::default();
+        assert!(submits.has_room(1, SEND_WINDOW_BYTES + 1));
+        submits.push(job(&Arc::new(JobOptions::new()), 1));
+        assert!(!submits.has_room(1, SEND_WINDOW_BYTES));
+        assert!(!submits.has_room(SEND_WINDOW_JOBS, 0));
+    }
+}

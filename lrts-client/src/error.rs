@@ -1,0 +1,146 @@
+//! What can go wrong between a program and its scheduler.
+
+use std::io;
+use std::time::Duration;
+
+use lrts_core::ids::JobId;
+use lrts_core::limits::BODY_BYTES;
+use lrts_core::spec::InvalidOptions;
+
+use crate::encoding::{DecodeError, EncodeError};
+
+/// Why a call of the client failed. How a *job* ended is no such error but its [`ServiceResult`](crate::ServiceResult).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// A setting, given in the program or in the environment, makes no sense.
+    #[error("{name}: {problem}")]
+    Setting {
+        /// Which: an environment variable or a method of [`ApplicationInformation`](crate::ApplicationInformation).
+        name: &'static str,
+        /// What is wrong with it and what was expected.
+        problem: String,
+    },
+    /// The program has not said which services it can run.
+    #[error("this program has not called host_services!: call it first in main, naming every service")]
+    NoHostServices,
+    /// The application could not be started on this machine.
+    #[error("can't start the application: {what} failed")]
+    Start {
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The service is not among those that `host_services!` names, so no worker could run it.
+    #[error("service `{service}` is not named in host_services!: add it there")]
+    UnknownService {
+        /// Its name.
+        service: &'static str,
+    },
+    /// No job can have these options.
+    #[error("invalid job options")]
+    InvalidOptions(
+        #[from]
+        #[source]
+        InvalidOptions,
+    ),
+    /// The service's own `Serialize` implementation failed.
+    #[error("service `{service}` can't be encoded: check its Serialize implementation")]
+    Encode {
+        /// Its name.
+        service: &'static str,
+        /// What failed.
+        #[source]
+        source: EncodeError,
+    },
+    /// The encoded service is too large.
+    #[error("service `{service}` takes {bytes} bytes: at most {BODY_BYTES} can travel, so put bulk data into files")]
+    TooLarge {
+        /// Its name.
+        service: &'static str,
+        /// Its encoded length.
+        bytes: usize,
+    },
+    /// The scheduler does not take a job.
+    #[error("the scheduler refused job {job}: {reason}")]
+    Refused {
+        /// Which.
+        job: JobId,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// No worker could be given the program: it can't be read, or the scheduler does not take it.
+    #[error("the program can't be shipped: {reason}")]
+    Bundle {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A newer start of the same application has taken over. Its results go there.
+    #[error("application `{application}` was started again elsewhere: give each start an application id of its own")]
+    Superseded {
+        /// The id that both have.
+        application: String,
+    },
+    /// The scheduler does not let this application in.
+    #[error("the scheduler at {scheduler} does not take this application: {reason}")]
+    Unauthorised {
+        /// Its address.
+        scheduler: String,
+        /// What it said.
+        reason: String,
+    },
+    /// The scheduler is of another version.
+    #[error("the scheduler at {scheduler} is of another version, use the same on both sides: {reason}")]
+    Version {
+        /// Its address.
+        scheduler: String,
+        /// What it said.
+        reason: String,
+    },
+    /// There was no scheduler for as long as a wait may go without one. Nothing is lost: the same wait may be tried again.
+    #[error("no scheduler at {scheduler} for {} s ({trouble}): is it running, is the address right?", waited.as_secs_f64())]
+    NoScheduler {
+        /// Where it was looked for.
+        scheduler: String,
+        /// How long a wait may go without one.
+        waited: Duration,
+        /// What the last attempt to connect met.
+        trouble: String,
+    },
+    /// The job's result was returned before: each is returned once.
+    #[error("the result of job {job} was returned before: keep it where it is needed again")]
+    AlreadyTaken {
+        /// Which.
+        job: JobId,
+    },
+    /// The job has ended well, but its output is no value of the expected type. It stays at the scheduler; wait for
+    /// [`untyped`](crate::JobHandle::untyped) to get its bytes.
+    #[error("the output of job {job} of service `{service}` can't be decoded: wait for its untyped() handle to get the bytes")]
+    Decode {
+        /// Which.
+        job: JobId,
+        /// Its service.
+        service: String,
+        /// What failed.
+        #[source]
+        source: DecodeError,
+    },
+    /// The scheduler does not know the job any more: it was started anew without its state, or the result was not fetched for
+    /// longer than it is kept.
+    #[error("the scheduler has lost job {job}: schedule it again")]
+    Lost {
+        /// Which.
+        job: JobId,
+    },
+    /// The job belongs to another start of an application.
+    #[error("job {job} is not one of this application's: use the application that scheduled it")]
+    ForeignJob {
+        /// Which.
+        job: JobId,
+    },
+    /// `stop` was called: no more jobs can be scheduled or waited for.
+    #[error("the application was stopped: start another one")]
+    Stopped,
+}
