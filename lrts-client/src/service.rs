@@ -4,7 +4,7 @@ use std::any::TypeId;
 use std::io::Write;
 use std::sync::OnceLock;
 
-use lrts_core::limits::SERVICE_NAME_BYTES;
+use lrts_core::limits::{SERVICE_NAME_BYTES, SERVICES_PER_BUNDLE};
 use lrts_core::mode::{self, Mode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,6 +18,9 @@ pub use anyhow::Error as ServiceError;
 
 /// Exit code of a process whose program is put together wrongly, as for wrong usage.
 const WRONG_PROGRAM: i32 = 2;
+
+/// Most bytes of a program's service names in all.
+const NAMES_BYTES: usize = 64 * 1024;
 
 /// Something that runs on a cluster: a value that travels there, and what is to be done with it.
 ///
@@ -111,7 +114,7 @@ impl Services {
     ///
     /// # Panics
     ///
-    /// If another service has the same name.
+    /// If another service has the same name, or there are over 1,024 services or 64 KiB of names.
     #[track_caller]
     pub fn add<S: Service>(mut self) -> Self {
         const {
@@ -131,7 +134,7 @@ impl Services {
     ///
     /// # Panics
     ///
-    /// If two different services have the same name.
+    /// If two different services have the same name, or there are over 1,024 services or 64 KiB of names.
     #[track_caller]
     pub fn merge(mut self, others: Services) -> Self {
         for entry in others.entries {
@@ -150,6 +153,13 @@ impl Services {
             ),
             None => self.entries.push(entry),
         }
+        // They travel to the worker in one notice.
+        let bytes: usize = self.entries.iter().map(|entry| entry.name.len()).sum();
+        assert!(
+            self.entries.len() <= SERVICES_PER_BUNDLE && bytes <= NAMES_BYTES,
+            "{} services with names of {bytes} bytes in all: a program can have {SERVICES_PER_BUNDLE} with {NAMES_BYTES}",
+            self.entries.len()
+        );
     }
 
     pub(crate) fn find(&self, name: &str) -> Option<&Entry> {
@@ -362,6 +372,22 @@ mod tests {
     #[should_panic(expected = "two services have the name `add`")]
     fn two_services_of_one_name_are_refused() {
         let _ = Services::new().add::<Add>().merge(Services::new().add::<Impostor>());
+    }
+
+    #[test]
+    fn a_program_that_forgets_host_services_does_not_start_itself_for_every_job() {
+        // The inner one of the two processes.
+        refuse_foreign_mode();
+        let name = "service::tests::a_program_that_forgets_host_services_does_not_start_itself_for_every_job";
+        let inner = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(mode::VARIABLE, Mode::Job.as_str())
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&inner.stderr);
+        assert_eq!(inner.status.code(), Some(WRONG_PROGRAM), "{stderr}");
+        assert!(stderr.contains("started in job mode"), "{stderr}");
+        assert!(stderr.contains("host_services! must come first in main"), "{stderr}");
     }
 
     #[test]
