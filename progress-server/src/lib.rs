@@ -1,1 +1,84 @@
-//! x
+//! The lrts progress server: keeps every bar's latest state and fans it out to whoever watches that application.
+//!
+//! # Map of the crate
+//!
+//! ```text
+//! reporters ─ transport ─► event_loop ─► Event ─► engine ─► Action ─► event_loop ─ transport ─► watchers
+//! ```
+//! - `engine` decides everything and does no I/O: read `engine/mod.rs` first.
+//! - `event_loop` is the one `select!`; it also turns messages into events.
+//! - [`cli::ProgressServerArgs`] becomes a checked [`Config`]; below that nobody reads arguments or the environment.
+//!
+//! Nothing is stored: positions are absolute, and reporters tell all again when they come back.
+
+pub mod cli;
+mod config;
+mod engine;
+mod event_loop;
+
+use std::io;
+use std::net::SocketAddr;
+
+use lrts_core::command_line::exit_code;
+use lrts_core::shutdown::Shutdown;
+use lrts_core::transport::{BindError, Role, Server, ServerConfig, SocketDir};
+use tracing::info;
+
+pub use config::{Config, ConfigError};
+
+use event_loop::EventLoop;
+
+/// Why a progress server can't run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The configuration makes no sense: wrong usage.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// It can't listen.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// No private directory for sockets can be made.
+    #[error("cannot make a private directory for sockets")]
+    SocketDir(#[source] io::Error),
+    /// No threads or signal handlers.
+    #[error("cannot set up the progress server")]
+    Setup(#[source] io::Error),
+}
+
+impl RunError {
+    /// The exit code that goes with it, one of [`exit_code`].
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            RunError::Config(_) => exit_code::USAGE,
+            RunError::Bind(_) | RunError::SocketDir(_) | RunError::Setup(_) => exit_code::FAILED,
+        }
+    }
+}
+
+/// Runs a progress server until `shutdown` asks for its end. `ready` is called once, with the address that it listens on.
+///
+/// Needs a multi-threaded tokio runtime with its timer and I/O enabled.
+///
+/// # Errors
+///
+/// [`RunError`] if it can't start. Once it runs, it ends by `shutdown` only.
+pub async fn run(
+    config: Config,
+    ready: impl FnOnce(SocketAddr) + Send,
+    shutdown: Shutdown,
+) -> Result<(), RunError> {
+    config.check()?;
+    let socket_dir = SocketDir::create().map_err(RunError::SocketDir)?;
+    let server = ServerConfig {
+        decode_budget: config.decode_budget,
+        ..ServerConfig::new(config.address, socket_dir.path(), vec![Role::Worker, Role::Client])
+    };
+    let server = Server::bind(server).await?;
+    let address = server.local_address();
+    info!(%address, "progress server ready");
+    ready(address);
+    Box::pin(EventLoop::new(server).run(&shutdown)).await;
+    info!("progress server ended");
+    Ok(())
+}
