@@ -13,7 +13,7 @@ use lrts_core::protocol::worker::{FromWorker, Register, Start, ToWorker};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::spec::{BundleRef, Platform};
 use lrts_core::transport::{LinkEvent, LinkReceiver, LinkSender, Message, Refusal};
-use tracing::{debug, error, info, trace, warn};
+use tracing::{debug, info, trace, warn};
 
 use crate::config::Config;
 use crate::convert::{BundleNews, Meaning, Outcome, inventory, meaning};
@@ -148,10 +148,9 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         let started = Moment::now();
         let mut next = Some(first);
         while let Some(event) = next {
-            if let LinkEvent::Refused(refusal) = event {
+            if let Some(refusal) = self.on_link_event(event).await {
                 return Some(refusal);
             }
-            self.on_link_event(event).await;
             if self.has_left || started.elapsed() >= self.config.decode_budget {
                 break;
             }
@@ -164,7 +163,8 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         None
     }
 
-    async fn on_link_event(&mut self, event: LinkEvent) {
+    /// Returns why the scheduler doesn't want this worker, if that is so.
+    async fn on_link_event(&mut self, event: LinkEvent) -> Option<Refusal> {
         match event {
             LinkEvent::Up { welcome: _ } => {
                 info!("connected to the scheduler");
@@ -187,8 +187,9 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
                 Ok(decoded) => self.on_message(decoded, message.body),
                 Err(error) => warn!(%error, "message of the scheduler is ignored"),
             },
-            LinkEvent::Refused(refusal) => error!(%refusal, "refused by the scheduler"),
+            LinkEvent::Refused(refusal) => return Some(refusal),
         }
+        None
     }
 
     fn on_message(&mut self, message: ToWorker, body: Bytes) {

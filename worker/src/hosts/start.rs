@@ -21,9 +21,6 @@ use super::HostNumber;
 use crate::bundles::Program;
 use crate::state_dir::{StateDir, private_file};
 
-/// How long a program may take to its Welcome. `host_services!` is the first thing in its `main`.
-const WELCOME_TIME: Duration = Duration::from_secs(20);
-
 /// How often, and how long apart, a program file is tried again that another thread's child has still open.
 const BUSY_TRIES: u32 = 100;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
@@ -52,11 +49,12 @@ impl From<io::Error> for StartError {
     }
 }
 
-/// Starts the program in host mode and waits for its Welcome.
+/// Starts the program in host mode and waits for its Welcome, for up to `patience`.
 pub(super) async fn start(
     number: HostNumber,
     program: &Program,
     state: &StateDir,
+    patience: Duration,
 ) -> Result<Started, StartError> {
     let path = state.host_socket(number);
     let listener = NoticeListener::bind(&path)?;
@@ -69,7 +67,7 @@ pub(super) async fn start(
         // A program that ends also breaks the connection; its exit status says more.
         biased;
         status = child.wait() => Err(ended_too_soon(status?, &log)),
-        welcome = tokio::time::timeout(WELCOME_TIME, introduce(&socket)) => match welcome {
+        welcome = tokio::time::timeout(patience, introduce(&socket)) => match welcome {
             Ok(Ok((forks, arena))) => {
                 info!(pid, forks, "job host started");
                 if !forks {
@@ -79,7 +77,7 @@ pub(super) async fn start(
             }
             Ok(Err(Introduction::Broken)) => {
                 // The program has closed the socket; if that was its end, its status comes now.
-                match tokio::time::timeout(WELCOME_TIME, child.wait()).await {
+                match tokio::time::timeout(patience, child.wait()).await {
                     Ok(status) => Err(ended_too_soon(status?, &log)),
                     Err(_) => Err(StartError::Refused(not_a_host(&log))),
                 }
@@ -221,12 +219,16 @@ mod tests {
     use super::*;
 
     async fn try_program(content: &str) -> StartError {
+        try_for(content, Duration::from_secs(60)).await
+    }
+
+    async fn try_for(content: &str, patience: Duration) -> StartError {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::open(Some(&directory.path().join("state"))).unwrap();
         let path = directory.path().join("program");
         std::fs::write(&path, content).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        match start(1, &Program::installed(path), &state).await {
+        match start(1, &Program::installed(path), &state, patience).await {
             Err(error) => error,
             Ok(_) => panic!("no host was there to start"),
         }
@@ -252,6 +254,15 @@ mod tests {
         assert!(refusal("\u{7f}ELF nonsense").await.contains("processor"));
         let script = "#!/bin/sh\necho \"x: /lib/libc.so.6: version \\`GLIBC_2.99' not found\" >&2\nexit 1\n";
         assert!(refusal(script).await.contains("newer C library"));
+    }
+
+    #[tokio::test]
+    async fn a_program_that_does_something_else_is_refused_with_what_to_do() {
+        for script in ["#!/bin/sh\nexec sleep 600\n", "#!/bin/sh\nexec 0<&-\nexec sleep 600\n"] {
+            let error = try_for(script, Duration::from_millis(100)).await;
+            let StartError::Refused(reason) = error else { panic!("{error:?}") };
+            assert!(reason.contains("`main` must begin with `host_services!`"), "{reason}");
+        }
     }
 
     #[tokio::test]

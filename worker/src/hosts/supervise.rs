@@ -18,12 +18,15 @@ use lrts_core::protocol::worker::AttemptEnd;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::process::Child;
 use tokio::sync::mpsc;
-use tracing::{Instrument, info_span, warn};
+use tracing::{Instrument, debug, info_span, warn};
 
 use super::start::{StartError, Started, describe, last_words, start};
 use super::{Command, HostEnded, HostEvent, HostNumber, Job};
 use crate::bundles::Program;
 use crate::state_dir::StateDir;
+
+/// How long a program may take to its Welcome. `host_services!` is the first thing in its `main`.
+const WELCOME_TIME: Duration = Duration::from_secs(20);
 
 /// How long a host may take to end once its connection is closed. It kills its jobs first.
 const FAREWELL_TIME: Duration = Duration::from_secs(4);
@@ -72,7 +75,7 @@ async fn attend(
     mut commands: mpsc::UnboundedReceiver<Command>,
     events: &Events,
 ) -> Option<HostEvent> {
-    let Started { mut child, pid, socket, arena } = match start(number, program, state).await {
+    let Started { mut child, pid, socket, arena } = match start(number, program, state, WELCOME_TIME).await {
         Ok(started) => started,
         Err(StartError::Refused(reason)) => return Some(HostEvent::Refused { reason }),
         Err(StartError::Unavailable(reason)) => return Some(HostEvent::Died { reason }),
@@ -84,13 +87,13 @@ async fn attend(
         // Both go on side by side; neither is resumed once the other has ended.
         tokio::select! {
             trouble = reading => {
-                warn!(pid, %trouble, "job host has closed its connection");
+                debug!(pid, %trouble, "job host has closed its connection");
                 false
             }
             result = writing => match result {
                 Ok(()) => true,
                 Err(error) => {
-                    warn!(pid, %error, "job host takes no commands any more");
+                    debug!(pid, %error, "job host takes no commands any more");
                     false
                 }
             },
