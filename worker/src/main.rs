@@ -1,13 +1,13 @@
 //! `lrts-worker`: the worker alone, without the other commands.
 
-use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
-use lrts_core::command_line::{exit_code, normalise};
+use lrts_core::command_line::{error_line, exit_code, normalise, usage_error};
 use lrts_core::mode::{self, Mode};
 use lrts_worker::cli::{self, WorkerArgs};
 
+/// Offers this machine's cores to a scheduler and runs its jobs, each in a process of its own
 #[derive(Debug, Parser)]
 #[command(name = "lrts-worker", version, about)]
 struct Cli {
@@ -20,24 +20,24 @@ fn main() -> ExitCode {
     if mode::take() == Mode::Progress {
         lrts_core::progress::run_progress_mode();
     }
-    let cli = Cli::parse_from(normalise(std::env::args_os()));
-    match cli::main(cli.args) {
-        Ok(()) => ExitCode::from(exit_code::DONE),
-        Err(error) => {
-            report(&error);
-            ExitCode::from(error.exit_code())
+    match Cli::try_parse_from(normalise(std::env::args_os())) {
+        Ok(cli) => match cli::main(cli.args) {
+            Ok(()) => ExitCode::from(exit_code::DONE),
+            Err(error) => fail(&error_line("lrts-worker", &error), error.exit_code()),
+        },
+        Err(error) if error.use_stderr() => {
+            let wrong = usage_error(&error.render().to_string());
+            fail(&format!("lrts-worker: {wrong} (--help shows what there is)"), exit_code::USAGE)
+        }
+        Err(help) => {
+            let _nobody_reads = help.print();
+            ExitCode::from(exit_code::DONE)
         }
     }
 }
 
-/// Prints an error and its causes on one line.
 #[expect(clippy::print_stderr, reason = "main is where errors are printed")]
-fn report(error: &dyn Error) {
-    let mut line = format!("lrts-worker: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
+fn fail(line: &str, code: u8) -> ExitCode {
     eprintln!("{line}");
+    ExitCode::from(code)
 }

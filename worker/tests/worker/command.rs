@@ -11,12 +11,14 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::support::Scheduler;
+use crate::jobs::wait;
+use crate::support::{PROGRAM, Scheduler, installed, is_alive, parent_of, until};
 
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn worker(port: u16, state: &Path) -> Child {
+    let program = format!("{PROGRAM}={}", std::env::current_exe().unwrap().display());
     let mut command = Command::new(env!("CARGO_BIN_EXE_lrts-worker"));
     command.args([
         "-scheduler-port",
@@ -27,7 +29,8 @@ fn worker(port: u16, state: &Path) -> Child {
         "2",
         "--state-dir",
     ]);
-    command.arg(state).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap()
+    command.arg(state).args(["--bundle", &program]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap()
 }
 
 /// The exit code, and what was printed on stderr.
@@ -56,6 +59,25 @@ async fn it_says_when_it_is_ready_and_leaves_when_it_is_told_to() {
     kill(Pid::from_raw(register.pid.cast_signed()), Signal::SIGTERM).unwrap();
     assert_eq!(scheduler.next().await.0, FromWorker::Goodbye);
     assert_eq!(end_of(worker).await.0, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_worker_leaves_no_process_behind() {
+    let mut scheduler = Scheduler::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut worker = worker(scheduler.port(), directory.path());
+    let register = scheduler.register(Vec::new()).await;
+    assert_eq!(register.installed, [PROGRAM]);
+    scheduler.order(1, installed(), "wait", &wait());
+    let job = scheduler.began(1).await;
+    let host = parent_of(job);
+    assert_eq!(parent_of(host), register.pid);
+    worker.kill().await.unwrap();
+    until("host and job end", || !is_alive(host) && !is_alive(job)).await;
+
+    let _next = self::worker(scheduler.port(), directory.path());
+    let again = scheduler.register(Vec::new()).await;
+    assert_eq!((again.worker, again.attempts.len()), (register.worker, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

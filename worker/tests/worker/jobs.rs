@@ -32,7 +32,7 @@ impl Service for Double {
 
 /// Writes a file, says so, and waits to be stopped.
 #[derive(Serialize, Deserialize)]
-struct Wait {
+pub(crate) struct Wait {
     text: String,
 }
 
@@ -65,7 +65,7 @@ impl Service for Echo {
 
 lrts_client::host_services_before_main!(Double, Wait, Echo);
 
-fn wait() -> Wait {
+pub(crate) fn wait() -> Wait {
     Wait { text: "I wait".to_owned() }
 }
 
