@@ -1,13 +1,17 @@
-//! The command line.
+//! Arguments of `lrts scheduler`, and what it does with them.
 
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use lrts_core::command_line::{duration, size};
+use lrts_core::shutdown::Shutdown;
+use lrts_core::telemetry::{self, LogFormat};
+use tokio::runtime::Builder;
 
-use crate::config::{Config, ConfigError};
+use crate::{Config, ConfigError, RunError, run};
 
 /// Flags of `lrts scheduler`.
 #[derive(Args, Clone, Debug)]
@@ -51,6 +55,10 @@ pub struct SchedulerArgs {
     /// Most bytes of uploaded programs that are kept
     #[arg(long, value_name = "SIZE", default_value = "10GiB", value_parser = size)]
     pub bundle_store: u64,
+
+    /// Form of the log lines on stderr: text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
 }
 
 impl SchedulerArgs {
@@ -73,6 +81,26 @@ impl SchedulerArgs {
         config.check()?;
         Ok(config)
     }
+}
+
+/// `lrts scheduler`: runs until a signal comes, and prints `lrts scheduler ready on ADDRESS` once it listens.
+///
+/// # Errors
+///
+/// [`RunError`].
+pub fn main(args: SchedulerArgs) -> Result<(), RunError> {
+    telemetry::start(args.log_format);
+    let config = args.into_config()?;
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(RunError::Setup)?;
+    runtime.block_on(async {
+        let shutdown = Shutdown::on_signals().map_err(RunError::Setup)?;
+        run(config, say_ready, shutdown).await
+    })
+}
+
+fn say_ready(address: SocketAddr) {
+    // Whoever started it may have closed its end: no reason to end.
+    let _ = writeln!(io::stdout(), "lrts scheduler ready on {address}");
 }
 
 #[cfg(test)]

@@ -13,12 +13,12 @@
 //! - `store` keeps records and bodies (payloads, results, output); the engine knows lengths only.
 //! - `bundles` keeps the applications' programs as files, takes them in and hands them out to workers.
 //! - `commands` answers `lrts status` and its like.
-//! - [`SchedulerArgs`] becomes a checked [`Config`]; below that nobody reads arguments or the environment.
+//! - [`cli::SchedulerArgs`] becomes a checked [`Config`]; below that nobody reads arguments or the environment.
 //!
 //! Jobs live in memory: they end with the scheduler's process.
 
 mod bundles;
-mod cli;
+pub mod cli;
 mod commands;
 mod config;
 mod convert;
@@ -31,12 +31,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use lrts_core::command_line::exit_code;
 use lrts_core::ids::random_u64;
 use lrts_core::shutdown::Shutdown;
 use lrts_core::transport::{BindError, Role, Server, ServerConfig, SocketDir};
 use tracing::{info, warn};
 
-pub use cli::SchedulerArgs;
 pub use config::{Config, ConfigError};
 
 use bundles::Bundles;
@@ -68,6 +68,23 @@ pub enum RunError {
     /// No private directory for sockets can be made.
     #[error("cannot make a private directory for sockets")]
     SocketDir(#[source] io::Error),
+    /// No threads or signal handlers.
+    #[error("cannot set up the scheduler")]
+    Setup(#[source] io::Error),
+}
+
+impl RunError {
+    /// The exit code that goes with it, one of [`exit_code`].
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            RunError::Config(_) => exit_code::USAGE,
+            RunError::Bind(_)
+            | RunError::StateDir { .. }
+            | RunError::StateDirInUse(_)
+            | RunError::SocketDir(_)
+            | RunError::Setup(_) => exit_code::FAILED,
+        }
+    }
 }
 
 /// Runs a scheduler until `shutdown` asks for its end. `ready` is called once, with the address that it listens on.

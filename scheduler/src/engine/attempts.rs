@@ -53,6 +53,8 @@ pub(super) struct Attempt {
     pub(super) application: u32,
     pub(super) slots: u32,
     pub(super) priority: i32,
+    /// Whether its service was known to take little time.
+    pub(super) short: bool,
     pub(super) fate: Fate,
     pub(super) position: Position,
     /// When it began, if it did.
@@ -74,6 +76,7 @@ impl Engine {
         let spec = self.spec_of(job);
         let (application, slots, recipe) = (spec.application, spec.slots, spec.recipe.clone());
         let priority = recipe.options.get_priority();
+        let short = self.services[spec.service].is_short();
         self.move_job(job, Phase::Placed);
         let node = &mut self.jobs.nodes[job];
         node.attempts = id.attempt;
@@ -87,6 +90,7 @@ impl Engine {
             application,
             slots,
             priority,
+            short,
             fate: Fate::Open,
             position,
             began: None,
@@ -99,7 +103,7 @@ impl Engine {
         match position {
             Position::Slot => {
                 assert!(record.free() >= slots, "a worker's slots are never oversubscribed");
-                record.held += slots;
+                record.take_slots(&self.attempts[attempt]);
             }
             Position::Ahead { estimate_us } => {
                 record.ahead.push_back(attempt);
@@ -160,7 +164,7 @@ impl Engine {
         let worker = &mut self.workers.all[record.worker];
         worker.ahead.retain(|&other| other != attempt);
         worker.ahead_us -= estimate_us;
-        worker.held += record.slots;
+        worker.take_slots(record);
         let worker = record.worker;
         self.workers.rekey(worker);
         if open {
@@ -342,7 +346,7 @@ impl Engine {
         let worker = &mut self.workers.all[record.worker];
         worker.attempts.remove(&record.id);
         match record.position {
-            Position::Slot => worker.held -= record.slots,
+            Position::Slot => worker.give_slots(&record),
             Position::Ahead { estimate_us } => {
                 worker.ahead.retain(|&other| other != attempt);
                 worker.ahead_us -= estimate_us;

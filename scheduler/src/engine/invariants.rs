@@ -118,6 +118,9 @@ impl Engine {
                     Position::Ahead { .. } => assert!(ahead.insert(attempt)),
                 }
             }
+            let short = worker.attempts.values().map(|&attempt| &self.attempts[attempt]);
+            let short = short.filter(|attempt| attempt.short && attempt.position == Position::Slot).count();
+            assert_eq!(worker.short as usize, short, "short attempts are counted");
             assert_eq!(worker.held, held, "a worker's slots are counted");
             assert!(ahead.into_iter().eq(BTreeSet::from_iter(worker.ahead.iter().copied())));
             keys.extend(worker.key);

@@ -7,9 +7,11 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lrts_core::clock::Moment;
 use lrts_core::ids::JobId;
+use lrts_core::limits::PREFETCH_RUN_TIME;
 use lrts_core::spec::JobOptions;
 use lrts_core::status::{Failure, JobState};
 
@@ -165,7 +167,12 @@ impl Service {
         }
     }
 
-    pub(super) fn measure(&mut self, ran: std::time::Duration) {
+    /// Whether its jobs are known to be short enough to be sent ahead of a free slot.
+    pub(super) fn is_short(&self) -> bool {
+        self.mean_us.is_some_and(|mean| Duration::from_micros(mean) < PREFETCH_RUN_TIME)
+    }
+
+    pub(super) fn measure(&mut self, ran: Duration) {
         let ran = u64::try_from(ran.as_micros()).unwrap_or(u64::MAX / MEAN_WEIGHT);
         self.mean_us = Some(match self.mean_us {
             None => ran,
@@ -405,7 +412,7 @@ impl Engine {
     }
 
     /// Lets a job wait before it is queued again.
-    pub(super) fn back_off(&mut self, job: u32, wait: std::time::Duration) {
+    pub(super) fn back_off(&mut self, job: u32, wait: Duration) {
         self.move_job(job, Phase::Backoff);
         self.timers.insert((self.now + wait, Timer::Retry(self.jobs.handle(job))));
     }

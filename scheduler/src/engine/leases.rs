@@ -116,14 +116,15 @@ impl Engine {
         let is_silent =
             |worker: &super::workers::Worker| worker.peer().is_some() && worker.heard <= silent_since;
         let silent = self.workers.all.iter().filter(|(_, worker)| is_silent(worker)).count();
-        let too_many = known >= BRAKE_WORKERS && silent * 100 > known * BRAKE_PERCENT;
+        let too_many = silent * 100 > known * BRAKE_PERCENT;
         match self.brake {
-            Brake::Off if too_many => {
+            Brake::Off if too_many && known >= BRAKE_WORKERS => {
                 self.note(Note::BrakeEngaged { silent, known });
                 self.brake = Brake::Until(self.now + BRAKE_TIME);
                 Some(self.now + interval)
             }
             Brake::Off => None,
+            // Not released for fewer than ten: those that expire one by one make them fewer.
             Brake::Until(_) if !too_many => {
                 self.note(Note::BrakeReleased);
                 self.brake = Brake::Off;

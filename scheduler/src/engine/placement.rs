@@ -12,8 +12,6 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use lrts_core::limits::PREFETCH_RUN_TIME;
-
 use super::Engine;
 use super::attempts::{Fate, Position};
 use super::bundles::{Availability, Starters};
@@ -180,19 +178,20 @@ impl Engine {
     fn choose_ahead(&mut self, queue: u32, pass: &Pass) -> Option<(u32, u64)> {
         let record = &self.jobs.queues[queue];
         let (bundle, slots) = (record.bundle, record.slots);
-        let estimate_us = self.services[record.service].mean_us?.max(SHORTEST_US);
-        if slots != 1 || Duration::from_micros(estimate_us) >= PREFETCH_RUN_TIME {
+        let service = &self.services[record.service];
+        let estimate_us = service.mean_us?.max(SHORTEST_US);
+        if slots != 1 || !service.is_short() {
             return None;
         }
         let mut after = None;
         while let Some((free, load, worker)) = self.workers.next_open(after) {
             after = Some((free, load, worker));
-            if Duration::from_micros(load + estimate_us) > AHEAD_TIME {
-                // Workers with free slots have no work ahead of them, the others come in the order of theirs.
+            if Duration::from_micros(load.saturating_add(estimate_us)) > AHEAD_TIME {
+                // The others have more, or run nothing short that would make way.
                 return None;
             }
             let record = &self.workers.all[worker];
-            let room = record.ahead.len() < AHEAD_PER_SLOT * record.slots as usize;
+            let room = record.ahead.len() < AHEAD_PER_SLOT * record.short as usize;
             if room && !pass.reserved.contains(&worker) && self.can_start(worker, bundle) {
                 return Some((worker, estimate_us));
             }
@@ -251,8 +250,8 @@ impl Engine {
     /// Takes back what waits behind other attempts where another worker has nothing to do.
     fn recall_for_idle_slots(&mut self, pass: &Pass) {
         let Some(&(Reverse(mut free), _, idle)) = self.workers.open.first() else { return };
-        let Some(&(_, load, busiest)) = self.workers.open.last() else { return };
-        if free == 0 || load == 0 || idle == busiest || pass.reserved.contains(&idle) {
+        let Some(&(_, busiest)) = self.workers.laden.last() else { return };
+        if free == 0 || idle == busiest || pass.reserved.contains(&idle) {
             return;
         }
         let waiting: Vec<u32> = self.workers.all[busiest].ahead.iter().rev().copied().collect();

@@ -12,7 +12,7 @@ use super::bundles::Availability;
 use super::events::Peer;
 use super::jobs::{Node, Phase};
 use super::slab::NONE;
-use super::workers::Standing;
+use super::workers::{Standing, Verdict};
 
 /// A job as people see it.
 #[derive(Clone, PartialEq, Debug)]
@@ -163,23 +163,23 @@ impl Engine {
             Availability::Here => {}
         }
         let mut refusals = Vec::new();
-        let mut largest = 0;
+        let mut largest = None;
         let mut present = false;
         for (_, worker) in self.workers.all.iter().filter(|(_, worker)| worker.standing != Standing::Lost) {
             present = true;
-            match worker.refusal(spec.bundle) {
-                Some(reason) => refusals.push(reason),
-                None => largest = largest.max(worker.slots),
+            match worker.verdicts.get(&spec.bundle) {
+                Some(Verdict::Refused(reason)) => refusals.push(reason.as_str()),
+                Some(Verdict::Unsuited) => {}
+                Some(Verdict::Likely | Verdict::Proven) | None => largest = largest.max(Some(worker.slots)),
             }
         }
-        let waits = if !present {
-            "no worker is connected".to_owned()
-        } else if self.jobs.queues[spec.queue].barred && largest < spec.slots {
-            format!("needs {} slots: the largest worker has {largest}", spec.slots)
-        } else if self.jobs.queues[spec.queue].barred {
-            "no worker that is connected runs such programs".to_owned()
-        } else {
-            String::new()
+        let waits = match largest {
+            _ if !present => "no worker is connected".to_owned(),
+            None => "no worker that is connected runs such programs".to_owned(),
+            Some(largest) if largest < spec.slots => {
+                format!("needs {} slots: the largest worker has {largest}", spec.slots)
+            }
+            Some(_) => String::new(),
         };
         join(&waits, &refusals.join("; "))
     }

@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn errors_and_crashes_count_apart() {
-        let mut judge = |kind, failures, crashes| {
+        let judge = |kind, failures, crashes| {
             judge(Failure::new(kind, "why"), Charges { failures, crashes }, 1, 3, &mut Jitter::new(1))
         };
         assert!(matches!(judge(FailureKind::Error, 1, 2), Verdict::Again(_)));

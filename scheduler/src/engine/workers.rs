@@ -10,7 +10,7 @@ use lrts_core::ids::{AttemptId, WorkerId};
 use lrts_core::limits::SLOTS;
 use lrts_core::spec::{BundleRef, Platform};
 
-use super::attempts::{Fate, Position};
+use super::attempts::{Attempt, Fate, Position};
 use super::events::{Action, Held, Message, Note, Peer, Reason, Record, Registration};
 use super::jobs::Phase;
 use super::slab::{NONE, Slab};
@@ -42,7 +42,8 @@ pub(super) enum Verdict {
     Refused(String),
 }
 
-/// A ready worker's place in the order of choice: most free slots, then least work sent ahead for each slot.
+/// A ready worker's place in the order of choice: most free slots, then, where none is free, least work sent ahead for each of
+/// the slots that short jobs run in; last those without any.
 pub(super) type OpenKey = (Reverse<u32>, u64, u32);
 
 /// One worker.
@@ -68,13 +69,28 @@ pub(super) struct Worker {
     pub(super) ahead: VecDeque<u32>,
     /// How long those will take in all, as measured before, in microseconds.
     pub(super) ahead_us: u64,
+    /// Attempts of short jobs among those that take slots: what was sent ahead moves up as they end.
+    pub(super) short: u32,
     pub(super) key: Option<OpenKey>,
+    pub(super) laden: Option<(u64, u32)>,
     pub(super) verdicts: BTreeMap<u32, Verdict>,
 }
 
 impl Worker {
     pub(super) fn free(&self) -> u32 {
         self.slots.saturating_sub(self.held)
+    }
+
+    /// An attempt takes its slots.
+    pub(super) fn take_slots(&mut self, attempt: &Attempt) {
+        self.held += attempt.slots;
+        self.short += u32::from(attempt.short);
+    }
+
+    /// An attempt gives its slots back.
+    pub(super) fn give_slots(&mut self, attempt: &Attempt) {
+        self.held -= attempt.slots;
+        self.short -= u32::from(attempt.short);
     }
 
     pub(super) fn peer(&self) -> Option<Peer> {
@@ -104,6 +120,8 @@ pub(super) struct Workers {
     pub(super) by_id: BTreeMap<WorkerId, u32>,
     /// Those that are ready, in the order of choice.
     pub(super) open: BTreeSet<OpenKey>,
+    /// Those that have attempts sent ahead, by how long these will take.
+    pub(super) laden: BTreeSet<(u64, u32)>,
     /// How many aren't lost.
     pub(super) known: usize,
     /// The heartbeat interval that they were told.
@@ -116,6 +134,7 @@ impl Workers {
             all: Slab::new(),
             by_id: BTreeMap::new(),
             open: BTreeSet::new(),
+            laden: BTreeSet::new(),
             known: 0,
             announced: Duration::ZERO,
         }
@@ -130,8 +149,20 @@ impl Workers {
     /// Brings a worker's place in the order of choice up to date.
     pub(super) fn rekey(&mut self, worker: u32) {
         let record = &mut self.all[worker];
-        let key = matches!(record.standing, Standing::Ready(_))
-            .then(|| (Reverse(record.free()), record.ahead_us / u64::from(record.slots), worker));
+        let load = match (record.free(), record.short) {
+            (0, 0) => u64::MAX,
+            (0, short) => record.ahead_us / u64::from(short),
+            _ => 0,
+        };
+        let ready = matches!(record.standing, Standing::Ready(_));
+        let key = ready.then_some((Reverse(record.free()), load, worker));
+        let laden = (ready && !record.ahead.is_empty()).then_some((record.ahead_us, worker));
+        if laden != record.laden {
+            if let Some(old) = std::mem::replace(&mut record.laden, laden) {
+                self.laden.remove(&old);
+            }
+            self.laden.extend(laden);
+        }
         if key != record.key {
             if let Some(old) = std::mem::replace(&mut record.key, key) {
                 self.open.remove(&old);
@@ -238,7 +269,9 @@ impl Engine {
                     held: 0,
                     ahead: VecDeque::new(),
                     ahead_us: 0,
+                    short: 0,
                     key: None,
+                    laden: None,
                     verdicts: BTreeMap::new(),
                 });
                 self.workers.by_id.insert(id, worker);
@@ -340,12 +373,14 @@ impl Engine {
             attempts.into_iter().partition(|&attempt| self.attempts[attempt].began.is_some());
         let record = &mut self.workers.all[worker];
         record.held = 0;
+        record.short = 0;
         record.ahead.clear();
         record.ahead_us = 0;
-        for attempt in begun {
-            let attempt = &mut self.attempts[attempt];
+        for index in begun {
+            let attempt = &mut self.attempts[index];
+            self.applications[attempt.application].ahead.remove(&(attempt.priority, index));
             attempt.position = Position::Slot;
-            record.held += attempt.slots;
+            record.take_slots(attempt);
         }
         for index in waiting {
             let attempt = &mut self.attempts[index];
@@ -354,7 +389,7 @@ impl Engine {
             ahead.remove(&(attempt.priority, index));
             if record.free() >= attempt.slots {
                 attempt.position = Position::Slot;
-                record.held += attempt.slots;
+                record.take_slots(attempt);
                 continue;
             }
             let estimate_us = match attempt.position {

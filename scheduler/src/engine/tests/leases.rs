@@ -1,0 +1,206 @@
+//! Silent, lost and returning workers.
+
+use std::time::Duration;
+
+use lrts_core::ids::WorkerId;
+use lrts_core::spec::JobOptions;
+use lrts_core::status::JobState;
+
+use super::cluster::{Cluster, HEARTBEAT, LOST_AFTER, attempt};
+use crate::engine::{Action, Event, Held, Message, Note, Reason};
+
+#[test]
+fn a_silent_workers_job_goes_to_the_next_worker() {
+    let mut cluster = Cluster::new();
+    let (application, session) = cluster.application("a", 1);
+    let silent = cluster.worker(1, 1);
+    let job = session.job(1);
+    cluster.submit(application, 1, JobOptions::new(), &[1]);
+    cluster.began(silent, attempt(job, 1));
+    cluster.pass(LOST_AFTER / 2);
+    let other = cluster.worker(2, 1);
+
+    let early = cluster.pass(LOST_AFTER / 2 - Duration::from_millis(1));
+    assert!(early.starts().is_empty());
+    cluster.handle(Event::HeartbeatReceived { peer: other });
+    let lost = cluster.pass(Duration::from_millis(1));
+    assert_eq!(lost.disconnects(silent), Some(&Reason::LeaseExpired));
+    assert_eq!(lost.starts(), [(other, attempt(job, 2))]);
+}
+
+#[test]
+fn a_closed_connection_is_suspect_and_not_lost() {
+    let mut cluster = Cluster::new();
+    let (application, session) = cluster.application("a", 1);
+    let worker = cluster.worker(1, 1);
+    let job = session.job(1);
+    cluster.submit(application, 1, JobOptions::new(), &[1, 1]);
+    cluster.began(worker, attempt(job, 1));
+    cluster.handle(Event::Disconnected { peer: worker });
+    assert!(!cluster.engine.worker_listings(cluster.now)[0].ready);
+    cluster.pass(LOST_AFTER - Duration::from_millis(1));
+    assert_eq!(cluster.state(job), JobState::Running);
+
+    let held = Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(19)), pid: 42 };
+    let (worker, back) = cluster.rejoin(1, 1, vec![held]);
+    assert!(back.starts().is_empty(), "its slot is taken by the job that goes on");
+    assert_eq!(cluster.finished(worker, attempt(job, 1)).starts(), [(worker, attempt(session.job(2), 1))]);
+    assert_eq!(cluster.state(job), JobState::Finished);
+}
+
+#[test]
+fn an_inventory_that_lacks_an_attempt_requeues_its_job_uncharged() {
+    let mut cluster = Cluster::new();
+    let (application, session) = cluster.application("a", 1);
+    let worker = cluster.worker(1, 1);
+    let job = session.job(1);
+    cluster.submit(application, 1, JobOptions::new().crash_limit(1), &[1]);
+    cluster.began(worker, attempt(job, 1));
+    cluster.handle(Event::Disconnected { peer: worker });
+
+    let unknown = Held { attempt: attempt(session.job(77), 1), running: None, pid: 0 };
+    let (worker, back) = cluster.rejoin(1, 1, vec![unknown]);
+    assert_eq!(back.starts(), [(worker, attempt(job, 2))]);
+    let closed = vec![unknown.attempt];
+    let registered = Message::Registered { epoch: 1, heartbeat: HEARTBEAT, lost_after: LOST_AFTER, closed };
+    assert!(back.says(worker, &registered));
+}
+
+/// A worker that was lost while it ran the job, another one that runs it since ten seconds.
+fn cut_off() -> (Cluster, super::super::Peer, lrts_core::ids::JobId) {
+    let mut cluster = Cluster::new();
+    let (application, session) = cluster.application("a", 1);
+    let first = cluster.worker(1, 1);
+    let job = session.job(1);
+    cluster.submit(application, 1, JobOptions::new(), &[1]);
+    cluster.want(application, job);
+    cluster.began(first, attempt(job, 1));
+    cluster.handle(Event::Disconnected { peer: first });
+    cluster.pass(LOST_AFTER);
+    let second = cluster.worker(2, 1);
+    cluster.began(second, attempt(job, 2));
+    cluster.pass(Duration::from_secs(5));
+    cluster.handle(Event::HeartbeatReceived { peer: second });
+    cluster.pass(Duration::from_secs(5));
+    cluster.handle(Event::HeartbeatReceived { peer: second });
+    (cluster, second, job)
+}
+
+#[test]
+fn of_two_copies_the_one_that_ran_longer_stays() {
+    let (mut cluster, second, job) = cut_off();
+    let held = Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(30)), pid: 42 };
+    let (first, back) = cluster.rejoin(1, 1, vec![held]);
+    assert!(back.stops(second, attempt(job, 2)));
+
+    let stale = cluster.finished(second, attempt(job, 2));
+    assert!(stale.results().is_empty(), "no result of a closed attempt counts");
+    assert_eq!(cluster.state(job), JobState::Running);
+    assert_eq!(cluster.finished(first, attempt(job, 1)).results()[0].1.worker, Some(WorkerId(1)));
+}
+
+#[test]
+fn a_copy_that_never_began_gives_way() {
+    let mut cluster = Cluster::new();
+    let (application, session) = cluster.application("a", 1);
+    let first = cluster.worker(1, 1);
+    let job = session.job(1);
+    cluster.submit(application, 1, JobOptions::new(), &[1]);
+    cluster.handle(Event::Disconnected { peer: first });
+    cluster.pass(LOST_AFTER);
+    let second = cluster.worker(2, 1);
+    let held = Held { attempt: attempt(job, 1), running: None, pid: 0 };
+    let (first, back) = cluster.rejoin(1, 1, vec![held]);
+    let closed = vec![attempt(job, 1)];
+    let registered = Message::Registered { epoch: 1, heartbeat: HEARTBEAT, lost_after: LOST_AFTER, closed };
+    assert!(back.says(first, &registered));
+    cluster.finished(second, attempt(job, 2));
+    assert_eq!(cluster.state(job), JobState::Finished);
+}
+
+#[test]
+fn a_lost_workers_job_that_nobody_took_goes_on_there() {
+    let mut cluster = Cluster::new();
+    let (application, session) = cluster.application("a", 1);
+    let worker = cluster.worker(1, 1);
+    let job = session.job(1);
+    cluster.submit(application, 1, JobOptions::new(), &[1]);
+    cluster.began(worker, attempt(job, 1));
+    cluster.pass(LOST_AFTER);
+    assert_eq!(cluster.state(job), JobState::Queued);
+    assert!(cluster.reason(job).contains("lost with attempt 1"), "{}", cluster.reason(job));
+    let held = Held { attempt: attempt(job, 1), running: Some(LOST_AFTER), pid: 42 };
+    let (worker, back) = cluster.rejoin(1, 1, vec![held]);
+    assert!(back.starts().is_empty());
+    assert_eq!(cluster.state(job), JobState::Running);
+    cluster.finished(worker, attempt(job, 1));
+    assert_eq!(cluster.state(job), JobState::Finished);
+}
+
+#[test]
+fn success_elsewhere_closes_the_copy_of_a_lost_worker() {
+    let (mut cluster, second, job) = cut_off();
+    cluster.finished(second, attempt(job, 2));
+    let held = Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(30)), pid: 42 };
+    let (first, back) = cluster.rejoin(1, 1, vec![held]);
+    let closed = vec![attempt(job, 1)];
+    let registered = Message::Registered { epoch: 1, heartbeat: HEARTBEAT, lost_after: LOST_AFTER, closed };
+    assert!(back.says(first, &registered));
+}
+
+#[test]
+fn a_goodbye_requeues_what_is_left() {
+    let mut cluster = Cluster::new();
+    let (application, session) = cluster.application("a", 1);
+    let leaving = cluster.worker(1, 1);
+    let job = session.job(1);
+    cluster.submit(application, 1, JobOptions::new(), &[1]);
+    let other = cluster.worker(2, 1);
+    let gone = cluster.handle(Event::SaidGoodbye { peer: leaving });
+    assert_eq!(gone.starts(), [(other, attempt(job, 2))]);
+    assert_eq!(cluster.engine.connected_workers(), 1);
+}
+
+#[test]
+fn a_cancelled_job_ends_when_its_worker_is_lost() {
+    let mut cluster = Cluster::new();
+    let (application, session) = cluster.application("a", 1);
+    let worker = cluster.worker(1, 1);
+    let job = session.job(1);
+    cluster.submit(application, 1, JobOptions::new(), &[1]);
+    cluster.began(worker, attempt(job, 1));
+    cluster.handle(Event::Disconnected { peer: worker });
+    cluster.cancel(application, job);
+    assert_eq!(cluster.state(job), JobState::Running);
+    cluster.pass(LOST_AFTER);
+    assert_eq!(cluster.state(job), JobState::Cancelled);
+}
+
+#[test]
+fn the_brake_holds_when_many_fall_silent_together_and_then_lets_one_go_at_a_time() {
+    let mut cluster = Cluster::new();
+    for worker in 0..10 {
+        cluster.worker(worker, 1);
+    }
+    let braked = cluster.pass(LOST_AFTER);
+    assert!(braked.0.contains(&Action::Note(Note::BrakeEngaged { silent: 10, known: 10 })));
+    cluster.pass(Duration::from_mins(5) - Duration::from_millis(1));
+    assert_eq!(cluster.engine.connected_workers(), 10);
+    cluster.pass(Duration::from_millis(1));
+    assert_eq!(cluster.engine.connected_workers(), 9);
+    cluster.pass(HEARTBEAT);
+    assert_eq!(cluster.engine.connected_workers(), 8);
+}
+
+#[test]
+fn a_few_silent_workers_are_given_up_as_usual() {
+    let mut cluster = Cluster::new();
+    let peers: Vec<_> = (0..10).map(|worker| cluster.worker(worker, 1)).collect();
+    for _ in 0..4 {
+        cluster.pass(HEARTBEAT);
+        for &peer in &peers[3..] {
+            cluster.handle(Event::HeartbeatReceived { peer });
+        }
+    }
+    assert_eq!(cluster.engine.connected_workers(), 7);
+}
