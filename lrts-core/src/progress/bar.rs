@@ -135,6 +135,11 @@ impl BarWriter {
         self.record().position()
     }
 
+    /// How far the bar will go, if that is known.
+    pub fn total(&self) -> Option<u64> {
+        self.record().total()
+    }
+
     /// Sets how far the bar will go; none if that is unknown.
     pub fn set_total(&self, total: Option<u64>) {
         self.record().set_total(total);

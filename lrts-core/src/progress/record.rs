@@ -151,20 +151,19 @@ impl Record {
         if i64::try_from(sum).is_ok() { sum } else { 0 }
     }
 
+    /// How far the bar will go, if that is known.
+    pub(crate) fn total(&self) -> Option<u64> {
+        Some(self.total.load(Ordering::Relaxed)).filter(|&total| total != NO_TOTAL)
+    }
+
     /// The bar's numbers at this moment.
     pub(crate) fn numbers(&self, now: Moment) -> BarNumbers {
         // The state first: the counters of a closed bar, read after it, are final.
         let closed = self.state.load(Ordering::Relaxed) == CLOSED;
         fence(Ordering::Acquire);
-        let total = self.total.load(Ordering::Relaxed);
         let end = if closed { Moment::from_nanos(self.closed.load(Ordering::Relaxed)) } else { now };
         let started = Moment::from_nanos(self.started.load(Ordering::Relaxed));
-        BarNumbers {
-            position: self.position(),
-            total: (total != NO_TOTAL).then_some(total),
-            closed,
-            elapsed: end.since(started),
-        }
+        BarNumbers { position: self.position(), total: self.total(), closed, elapsed: end.since(started) }
     }
 
     /// The text and the even number of this version of it; none while it is being written, for ever if its writer died.
