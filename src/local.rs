@@ -6,10 +6,10 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use lrts_client::ApplicationInformation;
+use lrts_client::{ApplicationInformation, WorkerId};
 use lrts_core::shutdown::Shutdown;
 use tempfile::TempDir;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 use tracing::warn;
 
@@ -91,17 +91,18 @@ pub enum LocalClusterError {
 /// of its own, so it starts inside a tokio runtime too. It ends on drop: jobs that still run are stopped.
 #[derive(Debug)]
 pub struct LocalCluster {
-    scheduler: SocketAddr,
-    progress_server: SocketAddr,
+    parts: Ready,
     shutdown: Shutdown,
     /// Ends once all parts have.
     thread: Option<JoinHandle<Result<(), LocalClusterError>>>,
 }
 
-/// Where the parts listen, once all of them are ready.
+/// The parts, once all of them are ready.
+#[derive(Clone, Copy, Debug)]
 struct Ready {
     scheduler: SocketAddr,
     progress_server: SocketAddr,
+    worker: WorkerId,
 }
 
 impl LocalCluster {
@@ -126,9 +127,7 @@ impl LocalCluster {
             .spawn(move || runtime.block_on(run(&config, &asked, &report)))
             .map_err(LocalClusterError::Setup)?;
         match ready.recv() {
-            Ok(Ready { scheduler, progress_server }) => {
-                Ok(Self { scheduler, progress_server, shutdown, thread: Some(thread) })
-            }
+            Ok(parts) => Ok(Self { parts, shutdown, thread: Some(thread) }),
             // The thread ended before it was ready, so it has an error to tell.
             Err(mpsc::RecvError) => Err(end_of(thread).err().unwrap_or(LocalClusterError::TooSlow { part: "cluster" })),
         }
@@ -136,18 +135,24 @@ impl LocalCluster {
 
     /// What an application needs to connect to this cluster.
     pub fn application_information(&self) -> ApplicationInformation {
-        ApplicationInformation::new(self.scheduler.ip().to_string(), self.scheduler.port())
-            .progress_server(self.progress_server.ip().to_string(), self.progress_server.port())
+        let Ready { scheduler, progress_server, .. } = self.parts;
+        ApplicationInformation::new(scheduler.ip().to_string(), scheduler.port())
+            .progress_server(progress_server.ip().to_string(), progress_server.port())
     }
 
     /// Where the scheduler listens.
     pub fn scheduler_address(&self) -> SocketAddr {
-        self.scheduler
+        self.parts.scheduler
     }
 
     /// Where the progress server listens.
     pub fn progress_address(&self) -> SocketAddr {
-        self.progress_server
+        self.parts.progress_server
+    }
+
+    /// Who runs the jobs.
+    pub fn worker(&self) -> WorkerId {
+        self.parts.worker
     }
 
     /// Waits until somebody asks it to end, for `lrts local`.
@@ -232,7 +237,7 @@ impl Parts {
                 lrts_progress_server::run(config, ready, shutdown)
             })
             .await?;
-        let _worker = self
+        let worker = self
             .spawn("worker", |ready, shutdown| {
                 let config = lrts_worker::Config {
                     scheduler_address: scheduler.to_string(),
@@ -245,7 +250,7 @@ impl Parts {
                 lrts_worker::run(config, ready, shutdown)
             })
             .await?;
-        Ok(Ready { scheduler, progress_server })
+        Ok(Ready { scheduler, progress_server, worker })
     }
 
     /// Starts one part and waits until it is ready.

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use lrts::{LocalCluster, LocalConfig};
-use lrts_core::command_line::{exit_code, normalise, usage_error};
+use lrts_core::command_line::{error_line, exit_code, normalise, usage_error};
 use lrts_core::mode::{self, Mode};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::telemetry::{self, LogFormat};
@@ -28,10 +28,7 @@ fn main() -> ExitCode {
     };
     match dispatch(cli.command) {
         Ok(()) => ExitCode::from(exit_code::DONE),
-        Err(End { code, error }) => {
-            report(error.as_ref());
-            ExitCode::from(code)
-        }
+        Err(End { code, error }) => fail(&error_line("lrts", error.as_ref()), code),
     }
 }
 
@@ -107,20 +104,17 @@ fn say(line: &str) {
     println!("{line}");
 }
 
-/// Prints an error and its causes on one line.
 #[expect(clippy::print_stderr, reason = "main is where errors are printed")]
-fn report(error: &dyn Error) {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    let line = causes.fold(format!("lrts: {error}"), |line, cause| format!("{line}: {cause}"));
+fn fail(line: &str, code: u8) -> ExitCode {
     eprintln!("{line}");
+    ExitCode::from(code)
 }
 
 /// Help and version go to stdout and are no failure; wrong usage is one line on stderr.
-#[expect(clippy::print_stderr, reason = "main is where errors are printed")]
 fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
-        eprintln!("lrts: {} (--help shows what there is)", usage_error(&error.render().to_string()));
-        return ExitCode::from(exit_code::USAGE);
+        let wrong = usage_error(&error.render().to_string());
+        return fail(&format!("lrts: {wrong} (--help shows what there is)"), exit_code::USAGE);
     }
     let _nobody_reads = error.print();
     ExitCode::from(exit_code::DONE)

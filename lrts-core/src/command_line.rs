@@ -1,5 +1,6 @@
 //! What all of lrts' commands share: single dashes, durations, sizes, exit codes.
 
+use std::error::Error;
 use std::ffi::OsString;
 use std::time::Duration;
 
@@ -37,6 +38,12 @@ fn is_long_flag_with_one_dash(text: &str) -> bool {
     letters.next() == Some(b'-')
         && letters.next().is_some_and(|byte| byte.is_ascii_alphabetic())
         && letters.next().is_some_and(|byte| byte.is_ascii_alphabetic())
+}
+
+/// An error and its causes on one line, behind the program's name.
+pub fn error_line(program: &str, error: &(dyn Error + 'static)) -> String {
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.fold(format!("{program}: {error}"), |line, cause| format!("{line}: {cause}"))
 }
 
 /// What is wrong with a command line, as one line: the first paragraph of what the parser says of it, without its usage and

@@ -1,13 +1,12 @@
 //! `lrts-progress-server`: the progress server alone, without the other commands.
 
-use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
-use lrts_core::command_line::{exit_code, normalise};
+use lrts_core::command_line::{error_line, exit_code, normalise, usage_error};
 use lrts_progress_server::cli::{self, ProgressServerArgs};
 
-/// Keeps the latest state of every bar and shows it to the applications.
+/// Keeps the latest state of every bar and shows it to the applications
 #[derive(Debug, Parser)]
 #[command(name = "lrts-progress-server", version, about)]
 struct Cli {
@@ -16,21 +15,24 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(normalise(std::env::args_os()));
-    match cli::main(cli.args) {
-        Ok(()) => ExitCode::from(exit_code::DONE),
-        Err(error) => {
-            report(&error);
-            ExitCode::from(error.exit_code())
+    match Cli::try_parse_from(normalise(std::env::args_os())) {
+        Ok(cli) => match cli::main(cli.args) {
+            Ok(()) => ExitCode::from(exit_code::DONE),
+            Err(error) => fail(&error_line("lrts-progress-server", &error), error.exit_code()),
+        },
+        Err(error) if error.use_stderr() => {
+            let wrong = usage_error(&error.render().to_string());
+            fail(&format!("lrts-progress-server: {wrong} (--help shows what there is)"), exit_code::USAGE)
+        }
+        Err(help) => {
+            let _nobody_reads = help.print();
+            ExitCode::from(exit_code::DONE)
         }
     }
 }
 
-/// Prints an error and its causes on one line.
 #[expect(clippy::print_stderr, reason = "main is where errors are printed")]
-fn report(error: &(dyn Error + 'static)) {
-    let causes = std::iter::successors(error.source(), |&cause| cause.source());
-    let line =
-        causes.fold(format!("lrts-progress-server: {error}"), |line, cause| format!("{line}: {cause}"));
+fn fail(line: &str, code: u8) -> ExitCode {
     eprintln!("{line}");
+    ExitCode::from(code)
 }
