@@ -74,6 +74,7 @@ impl ClientApplication {
     /// # Errors
     ///
     /// As [`crate::ClientApplication::schedule_services`].
+    #[expect(clippy::type_complexity, reason = "an alias would hide that handles are returned")]
     pub fn schedule_services<I, Kind>(
         &self,
         services: I,

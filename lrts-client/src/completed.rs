@@ -42,8 +42,8 @@ impl<T> AsCompleted<T> {
     ///
     /// An error concerns one job, and the others still follow, or the whole application, as
     /// [`Stopped`](ClientError::Stopped) does, and then nothing follows.
-    pub fn next(&mut self) -> impl Future<Output = Option<Result<ServiceResult<T>, ClientError>>> + Send + '_ {
-        std::future::poll_fn(|context| self.poll(context))
+    pub async fn next(&mut self) -> Option<Result<ServiceResult<T>, ClientError>> {
+        std::future::poll_fn(|context| self.poll(context)).await
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<ServiceResult<T>, ClientError>>> {

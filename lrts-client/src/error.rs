@@ -56,7 +56,9 @@ pub enum ClientError {
         source: EncodeError,
     },
     /// The encoded service is too large.
-    #[error("service `{service}` takes {bytes} bytes: at most {BODY_BYTES} can travel, so put bulk data into files")]
+    #[error(
+        "service `{service}` takes {bytes} bytes: at most {BODY_BYTES} can travel, so put bulk data into files"
+    )]
     TooLarge {
         /// Its name.
         service: &'static str,
@@ -78,7 +80,9 @@ pub enum ClientError {
         reason: String,
     },
     /// A newer start of the same application has taken over. Its results go there.
-    #[error("application `{application}` was started again elsewhere: give each start an application id of its own")]
+    #[error(
+        "application `{application}` was started again elsewhere: give each start an application id of its own"
+    )]
     Superseded {
         /// The id that both have.
         application: String,
@@ -117,7 +121,9 @@ pub enum ClientError {
     },
     /// The job has ended well, but its output is no value of the expected type. It stays at the scheduler; wait for
     /// [`untyped`](crate::JobHandle::untyped) to get its bytes.
-    #[error("the output of job {job} of service `{service}` can't be decoded: wait for its untyped() handle to get the bytes")]
+    #[error(
+        "the output of job {job} of service `{service}` can't be decoded: wait for its untyped() handle to get the bytes"
+    )]
     Decode {
         /// Which.
         job: JobId,

@@ -188,12 +188,13 @@ impl ApplicationInformation {
         let progress_server = progress_server.check("progress server address")?;
         let nameless = self.application_id.is_none();
         let application = match self.application_id {
-            Some((name, id)) => id
-                .parse()
-                .map_err(|problem| ClientError::Setting { name, problem: format!("{problem}") })?,
+            Some((name, id)) => {
+                id.parse().map_err(|problem| ClientError::Setting { name, problem: format!("{problem}") })?
+            }
             None => ApplicationId::random(),
         };
-        if !self.insecure && !(scheduler.is_loopback() && progress_server.is_loopback()) {
+        let local = scheduler.is_loopback() && progress_server.is_loopback();
+        if !local && !self.insecure {
             return Err(ClientError::Setting {
                 name: "insecure",
                 problem: format!(
@@ -238,10 +239,16 @@ fn variable(name: &str) -> Option<Result<String, String>> {
 
 impl Address {
     /// Reads `host:port`, `[v6]:port` or just a host.
-    fn parse(name: &'static str, text: Result<String, String>, default_port: u16) -> Result<Self, ClientError> {
+    fn parse(
+        name: &'static str,
+        text: Result<String, String>,
+        default_port: u16,
+    ) -> Result<Self, ClientError> {
         let bad = |text: &str| ClientError::Setting {
             name,
-            problem: format!("`{text}` is no address, expected host:port, for example {LOCALHOST}:{default_port}"),
+            problem: format!(
+                "`{text}` is no address, expected host:port, for example {LOCALHOST}:{default_port}"
+            ),
         };
         let text = text.map_err(|unreadable| bad(&unreadable))?;
         // A bare IPv6 address is all colons.
@@ -308,7 +315,8 @@ mod tests {
     fn the_progress_server_is_on_the_schedulers_host_unless_said_otherwise() {
         let checked = ApplicationInformation::new("127.0.0.1", 7000).check().unwrap();
         assert_eq!(checked.progress_server.to_string(), "127.0.0.1:5454");
-        let checked = ApplicationInformation::new("127.0.0.1", 7000).progress_server("::1", 9).check().unwrap();
+        let checked =
+            ApplicationInformation::new("127.0.0.1", 7000).progress_server("::1", 9).check().unwrap();
         assert_eq!(checked.progress_server.to_string(), "[::1]:9");
     }
 
@@ -326,7 +334,9 @@ mod tests {
         let error = |information: ApplicationInformation| information.check().err().unwrap().to_string();
         assert!(error(ApplicationInformation::new("localhost", 0)).contains("port"));
         assert!(error(ApplicationInformation::new("", 1)).contains("host"));
-        assert!(error(ApplicationInformation::new("localhost", 1).application_id("")).contains("application id"));
+        assert!(
+            error(ApplicationInformation::new("localhost", 1).application_id("")).contains("application id")
+        );
         assert!(error(ApplicationInformation::new("node7", 1)).contains(".insecure()"));
         assert!(ApplicationInformation::new("node7", 1).insecure().check().is_ok());
     }

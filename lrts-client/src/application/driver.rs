@@ -55,8 +55,16 @@ pub(super) struct Driver {
 /// What is under way on other threads.
 #[derive(Default)]
 struct Background {
+    /// The program's digest and length.
     digest: Option<JoinHandle<io::Result<(BundleDigest, u64)>>>,
-    chunk: Option<(u64, JoinHandle<io::Result<(Bytes, u32)>>)>,
+    chunk: Option<Chunk>,
+}
+
+/// A piece of the program that is being read.
+struct Chunk {
+    offset: u64,
+    /// Compressed bytes, and their length before.
+    task: JoinHandle<io::Result<(Bytes, u32)>>,
 }
 
 /// This machine's name, for people.
@@ -90,11 +98,11 @@ impl Driver {
         // A message that waits for room in the link's queue.
         let mut outgoing = None;
         let farewell = loop {
-            if let Some(left) = shared.time_to_go().filter(|left| outgoing.is_none() || left.is_zero()) {
-                break left;
-            }
             if outgoing.is_none() {
                 outgoing = self.advance(&sender, &mut background);
+            }
+            if let Some(left) = shared.time_to_go().filter(|left| outgoing.is_none() || left.is_zero()) {
+                break left;
             }
             tokio::select! {
                 event = receiver.next() => {
@@ -132,14 +140,16 @@ impl Driver {
                         Err(TrySendError::Full) => return Some(message),
                         // The link's event about it is on its way.
                         Err(TrySendError::Down) => return None,
-                        Err(TrySendError::TooLarge) => warn!(bytes = message.size(), "message over the bounds, not sent"),
+                        Err(TrySendError::TooLarge) => {
+                            warn!(bytes = message.size(), "message over the bounds, not sent")
+                        }
                     }
                 }
                 Step::ReadChunk(offset) => {
                     if let Program::Shipped(file) = &self.program {
                         let file = Arc::clone(file);
-                        let read = tokio::task::spawn_blocking(move || read_chunk(&file, offset));
-                        background.chunk = Some((offset, read));
+                        let task = tokio::task::spawn_blocking(move || read_chunk(&file, offset));
+                        background.chunk = Some(Chunk { offset, task });
                     }
                 }
             }
@@ -217,7 +227,7 @@ impl Background {
         };
         let chunk = async {
             match &mut self.chunk {
-                Some((offset, task)) => (*offset, task.await),
+                Some(Chunk { offset, task }) => (*offset, task.await),
                 None => std::future::pending().await,
             }
         };

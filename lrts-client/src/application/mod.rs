@@ -127,7 +127,10 @@ impl ClientApplication {
     ///
     /// As [`wait_for`](Self::wait_for), as soon as it is clear that one of them has no result to return. Then none counts as
     /// returned.
-    pub async fn wait_for_multi<T>(&self, jobs: &[JobHandle<T>]) -> Result<Vec<ServiceResult<T>>, ClientError> {
+    pub async fn wait_for_multi<T>(
+        &self,
+        jobs: &[JobHandle<T>],
+    ) -> Result<Vec<ServiceResult<T>>, ClientError> {
         self.application.wait_for_multi(jobs).await
     }
 

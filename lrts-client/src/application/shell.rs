@@ -78,13 +78,19 @@ impl Application {
     }
 
     /// Starts the thread of an application with these services.
-    pub(super) fn start_with(checked: Checked, services: Vec<&'static str>) -> Result<Arc<Self>, ClientError> {
+    pub(super) fn start_with(
+        checked: Checked,
+        services: Vec<&'static str>,
+    ) -> Result<Arc<Self>, ClientError> {
         let failed = |what: &str| {
             let what = what.to_owned();
             move |source| ClientError::Start { what, source }
         };
         if services.len() > SERVICES_PER_BUNDLE {
-            let problem = format!("{} services in one program: at most {SERVICES_PER_BUNDLE} are allowed", services.len());
+            let problem = format!(
+                "{} services in one program: at most {SERVICES_PER_BUNDLE} are allowed",
+                services.len()
+            );
             return Err(ClientError::Setting { name: "host_services!", problem });
         }
         let program = open_program(&checked.bundle)?;
@@ -197,7 +203,9 @@ impl Application {
                 return Ok(handles);
             }
             let first = self.submit(jobs).await?;
-            handles.extend((first..first + count).map(|sequence| JobHandle::new(self.shared.session.job(sequence))));
+            handles.extend(
+                (first..first + count).map(|sequence| JobHandle::new(self.shared.session.job(sequence))),
+            );
         }
     }
 
@@ -516,7 +524,12 @@ impl Shared {
             Some(failure) => Err(failure.clone()),
             None => Ok(decode(&delivery.body).map_err(|source| ClientError::Decode {
                 job: job_id,
-                service: self.services.get(usize::from(delivery.service)).copied().unwrap_or_default().to_owned(),
+                service: self
+                    .services
+                    .get(usize::from(delivery.service))
+                    .copied()
+                    .unwrap_or_default()
+                    .to_owned(),
                 source,
             })?),
         };
@@ -544,7 +557,9 @@ impl Shared {
             WaitError::Fatal(Fatal::Superseded) => {
                 ClientError::Superseded { application: self.application.to_string() }
             }
-            WaitError::Fatal(Fatal::Version(reason)) => ClientError::Version { scheduler: scheduler(), reason },
+            WaitError::Fatal(Fatal::Version(reason)) => {
+                ClientError::Version { scheduler: scheduler(), reason }
+            }
             WaitError::Fatal(Fatal::Unauthorised(reason)) => {
                 ClientError::Unauthorised { scheduler: scheduler(), reason }
             }
@@ -575,7 +590,8 @@ struct Wait<'a> {
 impl Wait<'_> {
     /// Polls until there is an outcome.
     async fn ready<R>(&self, mut poll: impl FnMut(&mut Engine, WaitId) -> Option<R>) -> R {
-        std::future::poll_fn(|context| self.shared.poll(self.id, context, |engine, _| poll(engine, self.id))).await
+        std::future::poll_fn(|context| self.shared.poll(self.id, context, |engine, _| poll(engine, self.id)))
+            .await
     }
 }
 

@@ -14,7 +14,12 @@ use tracing::{debug, warn};
 use super::shell::Shared;
 
 /// Hands bars to the display until the end comes. A round gathers what has come for up to `round`.
-pub(super) async fn watch(shared: Arc<Shared>, config: LinkConfig, round: Duration, mut end: oneshot::Receiver<()>) {
+pub(super) async fn watch(
+    shared: Arc<Shared>,
+    config: LinkConfig,
+    round: Duration,
+    mut end: oneshot::Receiver<()>,
+) {
     let (sender, mut receiver) = Link::open(config);
     loop {
         let event = tokio::select! {

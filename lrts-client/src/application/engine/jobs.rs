@@ -98,7 +98,8 @@ impl Jobs {
 
     /// Forgets the entries at the front that say nothing any more.
     pub(super) fn trim(&mut self) {
-        while self.entries.front().is_some_and(|entry| entry.state == State::Taken && entry.waiter == NOBODY) {
+        while self.entries.front().is_some_and(|entry| entry.state == State::Taken && entry.waiter == NOBODY)
+        {
             self.entries.pop_front();
             self.base += 1;
         }

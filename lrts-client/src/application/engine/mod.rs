@@ -94,6 +94,7 @@ pub(crate) enum Action {
 
 /// What the link's sender does next.
 #[derive(Clone, PartialEq, Debug)]
+#[expect(clippy::large_enum_variant, reason = "made one at a time and taken apart at once")]
 pub(crate) enum Step {
     /// Send this. With a body.
     Send(FromApplication, Bytes),
@@ -385,7 +386,8 @@ impl Engine {
         if under_credit {
             self.window.arrived(bytes);
         }
-        self.actions.push(Action::ShowEnded(self.settings.session.job(sequence), std::mem::take(&mut report.bars)));
+        self.actions
+            .push(Action::ShowEnded(self.settings.session.job(sequence), std::mem::take(&mut report.bars)));
         if under_credit {
             self.window.hold(bytes);
         }
@@ -431,7 +433,9 @@ impl Engine {
 
     /// An open job ends; whoever waits for it is told.
     fn end(&mut self, sequence: u64, state: State) {
-        let Some(entry) = self.jobs.get_mut(sequence).filter(|entry| entry.state == State::Open) else { return };
+        let Some(entry) = self.jobs.get_mut(sequence).filter(|entry| entry.state == State::Open) else {
+            return;
+        };
         entry.state = state;
         self.cancelled.remove(&sequence);
         if matches!(state, State::Refused | State::Lost) {
@@ -541,7 +545,8 @@ impl Engine {
 
     fn attach(&mut self) -> Step {
         // Without a digest there is nothing to attach with yet; with a broken program or after a refusal there never is.
-        let Some(bundle) = self.bundle.clone().filter(|_| self.fatal.is_none() || self.stopping.is_some()) else {
+        let Some(bundle) = self.bundle.clone().filter(|_| self.fatal.is_none() || self.stopping.is_some())
+        else {
             return Step::Idle;
         };
         self.connection = Connection::Attaching;

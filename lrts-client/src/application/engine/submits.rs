@@ -35,7 +35,8 @@ impl Submits {
     /// Whether the window has room for this much more. An empty window has room for anything.
     pub(super) fn has_room(&self, jobs: usize, bytes: usize) -> bool {
         self.queue.is_empty()
-            || (self.queue.len() + jobs <= SEND_WINDOW_JOBS && self.bytes.saturating_add(bytes) <= SEND_WINDOW_BYTES)
+            || (self.queue.len() + jobs <= SEND_WINDOW_JOBS
+                && self.bytes.saturating_add(bytes) <= SEND_WINDOW_BYTES)
     }
 
     pub(super) fn push(&mut self, job: NewJob) {
@@ -103,7 +104,9 @@ impl Submits {
             1 => self.queue[self.sent].payload.clone(),
             count => {
                 let mut body = BytesMut::with_capacity(bytes);
-                self.queue.range(self.sent..self.sent + count).for_each(|job| body.extend_from_slice(&job.payload));
+                self.queue
+                    .range(self.sent..self.sent + count)
+                    .for_each(|job| body.extend_from_slice(&job.payload));
                 body.freeze()
             }
         };

@@ -147,12 +147,13 @@ impl Engine {
     fn add_wait(&mut self, kind: Kind, now: Moment) -> WaitId {
         loop {
             self.last_wait = if self.last_wait >= u32::MAX - 1 { 1 } else { self.last_wait + 1 };
-            let wait = WaitId(self.last_wait);
-            if !self.waits.contains_key(&wait) {
-                self.waits.insert(wait, Wait { kind, since: now, expired: false });
-                return wait;
+            if !self.waits.contains_key(&WaitId(self.last_wait)) {
+                break;
             }
         }
+        let wait = WaitId(self.last_wait);
+        self.waits.insert(wait, Wait { kind, since: now, expired: false });
+        wait
     }
 
     /// Looks at a job for a wait and, while it matters, keeps an eye on it.
@@ -262,7 +263,8 @@ impl Engine {
     /// The next job of a stream that has ended; its result is handed out.
     pub(crate) fn poll_each(&mut self, wait: WaitId, now: Moment) -> Next {
         let stopped = self.stopped();
-        let Some(Wait { kind: Kind::Each { jobs, ready, starving }, since, expired }) = self.waits.get_mut(&wait)
+        let Some(Wait { kind: Kind::Each { jobs, ready, starving }, since, expired }) =
+            self.waits.get_mut(&wait)
         else {
             return Next::End;
         };
@@ -285,7 +287,9 @@ impl Engine {
                     self.watch_again(sequence, wait);
                     self.poll_each(wait, now)
                 }
-                State::Handed | State::Taken | State::Refused | State::Lost => Next::Item(Err(self.fault(sequence))),
+                State::Handed | State::Taken | State::Refused | State::Lost => {
+                    Next::Item(Err(self.fault(sequence)))
+                }
             };
         }
         if open == 0 {
@@ -300,7 +304,8 @@ impl Engine {
         match self.hopeless(wait) {
             Some(error) => {
                 let fatal = matches!(error, WaitError::Fatal(_));
-                if let Some(Wait { kind: Kind::Each { jobs, starving, .. }, .. }) = self.waits.get_mut(&wait) {
+                if let Some(Wait { kind: Kind::Each { jobs, starving, .. }, .. }) = self.waits.get_mut(&wait)
+                {
                     // A caller who asks on waits anew, unless there is no hope.
                     *starving = false;
                     jobs.open = if fatal { 0 } else { jobs.open };
@@ -354,7 +359,8 @@ impl Engine {
             return Some(Ok(()));
         }
         let expired = self.waits.get(&wait)?.expired;
-        expired.then(|| Err(WaitError::NoScheduler(self.settings.communication_time_out.unwrap_or(STOP_LIMIT))))
+        expired
+            .then(|| Err(WaitError::NoScheduler(self.settings.communication_time_out.unwrap_or(STOP_LIMIT))))
     }
 
     /// These deliveries were returned to the caller.
@@ -431,7 +437,9 @@ impl Engine {
         let (pending, limit) = match &wait.kind {
             Kind::Stop => (true, self.settings.communication_time_out.or(Some(STOP_LIMIT))),
             Kind::Each { starving, .. } => (*starving, self.settings.communication_time_out),
-            Kind::All { .. } | Kind::Flush { .. } | Kind::Room => (true, self.settings.communication_time_out),
+            Kind::All { .. } | Kind::Flush { .. } | Kind::Room => {
+                (true, self.settings.communication_time_out)
+            }
         };
         // A connection that was lost before the wait began gives it the full time.
         limit.filter(|_| pending && !wait.expired).map(|limit| down.max(wait.since) + limit)
@@ -485,7 +493,8 @@ impl Engine {
 
     /// The send window or its watermark has moved.
     pub(super) fn wake_submitters(&mut self) {
-        let submitters = self.waits.iter().filter(|(_, wait)| matches!(wait.kind, Kind::Flush { .. } | Kind::Room));
+        let submitters =
+            self.waits.iter().filter(|(_, wait)| matches!(wait.kind, Kind::Flush { .. } | Kind::Room));
         self.actions.extend(submitters.map(|(&id, _)| Action::Wake(id)));
     }
 
@@ -515,7 +524,11 @@ impl Engine {
             return;
         }
         for sequence in flatten(&jobs.ranges.clone()) {
-            if self.jobs.get(sequence).is_some_and(|entry| entry.state == State::Open && entry.want == Want::Credit) {
+            if self
+                .jobs
+                .get(sequence)
+                .is_some_and(|entry| entry.state == State::Open && entry.want == Want::Credit)
+            {
                 self.ask(sequence, Want::Urgent);
             }
         }

@@ -16,12 +16,12 @@ use lrts_core::transport::{Role, Server, ServerConfig, ServerEvent, SocketDir};
 use serde::{Deserialize, Serialize};
 
 use super::*;
+use crate::JobContext;
 use crate::display::{Bar, ProgressDisplay, ProgressSink};
 use crate::information::Bundle;
 use crate::park::{block_on, block_until};
 use crate::results::RawOutput;
 use crate::service::ServiceError;
-use crate::JobContext;
 use fake::{FakeScheduler, SOON};
 use lrts_core::clock::Moment;
 
@@ -83,7 +83,9 @@ fn jobs_go_out_and_results_come_back() {
         let one = app.schedule_service(&echo(1)).await.unwrap();
         let result = app.wait_for(&one).await.unwrap();
         assert_eq!((result.job_id, result.outcome), (one.id(), Ok(echo(1))));
-        assert!(matches!(app.wait_for(&one).await, Err(ClientError::AlreadyTaken { job }) if job == one.id()));
+        assert!(
+            matches!(app.wait_for(&one).await, Err(ClientError::AlreadyTaken { job }) if job == one.id())
+        );
 
         let services: Vec<Echo> = (0..2_500).map(echo).collect();
         let handles = app.schedule_services(&services).await.unwrap();
@@ -91,7 +93,8 @@ fn jobs_go_out_and_results_come_back() {
         let mut order: Vec<_> = handles.iter().rev().cloned().collect();
         order.push(handles[7].clone());
         let results = app.wait_for_multi(&order).await.unwrap();
-        let numbers: Vec<u64> = results.into_iter().map(|result| result.into_output().unwrap().number).collect();
+        let numbers: Vec<u64> =
+            results.into_iter().map(|result| result.into_output().unwrap().number).collect();
         assert_eq!(numbers, (0..2_500).rev().chain([7]).collect::<Vec<_>>());
 
         let handles = app.schedule_services((0..2_500).map(echo)).await.unwrap();
@@ -102,7 +105,8 @@ fn jobs_go_out_and_results_come_back() {
         }
         assert_eq!(sum, (0..2_500).sum::<u64>());
     });
-    scheduler.eventually("told what was returned", |memory| memory.taken.iter().any(|&(_, last)| last == 5_001));
+    scheduler
+        .eventually("told what was returned", |memory| memory.taken.iter().any(|&(_, last)| last == 5_001));
     soon(app.stop()).unwrap();
     assert!(scheduler.memory().stopped);
     soon(app.stop()).expect("a second stop does nothing");
@@ -164,6 +168,8 @@ fn a_program_is_shipped_as_it_was_when_the_application_started() {
 
     assert_eq!(soon(app.wait_for(&job)).unwrap().outcome, Ok(echo(4)));
     assert!(scheduler.memory().bundle == program);
+    drop(app);
+    assert_eq!(scheduler.memory().taken, [(1, 1)], "what was returned is confirmed before the end");
 }
 
 #[test]
@@ -171,7 +177,9 @@ fn a_dropped_application_sends_what_was_scheduled() {
     let scheduler = FakeScheduler::start();
     let app = start(information(&scheduler));
     soon(app.schedule_services((0..5_000).map(echo))).unwrap();
+    let started = Moment::now();
     drop(app);
+    assert!(started.elapsed() < Duration::from_secs(1), "nothing keeps it once all is said");
     assert_eq!(scheduler.memory().payloads.len(), 5_000);
     assert!(!scheduler.memory().stopped);
 }
@@ -245,7 +253,8 @@ fn calls_from_within_a_runtime_and_from_many_threads_work() {
             let app = &blocking;
             scope.spawn(move || {
                 let jobs = app.schedule_services((0..100).map(|n| echo(n * 10 + number))).unwrap();
-                let sum: u64 = app.as_completed(jobs).map(|result| result.unwrap().outcome.unwrap().number).sum();
+                let sum: u64 =
+                    app.as_completed(jobs).map(|result| result.unwrap().outcome.unwrap().number).sum();
                 assert_eq!(sum, (0..100).map(|n| n * 10 + number).sum::<u64>());
             });
         }
@@ -322,7 +331,7 @@ fn bars_come_from_the_progress_server() {
 
 #[test]
 fn handles_and_futures_go_anywhere() {
-    struct NotSend(#[expect(dead_code, reason = "only its type matters")] PhantomData<*const ()>);
+    struct NotSend(PhantomData<*const ()>);
     fn anywhere<T: Send + Sync + Clone + 'static>() {}
     fn sends<T: Send + 'static>() {}
     fn error<T: std::error::Error + Send + Sync + 'static>() {}

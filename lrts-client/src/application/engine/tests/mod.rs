@@ -29,7 +29,11 @@ fn settings() -> Settings {
 }
 
 fn offer() -> Offer {
-    Offer { digest: DIGEST, bytes: 3_000, platform: Platform { target: "x86_64-linux-gnu".into(), glibc: None } }
+    Offer {
+        digest: DIGEST,
+        bytes: 3_000,
+        platform: Platform { target: "x86_64-linux-gnu".into(), glibc: None },
+    }
 }
 
 /// An engine that was started and knows its program.
@@ -146,11 +150,16 @@ fn nothing_is_said_before_the_program_and_the_scheduler_are_known() {
     assert_eq!(said(&mut engine), []);
     engine.handle(Event::BundleKnown(BundleRef::Shipped(DIGEST), Some(offer())), T0);
 
-    let [FromApplication::Attach(attach)] = &said(&mut engine)[..] else { panic!("Attach comes first and alone") };
+    let [FromApplication::Attach(attach)] = &said(&mut engine)[..] else {
+        panic!("Attach comes first and alone")
+    };
 
     assert_eq!(attach.credit.results, RESULT_WINDOW);
     hear(&mut engine, ToApplication::Attached { epoch: 1, accepted_through: 0 });
-    assert!(matches!(said(&mut engine)[..], [FromApplication::OfferBundle { .. }, FromApplication::Submit { .. }]));
+    assert!(matches!(
+        said(&mut engine)[..],
+        [FromApplication::OfferBundle { .. }, FromApplication::Submit { .. }]
+    ));
     submit(&mut engine, 2);
     assert!(matches!(said(&mut engine)[..], [FromApplication::Submit { first: 2, .. }]));
 }
@@ -205,7 +214,10 @@ fn a_program_travels_from_where_it_is_wanted_piece_by_piece() {
     engine.handle(Event::LinkDown, T0);
     connect(&mut engine, 0);
     engine.handle(Event::ChunkRead(2_500, Bytes::from_static(b"z"), 500), T0);
-    assert!(matches!(said(&mut engine)[..], [FromApplication::OfferBundle { .. }, FromApplication::Submit { .. }]));
+    assert!(matches!(
+        said(&mut engine)[..],
+        [FromApplication::OfferBundle { .. }, FromApplication::Submit { .. }]
+    ));
     hear(&mut engine, ToApplication::BundleWanted { digest: DIGEST, offset: 2_500 });
     assert_eq!(engine.next_step(T0), Step::ReadChunk(2_500));
     engine.handle(Event::ChunkRead(2_500, Bytes::from_static(b"z"), 500), T0);
@@ -264,7 +276,10 @@ fn a_new_connection_hears_everything_that_may_be_unknown() {
             FromApplication::Taken { jobs: set(&[(2, 2)]) },
         ]
     );
-    assert!(matches!(said[4..], [FromApplication::OfferBundle { .. }, FromApplication::Submit { first: 6, .. }]));
+    assert!(matches!(
+        said[4..],
+        [FromApplication::OfferBundle { .. }, FromApplication::Submit { first: 6, .. }]
+    ));
     hear(&mut engine, ToApplication::Accepted { through: 6 });
     assert_eq!(super::tests::said(&mut engine), [FromApplication::Cancel { jobs: set(&[(6, 6)]) }]);
 }
@@ -501,7 +516,10 @@ fn a_stream_that_is_dropped_half_read_gives_its_credit_back() {
     said(&mut engine);
     (1..=window).for_each(|sequence| finish(&mut engine, sequence));
     engine.remove_wait(stream);
-    assert!(matches!(said(&mut engine)[..], [FromApplication::Credit(Credit { results: RESULT_WINDOW, .. })]));
+    assert!(matches!(
+        said(&mut engine)[..],
+        [FromApplication::Credit(Credit { results: RESULT_WINDOW, .. })]
+    ));
     let wait = engine.wait_for_all(vec![window], T0);
     assert_eq!(sequences(engine.poll_all(wait)), [window]);
 }

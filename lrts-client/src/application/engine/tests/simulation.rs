@@ -25,24 +25,25 @@ const BODY: &[u8] = &[0; 1_000];
 
 impl Model {
     fn hear(&mut self, message: FromApplication) {
-        let flat = |set: &JobSet| set.ranges.iter().flat_map(|&(first, last)| first..=last).collect::<Vec<_>>();
-        match message {
+        let flat =
+            |set: &JobSet| set.ranges.iter().flat_map(|&(first, last)| first..=last).collect::<Vec<_>>();
+        match &message {
             FromApplication::Attach(attach) => {
                 self.attached = true;
                 self.credit = attach.credit;
                 self.out.push_back(ToApplication::Attached { epoch: 1, accepted_through: self.accepted });
             }
             FromApplication::Submit { first, jobs, .. } => {
-                assert!(self.attached && first <= self.accepted + 1, "a gap below {first}");
+                assert!(self.attached && *first <= self.accepted + 1, "a gap below {first}");
                 self.accepted = self.accepted.max(first + jobs.len() as u64 - 1);
                 self.out.push_back(ToApplication::Accepted { through: self.accepted });
             }
             FromApplication::Want { jobs, urgent } => {
-                for sequence in flat(&jobs) {
+                for sequence in flat(jobs) {
                     assert!(sequence <= self.accepted, "{sequence} is wanted before it was accepted");
                     if self.taken.contains(&sequence) {
                         self.out.push_back(ToApplication::Gone { job: SESSION.job(sequence), taken: true });
-                    } else if urgent {
+                    } else if *urgent {
                         self.wanted.remove(&sequence);
                         self.urgent.insert(sequence);
                     } else {
@@ -54,9 +55,11 @@ impl Model {
                 self.credit.results += credit.results;
                 self.credit.bytes += credit.bytes;
             }
-            FromApplication::Taken { jobs } => self.taken.extend(flat(&jobs)),
+            FromApplication::Taken { jobs } => self.taken.extend(flat(jobs)),
             FromApplication::OfferBundle { .. } => {}
-            other => panic!("{other:?} is not expected"),
+            FromApplication::BundleChunk { .. } | FromApplication::Cancel { .. } | FromApplication::Stop => {
+                panic!("{message:?} is not expected");
+            }
         }
         self.deliver();
     }
@@ -279,7 +282,10 @@ fn run(seed: u64) {
     world.finish();
     world.returned.sort_unstable();
     assert_eq!(world.returned, (1..=JOBS).collect::<Vec<_>>(), "each exactly once");
-    world.waits.drain(..).for_each(|(Waiting::All(wait) | Waiting::Each(wait))| world.engine.remove_wait(wait));
+    world
+        .waits
+        .drain(..)
+        .for_each(|(Waiting::All(wait) | Waiting::Each(wait))| world.engine.remove_wait(wait));
     assert_eq!(world.engine.jobs.base(), JOBS + 1, "nothing is kept of jobs that are over");
     assert!(world.engine.arrived.is_empty() && world.engine.orphan_bytes == 0);
 }
