@@ -69,7 +69,7 @@ pub(super) async fn start(
         status = child.wait() => Err(ended_too_soon(status?, &log)),
         welcome = tokio::time::timeout(patience, introduce(&socket)) => match welcome {
             Ok(Ok((forks, arena))) => {
-                info!(pid, forks, "job host started");
+                info!(pid, forks, program = %program.path.display(), "job host started");
                 if !forks {
                     warn!("the program starts threads before `host_services!`, so each of its jobs takes a new process");
                 }

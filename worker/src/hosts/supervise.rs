@@ -43,7 +43,7 @@ pub(crate) async fn run_host(
     events: mpsc::Sender<(HostNumber, HostEvent)>,
 ) {
     let events = Events { number, sender: events };
-    let span = info_span!("host", number, program = %program.path.display());
+    let span = info_span!("host", number);
     let last = attend(number, &program, &state, commands, &events).instrument(span).await;
     if let Some(event) = last {
         events.send(event).await;
