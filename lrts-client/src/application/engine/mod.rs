@@ -330,7 +330,7 @@ impl Engine {
             self.end(sequence, State::Lost);
         }
         self.accept(accepted_through);
-        self.submits.rewind();
+        self.submits.rewind(accepted_through);
         self.urgent.clear();
         self.wanted.clear();
         self.to_cancel.clear();
