@@ -29,7 +29,7 @@ use tracing::{debug, info, warn};
 use crate::engine::Event;
 
 /// How long a bundle that nobody needs is kept, if there is room.
-const KEPT: Duration = Duration::from_hours(24);
+const KEPT: Duration = Duration::from_secs(24 * 3_600);
 
 /// Pieces are read for a worker while less than this waits for it in the transport.
 const SEND_AHEAD_BYTES: usize = 4 << 20;

@@ -91,7 +91,8 @@ impl SchedulerArgs {
 pub fn main(args: SchedulerArgs) -> Result<(), RunError> {
     telemetry::start(args.log_format);
     let config = args.into_config()?;
-    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(RunError::Setup)?;
+    let runtime =
+        Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(RunError::Setup)?;
     runtime.block_on(async {
         let shutdown = Shutdown::on_signals().map_err(RunError::Setup)?;
         run(config, say_ready, shutdown).await

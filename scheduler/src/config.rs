@@ -34,7 +34,7 @@ impl Default for Config {
             insecure_on_network: false,
             lost_after: Duration::from_secs(20),
             heartbeat: Duration::from_secs(5),
-            result_retention: Duration::from_hours(7 * 24),
+            result_retention: Duration::from_secs(7 * 24 * 3_600),
             bundle_store_bytes: 10 << 30,
         }
     }

@@ -32,6 +32,7 @@ pub(crate) enum BadMessage {
 
 /// What a message asks for.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it is handled at once and never kept")]
 pub(crate) enum Input {
     /// Something for the engine; the bodies go with the record that comes of it.
     Event(Event, InputBodies),

@@ -18,7 +18,7 @@ const BRAKE_WORKERS: usize = 10;
 const BRAKE_PERCENT: usize = 30;
 
 /// How long it holds at most.
-const BRAKE_TIME: Duration = Duration::from_mins(5);
+const BRAKE_TIME: Duration = Duration::from_secs(300);
 
 /// Whether the expiry of silent workers is paused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

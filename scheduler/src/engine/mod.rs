@@ -30,6 +30,7 @@ mod queries;
 mod retry;
 mod slab;
 #[cfg(test)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "tests look for one kind of message among many")]
 mod tests;
 mod workers;
 

@@ -204,11 +204,13 @@ impl Outcome {
     }
 
     pub(super) fn records(&self) -> Vec<&Record> {
-        let record = |action| match action {
-            &Action::Persist(ref record) => Some(record),
-            _ => None,
-        };
-        self.0.iter().filter_map(record).collect()
+        self.0
+            .iter()
+            .filter_map(|action| match action {
+                Action::Persist(record) => Some(record),
+                _ => None,
+            })
+            .collect()
     }
 
     pub(super) fn disconnects(&self, peer: Peer) -> Option<&Reason> {
