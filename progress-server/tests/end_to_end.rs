@@ -1,5 +1,7 @@
 //! Jobs' counters to watchers' screens, with a real progress subprocess and a real server, and either of them killed.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -362,4 +364,38 @@ async fn what_is_no_message_ends_a_connection_and_not_the_server() {
     let worker = Worker::start(server.address);
     let _bar = worker.run(0, "still here");
     Screen::open(server.address).shows(0, "still here", 0, false).await;
+}
+
+/// Processor time of a process so far, in ticks of 10 ms, and its private memory, in KiB.
+fn cost(pid: u32) -> (u64, u64) {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let memory = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    (ticks, memory.trim().trim_end_matches(" kB").parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn what_a_subprocess_and_a_server_cost() {
+    let span = Duration::from_secs(10);
+    let server = Server::start(0);
+    let worker = Worker::start(server.address);
+    let mut screen = Screen::open(server.address);
+    let pids = [worker.pid_other_than(None).await, server.child.id()];
+    for (name, bars) in [("idle", 0), ("8 bars that count", 8)] {
+        let bars: Vec<_> = (0..bars).map(|region| worker.run(region, "load")).collect();
+        let before = pids.map(cost);
+        let start = Moment::now();
+        while start.elapsed() < span {
+            bars.iter().for_each(|bar| bar.inc(1));
+            let _ = tokio::time::timeout(Duration::from_millis(5), screen.next()).await;
+        }
+        for ((who, pid), before) in ["subprocess", "server"].into_iter().zip(pids).zip(before) {
+            let (ticks, memory) = cost(pid);
+            let share = (ticks - before.0) as f64 / span.as_secs_f64();
+            println!("{name}: {who} {share:.1}% of a core, {memory} KiB private");
+        }
+    }
 }

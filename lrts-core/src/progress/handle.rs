@@ -393,7 +393,7 @@ impl State {
                 if self.releasing.contains_key(&place) {
                     return;
                 }
-                if !self.watches.get(&place).is_some_and(|watched| watched.attempt == attempt) {
+                if self.watches.get(&place).is_none_or(|watched| watched.attempt != attempt) {
                     return self.released(place);
                 }
                 self.watches.remove(&place);
@@ -478,5 +478,112 @@ impl State {
 
     fn deadline(&self) -> Option<Moment> {
         [self.changes_due, self.release_deadline()].into_iter().flatten().min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::SessionId;
+    use crate::progress::Arena;
+
+    const T0: Moment = Moment::from_nanos(0);
+
+    fn attempt(number: u32) -> AttemptId {
+        AttemptId { job: SessionId(1).job(1), attempt: number }
+    }
+
+    fn watch(region: u32) -> Request {
+        let (attempt, application) = (attempt(1), "app".parse().unwrap());
+        Request::Watch(Watched { arena: 1, region, attempt, application, rtt_test: Duration::from_secs(10) })
+    }
+
+    /// A state with one arena and a subprocess that has taken all orders.
+    fn state() -> (State, mpsc::UnboundedReceiver<ReporterEvent>) {
+        let (sender, events) = mpsc::unbounded_channel();
+        let mut state = State::new(sender);
+        let arena = Arena::create(4).unwrap();
+        state.apply(Request::AddArena(1, arena.descriptor().try_clone_to_owned().unwrap()), T0);
+        state.process_is_new(start());
+        assert_eq!(orders(&mut state), [start(), Order::AddArena { arena: 1 }]);
+        (state, events)
+    }
+
+    fn start() -> Order {
+        Order::Start { address: "there:1".to_owned(), host: "here".to_owned(), socket_dir: "/".into() }
+    }
+
+    fn orders(state: &mut State) -> Vec<Order> {
+        state.outbox.as_mut().map(|outbox| outbox.drain(..).collect()).unwrap_or_default()
+    }
+
+    fn released(events: &mut mpsc::UnboundedReceiver<ReporterEvent>) -> Vec<u32> {
+        std::iter::from_fn(|| events.try_recv().ok())
+            .map(|ReporterEvent::Released { region, .. }| region)
+            .collect()
+    }
+
+    #[test]
+    fn an_attempt_that_ends_at_once_costs_the_subprocess_nothing() {
+        let (mut state, mut events) = state();
+        state.apply(watch(0), T0);
+        assert_eq!(state.deadline(), Some(T0 + ORDER_DELAY));
+        state.apply(Request::Unwatch((1, 0), attempt(1)), T0);
+        assert_eq!(released(&mut events), [0]);
+        state.queue_changes();
+        assert_eq!((orders(&mut state), state.deadline()), (vec![], None));
+    }
+
+    #[test]
+    fn a_region_is_released_once_and_by_the_subprocess() {
+        let (mut state, mut events) = state();
+        state.apply(watch(0), T0);
+        state.queue_changes();
+        assert_eq!(orders(&mut state).len(), 1);
+        for _ in 0..2 {
+            state.apply(Request::Unwatch((1, 0), attempt(1)), T0);
+        }
+        state.queue_changes();
+        let unwatch = vec![(1, 0, attempt(1))];
+        assert_eq!(orders(&mut state), [Order::Change { unwatch, watch: vec![] }]);
+        assert_eq!((released(&mut events), state.deadline()), (vec![], Some(T0 + RELEASE_TIME)));
+        let bytes = crate::protocol::codec::encode(&Answer::Released { regions: vec![(1, 0)] }).to_vec();
+        let packet = Packet { bytes, descriptors: vec![] };
+        state.hear(&packet).unwrap();
+        state.hear(&packet).unwrap();
+        assert_eq!((released(&mut events), state.deadline()), (vec![0], None));
+    }
+
+    #[test]
+    fn without_a_subprocess_regions_are_released_at_once() {
+        let (mut state, mut events) = state();
+        state.apply(watch(0), T0);
+        state.apply(watch(1), T0);
+        state.queue_changes();
+        state.apply(Request::Unwatch((1, 0), attempt(1)), T0);
+        state.process_is_gone();
+        assert_eq!(released(&mut events), [0]);
+        state.apply(Request::Unwatch((1, 1), attempt(1)), T0);
+        state.apply(Request::Unwatch((1, 3), attempt(1)), T0);
+        assert_eq!(released(&mut events), [1, 3]);
+    }
+
+    #[test]
+    fn a_new_subprocess_hears_of_everything_that_still_is() {
+        let (mut state, mut events) = state();
+        (0..3).for_each(|region| state.apply(watch(region), T0));
+        state.apply(Request::Unwatch((1, 1), attempt(1)), T0);
+        state.process_is_gone();
+        state.process_is_new(start());
+        let watched = orders(&mut state).into_iter().find_map(|order| match order {
+            Order::Change { watch, .. } => Some(watch.into_iter().map(|watched| watched.region).collect()),
+            Order::Start { .. } | Order::AddArena { .. } | Order::RemoveArena { .. } => None,
+        });
+        assert_eq!(watched, Some(vec![0, 2]));
+        state.apply(Request::RemoveArena(1), T0);
+        assert_eq!(released(&mut events), [1]);
+        state.process_is_gone();
+        state.process_is_new(start());
+        assert_eq!(orders(&mut state), [start()]);
     }
 }
