@@ -140,7 +140,7 @@ impl Reporter {
         Some(self.pid.load(Ordering::Relaxed)).filter(|&pid| pid != 0)
     }
 
-    /// Lets the subprocess send its last batch and end, within [`EXIT_TIME`].
+    /// Lets the subprocess send its last batch and end, for up to three seconds.
     pub async fn shutdown(self) {
         let Self { commands, task, .. } = self;
         drop(commands);

@@ -6,7 +6,7 @@
 //!                                  job host
 //! ```
 //! A job counts by plain stores to its own region and never waits for anybody. Whoever reads trusts nothing there: a job may
-//! crash anywhere, or write nonsense. [`record`] has the layout.
+//! crash anywhere, or write nonsense. `record.rs` has the layout.
 
 mod arena;
 mod bar;
