@@ -108,6 +108,7 @@ struct Upload {
 enum Work {
     Write { digest: BundleDigest, offset: u64, bytes: u32, compressed: Bytes },
     Finish { digest: BundleDigest },
+    Abandon { digest: BundleDigest },
     Remove { digest: BundleDigest },
 }
 
@@ -152,6 +153,13 @@ impl Bundles {
             self.tell(from, &ToApplication::BundleComplete { digest });
             return vec![Event::BundleCompleted { digest, platform }];
         }
+        let differs = |upload: &Upload| upload.sources.is_empty() && upload.bytes != bytes;
+        let differed = self.uploads.get(&digest).is_some_and(differs);
+        if differed {
+            // Who left it had another idea of its length.
+            self.uploads.remove(&digest);
+            self.order(Work::Abandon { digest });
+        }
         if let Some(upload) = self.uploads.get_mut(&digest) {
             upload.sources.retain(|&source| source != from);
             upload.sources.push(from);
@@ -161,30 +169,36 @@ impl Bundles {
             }
             return Vec::new();
         }
+        if bytes == 0 || bytes > BUNDLE_BYTES {
+            let reason = format!("an executable of {bytes} bytes: 1 to {BUNDLE_BYTES} are allowed");
+            return vec![self.refuse(from, digest, reason)];
+        }
         let (room, mut events) = self.make_room(bytes);
-        let refusal = if bytes == 0 || bytes > BUNDLE_BYTES {
-            Some(format!("an executable of {bytes} bytes: 1 to {BUNDLE_BYTES} are allowed"))
-        } else if !room {
-            Some(format!(
-                "no room for an executable of {bytes} bytes: the scheduler keeps {} bytes of bundles (--bundle-store)",
-                self.limit
-            ))
-        } else {
-            None
-        };
-        if let Some(reason) = refusal {
-            self.tell(from, &ToApplication::BundleRefused { digest, reason: reason.clone() });
-            events.push(Event::BundleFailed { digest, reason });
+        if !room {
+            let limit = self.limit;
+            let reason = format!(
+                "no room for an executable of {bytes} bytes: the scheduler keeps {limit} bytes of bundles (--bundle-store)"
+            );
+            events.push(self.refuse(from, digest, reason));
             return events;
         }
-        // What an earlier upload left, in this process or an earlier one. A longer file isn't this bundle's.
-        let offset = fs::metadata(part(&self.directory, digest)).map_or(0, |file| file.len());
-        let offset = if offset < bytes { offset } else { 0 };
+        // What a scheduler before this one was sent. A longer file isn't this bundle's.
+        let left = if differed {
+            0
+        } else {
+            fs::metadata(part(&self.directory, digest)).map_or(0, |file| file.len())
+        };
+        let offset = if left < bytes { left } else { 0 };
         self.uploads.insert(digest, Upload { bytes, platform, received: offset, sources: vec![from] });
         self.tell(from, &ToApplication::BundleWanted { digest, offset });
         // If an earlier upload failed, this one may not.
         events.push(Event::BundleForgotten { digest });
         events
+    }
+
+    fn refuse(&self, from: ConnectionId, digest: BundleDigest, reason: String) -> Event {
+        self.tell(from, &ToApplication::BundleRefused { digest, reason: reason.clone() });
+        Event::BundleFailed { digest, reason }
     }
 
     /// A piece has come.
@@ -274,7 +288,8 @@ impl Bundles {
         }
     }
 
-    /// A connection has ended: who else has what it was sending goes on with it.
+    /// A connection has ended: who else has what it was sending goes on with it. What nobody sends any more waits
+    /// for the next one who has it.
     pub(crate) fn left(&mut self, connection: ConnectionId) {
         let mut wanted = Vec::new();
         for (&digest, upload) in &mut self.uploads {
@@ -327,7 +342,9 @@ impl Bundles {
 
     fn fits(&self, bytes: u64) -> bool {
         let complete: u64 = self.complete.values().map(|complete| complete.bytes).sum();
-        let coming: u64 = self.uploads.values().map(|upload| upload.bytes).sum();
+        // Room is held for what somebody sends.
+        let room = |upload: &Upload| if upload.sources.is_empty() { upload.received } else { upload.bytes };
+        let coming: u64 = self.uploads.values().map(room).sum();
         complete.saturating_add(coming).saturating_add(bytes) <= self.limit
     }
 
@@ -381,6 +398,12 @@ fn write(directory: &Path, work: &blocking::Receiver<Work>, outcomes: &mpsc::Unb
             Work::Finish { digest } => {
                 let stored = finish(directory, open.remove(&digest), digest);
                 (digest, stored.map(|()| Some(Outcome::Stored { digest })))
+            }
+            Work::Abandon { digest } => {
+                open.remove(&digest);
+                // If it can't be deleted, what is wrong with it shows when it is verified.
+                let _ = fs::remove_file(part(directory, digest));
+                continue;
             }
             Work::Remove { digest } => {
                 if let Err(error) = fs::remove_file(directory.join(digest.to_string())) {
