@@ -17,10 +17,7 @@ impl Wake for Unpark {
 
 /// Waits for a future that some other thread wakes.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
-    match block_until(future, None) {
-        Some(output) => output,
-        None => unreachable!("without a deadline the wait ends with an output"),
-    }
+    block_until(future, None).expect("without a deadline the wait ends with an output")
 }
 
 /// Waits for a future until a deadline, if there is one; None if it has passed.

@@ -234,10 +234,7 @@ impl Application {
             Ok(None) => engine.poll_room(id).map(Err),
             Err(error) => Some(Err(error)),
         });
-        let outcome = outcome.await;
-        drop(wait);
-        self.shared.changed.notify_one();
-        outcome.map_err(|error| self.shared.error(error))
+        outcome.await.map_err(|error| self.shared.error(error))
     }
 
     pub(crate) async fn flush(&self) -> Result<(), ClientError> {
@@ -383,8 +380,20 @@ impl Shared {
 
     /// Changes something that the driver may have to act upon.
     pub(super) fn change<R>(&self, change: impl FnOnce(&mut Engine, Moment) -> R) -> R {
-        let result = self.with(|state, now| change(&mut state.engine, now));
-        self.changed.notify_one();
+        self.call(|state, now| change(&mut state.engine, now))
+    }
+
+    /// Changes something on a caller's behalf. The driver is woken only if there is something for it: results that are handed
+    /// out one by one are not worth it.
+    fn call<R>(&self, change: impl FnOnce(&mut State, Moment) -> R) -> R {
+        let (result, wake) = self.with(|state, now| {
+            let due = state.engine.taken_due();
+            let result = change(state, now);
+            (result, !state.engine.is_quiet() || state.engine.taken_due() != due)
+        });
+        if wake {
+            self.changed.notify_one();
+        }
         result
     }
 
@@ -497,20 +506,17 @@ impl Shared {
         context: &mut Context<'_>,
         poll: impl FnOnce(&mut Engine, Moment) -> Option<R>,
     ) -> Poll<R> {
-        let polled = self.with(|state, now| match poll(&mut state.engine, now) {
+        self.call(|state, now| match poll(&mut state.engine, now) {
             Some(ready) => Poll::Ready(ready),
             None => {
                 state.wakers.insert(wait, context.waker().clone());
                 Poll::Pending
             }
-        });
-        // It may have asked for something, or begun to count its time.
-        self.changed.notify_one();
-        polled
+        })
     }
 
     fn remove(&self, wait: WaitId) {
-        self.with(|state, _| {
+        self.call(|state, _| {
             state.wakers.remove(&wait);
             state.engine.remove_wait(wait);
         });

@@ -35,7 +35,8 @@ pub enum FromApplication {
         bytes: u32,
     },
     /// New jobs, numbered on from `first`. Body: their payloads. Answered by `Accepted` once they are committed and the bundle
-    /// is complete. A repeat is safe: sequences that were accepted before are only accepted again.
+    /// is complete. A repeat is safe: sequences that were accepted before are only accepted again. There are no gaps: sequences
+    /// that the scheduler has lost are used up by jobs of a service that doesn't exist, which it refuses.
     Submit {
         /// Sequence of the first of them; the one behind the last one that was submitted.
         first: u64,
@@ -92,7 +93,7 @@ pub struct Attach {
 pub struct Credit {
     /// Results.
     pub results: u32,
-    /// Bytes of their bodies; the last one may exceed it.
+    /// Bytes of their bodies; the last one may exceed it, and leaves no debt.
     pub bytes: u64,
 }
 

@@ -231,6 +231,23 @@ impl Engine {
         self.fatal.is_some() || self.taken.is_empty() && self.to_cancel.is_empty() && self.submits.len() == 0
     }
 
+    /// Whether there is nothing to say now. While there is no connection nothing is certain.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.connection == Connection::Attached
+            && self.stopping.is_none()
+            && self.urgent.is_empty()
+            && self.wanted.is_empty()
+            && self.to_cancel.is_empty()
+            && self.taken.len() < TAKEN_BATCH
+            && !self.window.is_due()
+            && !self.submits.has_unsent()
+    }
+
+    /// When confirmations are to be sent, if there are any.
+    pub(crate) fn taken_due(&self) -> Option<Moment> {
+        self.taken_due
+    }
+
     /// Confirmations wait for nothing from now on.
     pub(crate) fn hurry(&mut self) {
         self.taken_due = self.taken_due.map(|_| Moment::default());
