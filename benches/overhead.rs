@@ -31,7 +31,8 @@ impl Service for Nothing {
 fn main() -> Result<(), Box<dyn Error>> {
     lrts_client::host_services!(Nothing);
     // `cargo test` runs benches too, with this flag where it wants a quick look only.
-    let (jobs, rounds) = if std::env::args().any(|argument| argument == "--bench") { (JOBS, ROUNDS) } else { (20, 1) };
+    let (jobs, rounds) =
+        if std::env::args().any(|argument| argument == "--bench") { (JOBS, ROUNDS) } else { (20, 1) };
     let cluster = LocalCluster::start(LocalConfig::default().max_jobs(2))?;
     let information = cluster.application_information().progress_display(ProgressDisplay::Hidden);
     let app = ClientApplication::start(information)?;

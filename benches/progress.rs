@@ -39,7 +39,8 @@ fn increments(criterion: &mut Criterion) {
     group.bench_function("chunks of 1,024", |bencher| {
         let bar = job.progress("chunks").total(STEPS).start();
         bencher.iter(|| {
-            bar.chunks(0..STEPS, 1_024).fold(0u64, |sum, chunk| chunk.fold(sum, |sum, step| black_box(sum ^ step)))
+            bar.chunks(0..STEPS, 1_024)
+                .fold(0u64, |sum, chunk| chunk.fold(sum, |sum, step| black_box(sum ^ step)))
         });
     });
     group.finish();

@@ -129,7 +129,9 @@ impl LocalCluster {
         match ready.recv() {
             Ok(parts) => Ok(Self { parts, shutdown, thread: Some(thread) }),
             // The thread ended before it was ready, so it has an error to tell.
-            Err(mpsc::RecvError) => Err(end_of(thread).err().unwrap_or(LocalClusterError::TooSlow { part: "cluster" })),
+            Err(mpsc::RecvError) => {
+                Err(end_of(thread).err().unwrap_or(LocalClusterError::TooSlow { part: "cluster" }))
+            }
         }
     }
 

@@ -8,10 +8,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use lrts::{LocalCluster, LocalConfig};
-use lrts_core::command_line::{error_line, exit_code, normalise, usage_error};
+use lrts_core::command_line::{error_line, exit_code, normalise, raise_open_file_limit, usage_error};
 use lrts_core::mode::{self, Mode};
 use lrts_core::shutdown::Shutdown;
-use lrts_core::telemetry::{self, LogFormat};
+use lrts_core::telemetry::{self, LogFormat, LogOf};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::cli::{Cli, Command, LocalArgs};
@@ -52,11 +52,15 @@ impl From<CommandError> for End {
 
 fn dispatch(command: Command) -> Result<(), End> {
     match command {
-        Command::Scheduler(args) => lrts_scheduler::cli::main(args).map_err(|error| End::new(error.exit_code(), error)),
+        Command::Scheduler(args) => {
+            lrts_scheduler::cli::main(args).map_err(|error| End::new(error.exit_code(), error))
+        }
         Command::ProgressServer(args) => {
             lrts_progress_server::cli::main(args).map_err(|error| End::new(error.exit_code(), error))
         }
-        Command::Worker(args) => lrts_worker::cli::main(args).map_err(|error| End::new(error.exit_code(), error)),
+        Command::Worker(args) => {
+            lrts_worker::cli::main(args).map_err(|error| End::new(error.exit_code(), error))
+        }
         Command::Local(args) => local(&args),
         Command::Status(args) => ask(commands::status(args)),
         Command::Jobs(args) => ask(commands::jobs(args)),
@@ -68,7 +72,8 @@ fn dispatch(command: Command) -> Result<(), End> {
 
 /// `lrts local`: all three daemons in this process until a signal comes.
 fn local(args: &LocalArgs) -> Result<(), End> {
-    telemetry::start(LogFormat::Text);
+    telemetry::start(LogFormat::Text, LogOf::Daemon);
+    raise_open_file_limit();
     let failed = |error| End::new(exit_code::FAILED, error);
     let config = LocalConfig::default().max_jobs(args.max_jobs).ports(args.port, args.progress_port);
     let cluster = LocalCluster::start(config).map_err(failed)?;
@@ -89,7 +94,7 @@ fn local(args: &LocalArgs) -> Result<(), End> {
 }
 
 fn ask(command: impl Future<Output = Result<(), CommandError>>) -> Result<(), End> {
-    telemetry::start(LogFormat::Text);
+    telemetry::start(LogFormat::Text, LogOf::Command);
     // zeromq's local sockets need a second thread beside the one that waits.
     Ok(runtime(1)?.block_on(command)?)
 }
@@ -99,7 +104,10 @@ fn runtime(threads: usize) -> Result<Runtime, End> {
     runtime.map_err(|error| End::new(exit_code::FAILED, error))
 }
 
-#[expect(clippy::print_stdout, reason = "the line that says a daemon is ready is data for whoever started it")]
+#[expect(
+    clippy::print_stdout,
+    reason = "the line that says a daemon is ready is data for whoever started it"
+)]
 fn say(line: &str) {
     println!("{line}");
 }

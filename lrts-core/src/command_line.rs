@@ -18,6 +18,17 @@ pub mod exit_code {
     pub const REFUSED: u8 = 4;
 }
 
+/// Raises this process's soft limit of open files to the hard one, since a server's connections take three each. Must come
+/// before a server is started, which asks for the limit once.
+pub fn raise_open_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 /// Turns long flags with one dash (`-address`) into ones with two. Numbers (`-1`) and what follows `--` stay.
 pub fn normalise(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut literal = false;

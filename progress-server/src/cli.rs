@@ -4,8 +4,9 @@ use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use lrts_core::command_line::raise_open_file_limit;
 use lrts_core::shutdown::Shutdown;
-use lrts_core::telemetry::{self, LogFormat};
+use lrts_core::telemetry::{self, LogFormat, LogOf};
 use tokio::runtime::Builder;
 
 use crate::{Config, RunError, run};
@@ -50,7 +51,8 @@ impl ProgressServerArgs {
 ///
 /// [`RunError`].
 pub fn main(args: ProgressServerArgs) -> Result<(), RunError> {
-    telemetry::start(args.log_format);
+    telemetry::start(args.log_format, LogOf::Daemon);
+    raise_open_file_limit();
     let config = args.into_config();
     config.check()?;
     let runtime =

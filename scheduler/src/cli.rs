@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use lrts_core::command_line::{duration, size};
+use lrts_core::command_line::{duration, raise_open_file_limit, size};
 use lrts_core::shutdown::Shutdown;
-use lrts_core::telemetry::{self, LogFormat};
+use lrts_core::telemetry::{self, LogFormat, LogOf};
 use tokio::runtime::Builder;
 
 use crate::{Config, ConfigError, RunError, run};
@@ -89,7 +89,8 @@ impl SchedulerArgs {
 ///
 /// [`RunError`].
 pub fn main(args: SchedulerArgs) -> Result<(), RunError> {
-    telemetry::start(args.log_format);
+    telemetry::start(args.log_format, LogOf::Daemon);
+    raise_open_file_limit();
     let config = args.into_config()?;
     let runtime =
         Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(RunError::Setup)?;

@@ -12,7 +12,11 @@ use crate::cli::QueryArgs;
 pub(crate) async fn status(args: QueryArgs) -> Result<(), CommandError> {
     let (answer, _) = Answers::ask(&args, &FromCommand::Status)?.next().await?;
     let ToCommand::Status(status) = answer else { return Err(CommandError::Unexpected) };
-    if args.json { print_json(&as_json(&status))? } else { print_for_people(&status)? }
+    if args.json {
+        print_json(&as_json(&status))?
+    } else {
+        print_for_people(&status)?
+    }
     Ok(())
 }
 

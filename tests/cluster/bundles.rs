@@ -35,7 +35,7 @@ fn installed_bundles_run_by_name_and_shipped_ones_can_be_refused() {
     let job = app.schedule_service(&Add(1, 2)).unwrap();
     let failure = app.wait_for(&job).unwrap().outcome.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Bundle, "{failure}");
-    assert!(failure.message.contains("installed"), "{failure}");
+    assert!(failure.message.contains("installed programs only"), "{failure}");
     app.stop().unwrap();
 }
 
@@ -48,6 +48,6 @@ fn a_bundle_goes_to_the_cluster_once() {
         assert_eq!(app.wait_for(&job).unwrap().into_output().unwrap(), 3);
         app.stop().unwrap();
     }
-    let uploads = cluster.scheduler.log().matches("bundle complete").count();
+    let uploads = cluster.scheduler.log().matches("bundle stored").count();
     assert_eq!(uploads, 1, "{}", cluster.scheduler.log());
 }

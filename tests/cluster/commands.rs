@@ -12,9 +12,8 @@ fn status_jobs_and_workers_show_what_runs() {
     let app = ClientApplication::start(cluster.information()).unwrap();
     let done = app.schedule_service(&Add(1, 2)).unwrap();
     app.wait_for(&done).unwrap();
-    let running = app
-        .schedule_service_with(&Sleep(600_000), JobOptions::new().label("the long one"))
-        .unwrap();
+    let running =
+        app.schedule_service_with(&Sleep(600_000), JobOptions::new().label("the long one")).unwrap();
     let queued = app.schedule_service(&Sleep(0)).unwrap();
 
     let rows = eventually("the job is shown as running", SOON, || {

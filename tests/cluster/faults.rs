@@ -40,7 +40,10 @@ fn a_worker_that_leaves_in_order_gives_its_jobs_back() {
     let app = ClientApplication::start(cluster.information()).unwrap();
     let file = cluster.directory().join("note");
     let job = app
-        .schedule_service_with(&Note { file: file.clone(), sleep_ms: 1_500 }, JobOptions::new().crash_limit(1))
+        .schedule_service_with(
+            &Note { file: file.clone(), sleep_ms: 1_500 },
+            JobOptions::new().crash_limit(1),
+        )
         .unwrap();
     eventually("the job begins", SOON, || std::fs::metadata(&file).map_err(|error| error.to_string()));
     cluster.workers[0].signal(nix::sys::signal::Signal::SIGTERM);

@@ -13,14 +13,10 @@ enum Expected {
     Sum(i64),
     Steps(u64),
     Body(u8, usize),
-    Failure(FailureKind, ServiceStatus, &'static str, u32),
+    Failure(FailureKind, ServiceStatus, &'static str),
 }
 
-fn schedule<S: Service>(
-    app: &ClientApplication,
-    service: &S,
-    options: JobOptions,
-) -> JobHandle<RawOutput> {
+fn schedule<S: Service>(app: &ClientApplication, service: &S, options: JobOptions) -> JobHandle<RawOutput> {
     app.schedule_service_with(service, options).unwrap().untyped()
 }
 
@@ -31,7 +27,7 @@ fn five_hundred_jobs_of_mixed_kinds_end_as_they_should() {
     let once = || JobOptions::new().crash_limit(1);
     let mut jobs = Vec::new();
     for number in 0..500u64 {
-        let failure = |kind, status, text| Expected::Failure(kind, status, text, 1);
+        let failure = |kind, status, text| Expected::Failure(kind, status, text);
         let crash = |text| failure(FailureKind::Crashed, ServiceStatus::Crashed, text);
         let (job, expected) = match number % 25 {
             0 => (
@@ -79,7 +75,7 @@ fn five_hundred_jobs_of_mixed_kinds_end_as_they_should() {
                 let body = result.into_output().unwrap().decode::<Bytes>().unwrap();
                 assert!(body.len() == *length && body.iter().all(|b| b == byte), "{id}");
             }
-            Expected::Failure(kind, status, text, _) => {
+            Expected::Failure(kind, status, text) => {
                 assert_eq!(result.status(), *status, "{id}");
                 let failure = result.outcome.unwrap_err();
                 assert_eq!(failure.kind, *kind, "{id}: {}", failure.message);
@@ -123,17 +119,12 @@ fn results_come_as_they_end_and_in_the_order_asked_for() {
     let app = ClientApplication::start(cluster.information()).unwrap();
     let slow = app.schedule_service(&Sleep(1_500)).unwrap();
     let quick = app.schedule_service(&Sleep(0)).unwrap();
-    let ended: Vec<_> =
-        app.as_completed([&slow, &quick]).map(|result| result.unwrap().job_id).collect();
+    let ended: Vec<_> = app.as_completed([&slow, &quick]).map(|result| result.unwrap().job_id).collect();
     assert_eq!(ended, [quick.id(), slow.id()]);
 
     let jobs = app.schedule_services((0..300).map(|n| Add(n, n))).unwrap();
-    let sums: Vec<i64> = app
-        .wait_for_multi(&jobs)
-        .unwrap()
-        .into_iter()
-        .map(|result| result.into_output().unwrap())
-        .collect();
+    let sums: Vec<i64> =
+        app.wait_for_multi(&jobs).unwrap().into_iter().map(|result| result.into_output().unwrap()).collect();
     assert_eq!(sums, (0..300).map(|n| 2 * n).collect::<Vec<i64>>());
     app.stop().unwrap();
 }

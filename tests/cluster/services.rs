@@ -7,7 +7,20 @@ use lrts_client::{Bytes, JobContext, Service, ServiceError};
 use serde::{Deserialize, Serialize};
 
 lrts_client::host_services_before_main!(
-    Add, Fail, Panic, Abort, Segfault, Exit, KillItself, Sleep, Echo, Count, Note, Print, Surroundings, Patient
+    Add,
+    Fail,
+    Panic,
+    Abort,
+    Segfault,
+    Exit,
+    KillItself,
+    Sleep,
+    Echo,
+    Count,
+    Note,
+    Print,
+    Surroundings,
+    Patient
 );
 
 /// Adds.

@@ -16,10 +16,10 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// How long anything that must happen may take on a busy machine.
-pub const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// Polls until `probe` returns a value; fails with the last complaint once `limit` has passed.
-pub fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T, String>) -> T {
+pub(crate) fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T, String>) -> T {
     let deadline = Moment::now() + limit;
     loop {
         match probe() {
@@ -31,7 +31,7 @@ pub fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Res
 }
 
 /// The `lrts` command with these arguments.
-pub fn lrts(arguments: &[&str]) -> Command {
+pub(crate) fn lrts(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lrts"));
     command.args(arguments).stdin(Stdio::null());
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LRTS_")) {
@@ -41,12 +41,12 @@ pub fn lrts(arguments: &[&str]) -> Command {
 }
 
 /// Runs the `lrts` command to its end.
-pub fn run_lrts(arguments: &[&str]) -> Output {
+pub(crate) fn run_lrts(arguments: &[&str]) -> Output {
     lrts(arguments).output().expect("the lrts command starts")
 }
 
 /// A process that says on stdout when it is ready, and logs to a file.
-pub struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     name: String,
     log: PathBuf,
@@ -55,7 +55,7 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts a command; its stderr goes to `directory/NAME.log`, behind what is there.
-    pub fn start(name: &str, mut command: Command, directory: &Path) -> Self {
+    pub(crate) fn start(name: &str, mut command: Command, directory: &Path) -> Self {
         let log = directory.join(format!("{name}.log"));
         let stderr = File::options().create(true).append(true).open(&log).expect("own directory");
         let mut child = command
@@ -77,7 +77,7 @@ impl Daemon {
     }
 
     /// The next line on stdout.
-    pub fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         match self.stdout.recv_timeout(SOON) {
             Ok(line) => line,
             Err(error) => panic!("{} says nothing ({error})\n{}", self.name, self.log()),
@@ -85,28 +85,28 @@ impl Daemon {
     }
 
     /// Waits for the line that says it is ready and returns its last word.
-    pub fn ready(&mut self) -> String {
+    pub(crate) fn ready(&mut self) -> String {
         let line = self.line();
         assert!(line.starts_with("lrts ") && line.contains(" ready "), "{}: {line}", self.name);
         line.rsplit(' ').next().expect("a last word").to_owned()
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("the process is a child of this one");
     }
 
     /// Kills it with -9 and reaps it.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
         self.child.wait().expect("a child can be reaped");
     }
 
     /// Waits for its end.
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let deadline = Moment::now() + SOON;
         loop {
             if let Some(status) = self.child.try_wait().expect("a child can be asked") {
@@ -118,7 +118,7 @@ impl Daemon {
     }
 
     /// Everything it has logged.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         let text = std::fs::read(&self.log).unwrap_or_default();
         format!("--- {} ---\n{}", self.name, String::from_utf8_lossy(&text))
     }
@@ -137,24 +137,31 @@ impl Drop for Daemon {
     }
 }
 
+/// A scheduler whose state is in the test's own directory.
+fn scheduler_command(directory: &Path, port: &str) -> Command {
+    let mut command = lrts(&["scheduler", "--port", port, "--state-dir"]);
+    command.arg(directory.join("scheduler"));
+    command
+}
+
 /// Scheduler, progress server and workers as processes of their own.
-pub struct Cluster {
-    pub workers: Vec<Daemon>,
-    pub progress_server: Daemon,
-    pub scheduler: Daemon,
-    pub scheduler_address: String,
-    pub progress_address: String,
+pub(crate) struct Cluster {
+    pub(crate) workers: Vec<Daemon>,
+    pub(crate) progress_server: Daemon,
+    pub(crate) scheduler: Daemon,
+    pub(crate) scheduler_address: String,
+    pub(crate) progress_address: String,
     started_workers: u32,
     directory: TempDir,
 }
 
 impl Cluster {
     /// A scheduler with these further flags and a progress server, no worker.
-    pub fn without_workers(scheduler_flags: &[&str]) -> Self {
+    pub(crate) fn without_workers(scheduler_flags: &[&str]) -> Self {
         let directory = TempDir::with_prefix("lrts-test-").expect("a temporary directory");
-        let mut scheduler_command = lrts(&["scheduler", "--port", "0"]);
-        scheduler_command.args(scheduler_flags);
-        let mut scheduler = Daemon::start("scheduler", scheduler_command, directory.path());
+        let mut command = scheduler_command(directory.path(), "0");
+        command.args(scheduler_flags);
+        let mut scheduler = Daemon::start("scheduler", command, directory.path());
         let mut progress_server =
             Daemon::start("progress-server", lrts(&["progress-server", "--port", "0"]), directory.path());
         let scheduler_address = scheduler.ready();
@@ -171,7 +178,7 @@ impl Cluster {
     }
 
     /// The same with workers of this many slots each, all ready.
-    pub fn start(slots: &[u32]) -> Self {
+    pub(crate) fn start(slots: &[u32]) -> Self {
         let mut cluster = Self::without_workers(&[]);
         for &slots in slots {
             cluster.add_worker(slots, &[]);
@@ -180,7 +187,7 @@ impl Cluster {
     }
 
     /// Starts a worker, waits until it is ready, returns its id.
-    pub fn add_worker(&mut self, slots: u32, flags: &[&str]) -> String {
+    pub(crate) fn add_worker(&mut self, slots: u32, flags: &[&str]) -> String {
         let mut worker = self.start_worker(slots, flags);
         let id = worker.ready();
         self.workers.push(worker);
@@ -188,7 +195,7 @@ impl Cluster {
     }
 
     /// Starts a worker without waiting.
-    pub fn start_worker(&mut self, slots: u32, flags: &[&str]) -> Daemon {
+    pub(crate) fn start_worker(&mut self, slots: u32, flags: &[&str]) -> Daemon {
         self.started_workers += 1;
         let name = format!("worker-{}", self.started_workers);
         let (address, port) = self.scheduler_address.rsplit_once(':').expect("host and port");
@@ -201,23 +208,29 @@ impl Cluster {
     }
 
     /// Starts the progress server again on the port that it had.
-    pub fn restart_progress_server(&mut self) {
+    pub(crate) fn restart_progress_server(&mut self) {
         let port = self.progress_address.rsplit_once(':').expect("host and port").1.to_owned();
-        self.progress_server =
-            Daemon::start("progress-server", lrts(&["progress-server", "--port", &port]), self.directory.path());
+        self.progress_server = Daemon::start(
+            "progress-server",
+            lrts(&["progress-server", "--port", &port]),
+            self.directory.path(),
+        );
         self.progress_server.ready();
     }
 
     /// Starts the scheduler again on the port that it had.
-    pub fn restart_scheduler(&mut self) {
+    pub(crate) fn restart_scheduler(&mut self) {
         let port = self.scheduler_address.rsplit_once(':').expect("host and port").1.to_owned();
-        self.scheduler =
-            Daemon::start("scheduler", lrts(&["scheduler", "--port", &port]), self.directory.path());
+        self.scheduler = Daemon::start(
+            "scheduler",
+            scheduler_command(self.directory.path(), &port),
+            self.directory.path(),
+        );
         self.scheduler.ready();
     }
 
     /// What an application in this process needs.
-    pub fn information(&self) -> ApplicationInformation {
+    pub(crate) fn information(&self) -> ApplicationInformation {
         let split = |address: &str| {
             let (host, port) = address.rsplit_once(':').expect("host and port");
             (host.to_owned(), port.parse::<u16>().expect("a port"))
@@ -230,12 +243,12 @@ impl Cluster {
     }
 
     /// A directory for the test's own files.
-    pub fn directory(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
     }
 
     /// Runs a command against this scheduler and returns its output.
-    pub fn command(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Output {
         let (address, port) = self.scheduler_address.rsplit_once(':').expect("host and port");
         let mut command = lrts(arguments);
         command.args(["--scheduler-address", address, "--scheduler-port", port]);
@@ -243,7 +256,7 @@ impl Cluster {
     }
 
     /// Runs a command with `--json` and returns its lines as values.
-    pub fn json(&self, arguments: &[&str]) -> Vec<serde_json::Value> {
+    pub(crate) fn json(&self, arguments: &[&str]) -> Vec<serde_json::Value> {
         let mut arguments = arguments.to_vec();
         arguments.push("--json");
         let output = self.command(&arguments);
@@ -254,7 +267,7 @@ impl Cluster {
 }
 
 /// An example or helper program of this package, built beside this test.
-pub fn example(name: &str) -> PathBuf {
+pub(crate) fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has an executable");
     let profile = test.parent().and_then(Path::parent).expect("target/PROFILE/deps");
     profile.join("examples").join(name)

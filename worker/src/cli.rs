@@ -5,11 +5,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lrts_core::command_line::{duration, exit_code, size};
+use lrts_core::command_line::{duration, exit_code, raise_open_file_limit, size};
 use lrts_core::ids::WorkerId;
 use lrts_core::limits::SLOTS;
 use lrts_core::shutdown::Shutdown;
-use lrts_core::telemetry::{self, LogFormat};
+use lrts_core::telemetry::{self, LogFormat, LogOf};
 use tokio::runtime::Builder;
 
 use crate::{Config, RunError, run, slots};
@@ -189,7 +189,8 @@ fn is_this_machine(host: &str) -> bool {
 ///
 /// [`WorkerError`].
 pub fn main(args: WorkerArgs) -> Result<(), WorkerError> {
-    telemetry::start(args.log_format);
+    telemetry::start(args.log_format, LogOf::Daemon);
+    raise_open_file_limit();
     let config = args.into_config()?;
     // Hosts and files have threads of their own; two are enough for what is decided here and for the transport.
     let runtime =

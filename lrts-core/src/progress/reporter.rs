@@ -21,7 +21,7 @@ use crate::limits::BARS_PER_BATCH;
 use crate::notices::{AsyncNoticeSocket, NoticeSocket, Packet};
 use crate::protocol::codec;
 use crate::protocol::progress::{FromReporter, ToReporter};
-use crate::telemetry::{self, LogFormat};
+use crate::telemetry::{self, LogFormat, LogOf};
 use crate::transport::{Hello, Link, LinkConfig, LinkEvent, LinkSender, Message, Role, TrySendError};
 
 /// Final bars, and ended attempts, that wait for a line that is too slow. More are dropped: the scheduler has them too.
@@ -59,7 +59,7 @@ pub(crate) enum Answer {
 
 /// Runs this process as a worker's progress subprocess. Descriptor 0 is its notice socket; it ends when that is closed.
 pub fn run_progress_mode() -> ! {
-    telemetry::start(LogFormat::Text);
+    telemetry::start(LogFormat::Text, LogOf::Subprocess);
     let ended = run();
     if let Err(error) = &ended {
         error!(%error, "the progress subprocess failed");
@@ -94,7 +94,11 @@ async fn serve(socket: NoticeSocket) -> io::Result<()> {
                 Some(packet) => {
                     let released = reporter.obey(&packet, Moment::now())?;
                     if !released.is_empty() {
-                        socket.send(&Answer::Released { regions: released }, &[]).await?;
+                        match socket.send(&Answer::Released { regions: released }, &[]).await {
+                            // The worker has ended in the meantime, as the next read would say.
+                            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
+                            sent => sent?,
+                        }
                     }
                 }
                 None => break,

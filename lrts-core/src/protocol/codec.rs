@@ -24,7 +24,13 @@ pub fn encode<T: Serialize>(message: &T) -> Bytes {
 ///
 /// [`DecodeError`] if the bytes are not exactly one such message.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
-    rmp_serde::from_slice(bytes).map_err(|source| DecodeError { kind: std::any::type_name::<T>(), source })
+    let mut rest = bytes;
+    let message = T::deserialize(&mut rmp_serde::Deserializer::new(&mut rest));
+    let whole = message.and_then(|message| match rest {
+        [] => Ok(message),
+        _ => Err(serde::de::Error::custom("bytes behind its end")),
+    });
+    whole.map_err(|source| DecodeError { kind: std::any::type_name::<T>(), source })
 }
 
 /// Splits a body into parts of these lengths.
@@ -57,5 +63,9 @@ mod tests {
     fn what_is_no_message_is_refused() {
         assert!(decode::<crate::protocol::application::FromApplication>(b"\xc1").is_err());
         assert!(decode::<crate::protocol::application::FromApplication>(b"").is_err());
+        let mut two = encode(&crate::protocol::application::FromApplication::Stop).to_vec();
+        assert!(decode::<crate::protocol::application::FromApplication>(&two).is_ok());
+        two.push(0);
+        assert!(decode::<crate::protocol::application::FromApplication>(&two).is_err());
     }
 }

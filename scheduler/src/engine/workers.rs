@@ -36,7 +36,7 @@ pub(super) enum Verdict {
     Likely,
     /// It has begun it before.
     Proven,
-    /// It runs no such programs: neither shipped nor installed ones of this name.
+    /// No program of this name is installed there; another worker may come that has it.
     Unsuited,
     /// It can't, for this reason.
     Refused(String),
@@ -204,7 +204,9 @@ impl Engine {
             record.verdicts.entry(bundle).or_insert_with(|| match (&program.reference, &program.platform) {
                 (BundleRef::Installed(name), _) if !record.installed.contains(name) => Verdict::Unsuited,
                 (BundleRef::Installed(_), _) => Verdict::Likely,
-                (BundleRef::Shipped(_), _) if !record.ships => Verdict::Unsuited,
+                (BundleRef::Shipped(_), _) if !record.ships => {
+                    Verdict::Refused(format!("{} runs installed programs only", record.host))
+                }
                 (BundleRef::Shipped(_), Some(platform)) if !record.platform.runs(platform) => {
                     Verdict::Refused(format!(
                         "{} is {}, the program was built for {}",

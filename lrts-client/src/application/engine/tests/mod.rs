@@ -320,7 +320,8 @@ fn jobs_that_the_scheduler_has_lost_fail_their_waits() {
     assert_eq!(engine.poll_flush(flush), Some(Ok(())), "it was said once");
     submit(&mut engine, 1);
     let said = said(&mut engine);
-    let [.., FromApplication::Submit { first: 2, jobs, .. }, FromApplication::Submit { first: 4, .. }] = &said[..]
+    let [.., FromApplication::Submit { first: 2, jobs, .. }, FromApplication::Submit { first: 4, .. }] =
+        &said[..]
     else {
         panic!("{said:?}");
     };
