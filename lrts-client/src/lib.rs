@@ -82,6 +82,6 @@ pub use lrts_core::protocol::application::Totals;
 pub use lrts_core::protocol::progress::Color;
 pub use lrts_core::spec::{InvalidOptions, JobOptions, OnDisconnect};
 pub use lrts_core::status::{Failure, FailureKind, ServiceStatus};
-pub use progress_bar::{ProgressBar, ProgressBuilder, ProgressChunks, ProgressIter};
+pub use progress_bar::{ChunkIndex, ProgressBar, ProgressBuilder, ProgressChunks, ProgressIter};
 pub use results::{RawOutput, ServiceResult};
 pub use service::{Service, ServiceError, Services, refuse_foreign_mode};

@@ -82,15 +82,22 @@ impl ProgressBar {
         self.0.set_message(&message.into());
     }
 
-    /// Counts the items of an iterator as they are asked for, and closes the bar at its end.
+    /// Counts the items of an iterator, each once it is done: when the next one is asked for.
     ///
     /// A bar without a total takes it from the iterator, if that knows how many items it has at most.
-    pub fn wrap_iter<I: IntoIterator>(self, iter: I) -> ProgressIter<I::IntoIter> {
+    ///
+    /// ```
+    /// # let job = lrts_client::JobContext::detached();
+    /// let bar = job.progress("Reading").unit("rows").start();
+    /// let sum: u64 = bar.wrap_iter(1..=100).sum();
+    /// # assert_eq!(sum, 5_050);
+    /// ```
+    pub fn wrap_iter<I: IntoIterator>(&self, iter: I) -> ProgressIter<'_, I::IntoIter> {
         let iter = iter.into_iter();
         if let (None, Some(most)) = (self.0.total(), iter.size_hint().1) {
             self.set_total(most as u64);
         }
-        ProgressIter { iter, bar: Some(self), begun: false }
+        ProgressIter { iter, bar: self, begun: false }
     }
 
     /// Splits a range into pieces of `size` (the last may be shorter; 0 counts as 1), each counted once it is done: when the
@@ -107,11 +114,12 @@ impl ProgressBar {
     ///     sum += prices[piece].iter().sum::<f32>();
     /// }
     /// ```
-    pub fn chunks(&self, range: Range<usize>, size: usize) -> ProgressChunks<'_> {
+    pub fn chunks<T: ChunkIndex>(&self, range: Range<T>, size: usize) -> ProgressChunks<'_, T> {
+        let rest = range.start..range.end.max(range.start);
         if self.0.total().is_none() {
-            self.set_total(range.len() as u64);
+            self.set_total(rest.start.distance(rest.end));
         }
-        ProgressChunks { bar: self, rest: range, size: size.max(1), under_way: 0 }
+        ProgressChunks { bar: self, rest, size: size.max(1) as u64, under_way: 0 }
     }
 
     /// Closes the bar.
@@ -123,27 +131,23 @@ impl ProgressBar {
 /// An iterator whose items a bar counts; see [`ProgressBar::wrap_iter`].
 #[derive(Debug)]
 #[must_use = "iterators do nothing until they are consumed"]
-pub struct ProgressIter<I> {
+pub struct ProgressIter<'a, I> {
     iter: I,
-    /// None once it is closed.
-    bar: Option<ProgressBar>,
+    bar: &'a ProgressBar,
     /// Whether the caller works on an item: it counts when the next one is asked for.
     begun: bool,
 }
 
-impl<I: Iterator> Iterator for ProgressIter<I> {
+impl<I: Iterator> Iterator for ProgressIter<'_, I> {
     type Item = I::Item;
 
     #[inline]
     fn next(&mut self) -> Option<I::Item> {
-        if let Some(bar) = self.bar.as_ref().filter(|_| self.begun) {
-            bar.inc(1);
+        if self.begun {
+            self.bar.inc(1);
         }
         let item = self.iter.next();
         self.begun = item.is_some();
-        if item.is_none() {
-            self.bar = None;
-        }
         item
     }
 
@@ -152,38 +156,72 @@ impl<I: Iterator> Iterator for ProgressIter<I> {
     }
 }
 
-impl<I: ExactSizeIterator> ExactSizeIterator for ProgressIter<I> {}
+impl<I: ExactSizeIterator> ExactSizeIterator for ProgressIter<'_, I> {}
+
+/// Whole numbers that [`ProgressBar::chunks`] can split a range of.
+pub trait ChunkIndex: Copy + Ord + sealed::Sealed {
+    /// How far it is to a later one.
+    #[doc(hidden)]
+    fn distance(self, later: Self) -> u64;
+
+    /// The one this much later, which must exist.
+    #[doc(hidden)]
+    fn later(self, by: u64) -> Self;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! chunk_index {
+    ($($number:ty as $unsigned:ty),*) => {$(
+        impl sealed::Sealed for $number {}
+
+        impl ChunkIndex for $number {
+            #[inline]
+            fn distance(self, later: Self) -> u64 {
+                later.wrapping_sub(self) as $unsigned as u64
+            }
+
+            #[inline]
+            fn later(self, by: u64) -> Self {
+                self.wrapping_add(by as Self)
+            }
+        }
+    )*};
+}
+
+chunk_index!(usize as usize, u64 as u64, u32 as u32, i64 as u64, i32 as u32);
 
 /// Pieces of a range; see [`ProgressBar::chunks`].
 #[derive(Debug)]
 #[must_use = "iterators do nothing until they are consumed"]
-pub struct ProgressChunks<'a> {
+pub struct ProgressChunks<'a, T> {
     bar: &'a ProgressBar,
-    rest: Range<usize>,
-    size: usize,
+    rest: Range<T>,
+    size: u64,
     /// Length of the piece that the caller works on.
-    under_way: usize,
+    under_way: u64,
 }
 
-impl Iterator for ProgressChunks<'_> {
-    type Item = Range<usize>;
+impl<T: ChunkIndex> Iterator for ProgressChunks<'_, T> {
+    type Item = Range<T>;
 
     #[inline]
-    fn next(&mut self) -> Option<Range<usize>> {
-        self.bar.inc(self.under_way as u64);
-        let piece = self.rest.start..self.rest.end.min(self.rest.start.saturating_add(self.size));
-        self.under_way = piece.len();
-        self.rest.start = piece.end.max(self.rest.start);
-        (!piece.is_empty()).then_some(piece)
+    fn next(&mut self) -> Option<Range<T>> {
+        self.bar.inc(self.under_way);
+        let start = self.rest.start;
+        self.under_way = start.distance(self.rest.end).min(self.size);
+        self.rest.start = start.later(self.under_way);
+        (self.under_way > 0).then_some(start..self.rest.start)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let pieces = self.rest.len().div_ceil(self.size);
-        (pieces, Some(pieces))
+        let pieces = self.rest.start.distance(self.rest.end).div_ceil(self.size);
+        let pieces = usize::try_from(pieces).ok();
+        (pieces.unwrap_or(usize::MAX), pieces)
     }
 }
-
-impl ExactSizeIterator for ProgressChunks<'_> {}
 
 #[cfg(test)]
 mod tests {
@@ -235,15 +273,13 @@ mod tests {
     #[test]
     fn wrapped_iterators_count_what_is_done() {
         let (arena, builder) = arena();
-        let region = Region::map(arena.descriptor(), 0).unwrap();
-        let mut items = builder.start().wrap_iter(vec![1, 2, 3]);
+        let bar = builder.start();
+        let mut items = bar.wrap_iter(vec![1, 2, 3]);
         assert_eq!((items.len(), items.next(), items.next()), (3, Some(1), Some(2)));
-        assert_eq!(items.bar.as_ref().map(|bar| bar.0.position()), Some(1));
-        assert_eq!(items.by_ref().collect::<Vec<_>>(), [3]);
-        assert!(items.bar.is_none());
+        assert_eq!(bar.0.position(), 1);
+        assert_eq!(items.collect::<Vec<_>>(), [3]);
         let numbers = only_bar(&arena).numbers;
         assert_eq!((numbers.position, numbers.total), (3, Some(3)));
-        drop(region);
     }
 
     #[test]
@@ -258,8 +294,10 @@ mod tests {
         assert_eq!(bar.chunks(reversed, 0).next(), None);
         assert_eq!(bar.chunks(0..3, 0).count(), 3);
         assert_eq!(bar.chunks(0..usize::MAX, usize::MAX).next(), Some(0..usize::MAX));
+        assert_eq!(bar.chunks(i32::MIN..i32::MAX, 1 << 31).collect::<Vec<_>>(), [i32::MIN..0, 0..i32::MAX]);
+        assert_eq!(bar.chunks(-2..3_i64, 4).collect::<Vec<_>>(), [-2..2, 2..3]);
         let numbers = only_bar(&arena).numbers;
-        assert_eq!((numbers.position, numbers.total), (2_495 + 3, Some(2_495)));
+        assert_eq!((numbers.position, numbers.total), (2_495 + 3 + u64::from(u32::MAX) + 5, Some(2_495)));
     }
 
     #[test]

@@ -38,12 +38,9 @@ pub struct WorkerArgs {
     /// Where the worker's id, bundles and running jobs are kept [default: worker-N under the user's state directory].
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Connect without TLS. Only to this machine, unless --insecure-on-network is given.
+    /// Accept a connection without encryption; there is no other kind in this version.
     #[arg(long)]
     pub insecure: bool,
-    /// Connect without TLS to other machines: whoever is on that network can run programs here.
-    #[arg(long)]
-    pub insecure_on_network: bool,
     /// Room for fetched programs; the least recently used go first.
     #[arg(long, default_value = "10GiB", value_parser = size, value_name = "SIZE")]
     pub bundle_cache: u64,
@@ -107,15 +104,6 @@ pub enum WorkerError {
         /// The name.
         name: String,
     },
-    /// Another machine without encryption.
-    #[error(
-        "connections to {address} would be neither encrypted nor authenticated, so that whoever is on that network could \
-         run programs here: give --insecure-on-network if that is meant"
-    )]
-    OnNetwork {
-        /// The host.
-        address: String,
-    },
     /// No threads or signal handlers.
     #[error("cannot set up the worker")]
     Setup(#[source] io::Error),
@@ -128,7 +116,7 @@ impl WorkerError {
     /// The exit code that goes with it, one of [`exit_code`].
     pub fn exit_code(&self) -> u8 {
         match self {
-            WorkerError::TwoBundles { .. } | WorkerError::OnNetwork { .. } => exit_code::USAGE,
+            WorkerError::TwoBundles { .. } => exit_code::USAGE,
             WorkerError::Run(RunError::Refused(_)) => exit_code::REFUSED,
             WorkerError::Setup(_) | WorkerError::Run(_) => exit_code::FAILED,
         }
@@ -140,14 +128,9 @@ impl WorkerArgs {
     ///
     /// # Errors
     ///
-    /// [`WorkerError::TwoBundles`] and [`WorkerError::OnNetwork`].
+    /// [`WorkerError::TwoBundles`].
     pub fn into_config(self) -> Result<Config, WorkerError> {
         let progress_address = self.progress_address.unwrap_or_else(|| self.scheduler_address.clone());
-        for address in [&self.scheduler_address, &progress_address] {
-            if !self.insecure_on_network && !is_this_machine(address) {
-                return Err(WorkerError::OnNetwork { address: address.clone() });
-            }
-        }
         let mut installed = BTreeMap::new();
         for (name, path) in self.bundle {
             if installed.insert(name.clone(), path).is_some() {
@@ -176,11 +159,6 @@ fn with_port(host: &str, port: u16) -> String {
     } else {
         format!("{host}:{port}")
     }
-}
-
-fn is_this_machine(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// `lrts worker`: runs until a signal comes, and prints `lrts worker ready as ID` once it is registered.
@@ -258,7 +236,5 @@ mod tests {
         assert!(refused("--bundle x").contains("NAME=PATH"));
         assert!(refused("--bundle x=/a --bundle x=/b").contains("two programs"));
         assert!(refused("--bundles some").contains("installed-only"));
-        assert!(refused("--scheduler-address 10.1.2.3").contains("--insecure-on-network"));
-        assert!(parse("--scheduler-address 10.1.2.3 --insecure-on-network").is_ok());
     }
 }
