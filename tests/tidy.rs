@@ -1,5 +1,7 @@
 //! What no lint can check: engines stay pure, one crate names zeromq, every message is documented and has golden bytes.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -72,7 +72,7 @@ pub(crate) struct Checked {
 
 impl ApplicationInformation {
     /// What the environment says: `LRTS_SCHEDULER` (host:port, 127.0.0.1:5555), `LRTS_PROGRESS_SERVER` (the scheduler's host,
-    /// port 5454) and `LRTS_APPLICATION_ID`.
+    /// port 5454), `LRTS_APPLICATION_ID`, and `LRTS_INSECURE` (not empty: as [`insecure`](Self::insecure)).
     ///
     /// Never fails; a bad value is reported by `start`.
     pub fn from_env() -> Self {
@@ -84,6 +84,7 @@ impl ApplicationInformation {
             .map(|address| Address::parse("LRTS_PROGRESS_SERVER", address, PROGRESS_PORT));
         information.application_id = variable("LRTS_APPLICATION_ID")
             .map(|id| ("LRTS_APPLICATION_ID", id.unwrap_or_else(|unreadable| unreadable)));
+        information.insecure = std::env::var_os("LRTS_INSECURE").is_some_and(|value| !value.is_empty());
         information
     }
 
@@ -198,8 +199,8 @@ impl ApplicationInformation {
             return Err(ClientError::Setting {
                 name: "insecure",
                 problem: format!(
-                    "{scheduler} is on another machine and connections aren't encrypted: call .insecure() if the network \
-                     between is trusted"
+                    "{scheduler} is on another machine and connections aren't encrypted: call .insecure(), or set \
+                     LRTS_INSECURE=1 where the environment decides, if the network between is trusted"
                 ),
             });
         }

@@ -110,6 +110,7 @@ fn golden() -> String {
         job: JOB,
         report: JobReport {
             failure: Some(Failure::new(FailureKind::Panic, "no")),
+            attempt: 3,
             attempts: 2,
             worker: Some(WORKER),
             queued: Duration::from_millis(5),

@@ -269,7 +269,7 @@ pub(crate) fn outgoing(message: Message, store: &dyn Store) -> Outgoing {
 }
 
 fn result(job: JobId, report: Report, store: &dyn Store) -> Outgoing {
-    let Report { failure, attempts, worker, queued, ran } = report;
+    let Report { failure, attempt, attempts, worker, queued, ran } = report;
     let body = match failure {
         Some(_) => Bytes::new(),
         None => match store.result(job) {
@@ -277,7 +277,7 @@ fn result(job: JobId, report: Report, store: &dyn Store) -> Outgoing {
             None => return Outgoing::Stale,
         },
     };
-    let report = JobReport { failure, attempts, worker, queued, ran, bars: store.bars(job) };
+    let report = JobReport { failure, attempt, attempts, worker, queued, ran, bars: store.bars(job) };
     Outgoing::Send(transport::Message::new(codec::encode(&ToApplication::Result { job, report }), body))
 }
 

@@ -1,6 +1,11 @@
 //! Real daemons, real job processes: the whole system through its public interface.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests, and jobs that print"
+)]
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
@@ -131,8 +131,8 @@ impl Drop for Daemon {
             let _ = self.child.wait();
         }
         if std::thread::panicking() {
-            // On stderr, where the test runner keeps it for failed tests.
-            eprintln!("{}", self.log());
+            // Where the test runner keeps it for failed tests; nothing more can be done if even that fails.
+            let _ = writeln!(std::io::stderr(), "{}", self.log());
         }
     }
 }

@@ -38,7 +38,7 @@ pub struct WorkerArgs {
     /// Where the worker's id, bundles and running jobs are kept [default: worker-N under the user's state directory].
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Accept a connection without encryption; there is no other kind in this version.
+    /// Connect without encryption to other machines: whoever is on that network can run programs here.
     #[arg(long)]
     pub insecure: bool,
     /// Room for fetched programs; the least recently used go first.
@@ -104,6 +104,15 @@ pub enum WorkerError {
         /// The name.
         name: String,
     },
+    /// Another machine without encryption.
+    #[error(
+        "connections to {address} would be neither encrypted nor authenticated, so that whoever is on that network could \
+         run programs here: give --insecure if the network is trusted"
+    )]
+    Insecure {
+        /// The host.
+        address: String,
+    },
     /// No threads or signal handlers.
     #[error("cannot set up the worker")]
     Setup(#[source] io::Error),
@@ -116,7 +125,7 @@ impl WorkerError {
     /// The exit code that goes with it, one of [`exit_code`].
     pub fn exit_code(&self) -> u8 {
         match self {
-            WorkerError::TwoBundles { .. } => exit_code::USAGE,
+            WorkerError::TwoBundles { .. } | WorkerError::Insecure { .. } => exit_code::USAGE,
             WorkerError::Run(RunError::Refused(_)) => exit_code::REFUSED,
             WorkerError::Setup(_) | WorkerError::Run(_) => exit_code::FAILED,
         }
@@ -128,9 +137,14 @@ impl WorkerArgs {
     ///
     /// # Errors
     ///
-    /// [`WorkerError::TwoBundles`].
+    /// [`WorkerError::TwoBundles`] and [`WorkerError::Insecure`].
     pub fn into_config(self) -> Result<Config, WorkerError> {
         let progress_address = self.progress_address.unwrap_or_else(|| self.scheduler_address.clone());
+        for address in [&self.scheduler_address, &progress_address] {
+            if !self.insecure && !is_this_machine(address) {
+                return Err(WorkerError::Insecure { address: address.clone() });
+            }
+        }
         let mut installed = BTreeMap::new();
         for (name, path) in self.bundle {
             if installed.insert(name.clone(), path).is_some() {
@@ -159,6 +173,11 @@ fn with_port(host: &str, port: u16) -> String {
     } else {
         format!("{host}:{port}")
     }
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// `lrts worker`: runs until a signal comes, and prints `lrts worker ready as ID` once it is registered.
@@ -236,5 +255,7 @@ mod tests {
         assert!(refused("--bundle x").contains("NAME=PATH"));
         assert!(refused("--bundle x=/a --bundle x=/b").contains("two programs"));
         assert!(refused("--bundles some").contains("installed-only"));
+        assert!(refused("--scheduler-address 10.1.2.3").contains("--insecure"));
+        assert!(parse("--scheduler-address 10.1.2.3 --insecure").is_ok());
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use lrts_core::bundle::open_own_executable;
 use lrts_core::clock::Moment;
-use lrts_core::ids::{ApplicationId, AttemptId, JobId, SessionId};
+use lrts_core::ids::{ApplicationId, JobId, SessionId};
 use lrts_core::limits::{BODY_BYTES, BUNDLE_BYTES, SERVICES_PER_BUNDLE, SUBMIT_BYTES, SUBMIT_JOBS};
 use lrts_core::spec::{JobOptions, OnDisconnect};
 use lrts_core::transport::{Hello, LinkConfig, LinkSender, Role, SocketDir};
@@ -56,8 +56,6 @@ pub(super) struct Shared {
     scheduler: String,
     session: SessionId,
     services: Vec<&'static str>,
-    /// Attempts beyond the first whose bars were seen, since results don't name theirs.
-    newest: Mutex<BTreeMap<JobId, u32>>,
     /// Says why there is no connection.
     link: Mutex<Option<LinkSender>>,
 }
@@ -137,7 +135,6 @@ impl Application {
             scheduler: scheduler.address.clone(),
             session,
             services,
-            newest: Mutex::new(BTreeMap::new()),
             link: Mutex::new(None),
         });
         let driver = Driver {
@@ -423,25 +420,11 @@ impl Shared {
         for action in shows {
             match action {
                 Action::ShowTotals(totals) => self.display.totals(totals),
-                Action::ShowEnded(job, bars) => self.display.ended(self.attempt_of(job), bars),
+                Action::ShowEnded(attempt, bars) => self.display.ended(attempt, bars),
                 Action::Wake(_) => {}
             }
         }
         result
-    }
-
-    /// Takes note of bars' attempts.
-    pub(super) fn saw_attempt(&self, attempt: AttemptId) {
-        if attempt.attempt > 1 {
-            let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-            let known = newest.entry(attempt.job).or_default();
-            *known = attempt.attempt.max(*known);
-        }
-    }
-
-    fn attempt_of(&self, job: JobId) -> AttemptId {
-        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner).remove(&job);
-        AttemptId { job, attempt: newest.unwrap_or(1) }
     }
 
     /// What the driver is to do next.

@@ -52,10 +52,7 @@ async fn take(shared: &Shared, sender: &LinkSender, event: LinkEvent, updates: &
             say(sender, &FromWatcher::Watch { application: shared.application }).await;
         }
         LinkEvent::Message(message) => match codec::decode(&message.head) {
-            Ok(ToWatcher::Bars { updates: new }) => {
-                new.iter().for_each(|update| shared.saw_attempt(update.bar.attempt));
-                updates.extend(new);
-            }
+            Ok(ToWatcher::Bars { updates: new }) => updates.extend(new),
             Err(error) => warn!(%error, "progress server sent something unreadable"),
         },
         LinkEvent::Down { reason } => debug!(reason, "no progress server"),

@@ -218,6 +218,8 @@ pub struct Totals {
 pub struct JobReport {
     /// Why it has no result, unless it finished.
     pub failure: Option<Failure>,
+    /// The attempt that this is of; 0 if there was none.
+    pub attempt: u32,
     /// How many of its attempts began.
     pub attempts: u32,
     /// Where the last attempt ran; none if none began.

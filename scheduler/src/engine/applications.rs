@@ -1,6 +1,7 @@
 //! Applications: sessions, what they submit, and how they come and go.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,8 +70,10 @@ pub(super) struct Session {
     pub(super) application: u32,
     pub(super) bundle: u32,
     services: Vec<u32>,
-    /// What became of each sequence, from 1: its job, or [`FORGOTTEN`] (refused ones are), or [`FORGOTTEN_TAKEN`].
-    pub(super) table: Vec<u32>,
+    /// Sequences up to here never came: a scheduler that lost its store took them, and the session goes on behind them.
+    base: u64,
+    /// What became of each later sequence: its job, or [`FORGOTTEN`] (refused ones are), or [`FORGOTTEN_TAKEN`].
+    table: Vec<u32>,
     /// Every sequence up to here was accepted or refused, and the application may be told.
     pub(super) accepted: u64,
     /// How many of its jobs are remembered.
@@ -84,25 +87,35 @@ pub(super) struct Session {
 impl Session {
     /// The last sequence that was submitted.
     pub(super) fn received(&self) -> u64 {
-        self.table.len() as u64
+        self.base + self.table.len() as u64
+    }
+
+    /// The sequences that came.
+    pub(super) fn known(&self) -> RangeInclusive<u64> {
+        self.base + 1..=self.received()
+    }
+
+    /// Where in the table a sequence is, if it came.
+    fn index(&self, sequence: u64) -> Option<usize> {
+        let index = usize::try_from(sequence.checked_sub(self.base)?.checked_sub(1)?).ok()?;
+        (index < self.table.len()).then_some(index)
     }
 
     /// The job with this sequence, if it is remembered.
     pub(super) fn job(&self, sequence: u64) -> Option<u32> {
-        let index = usize::try_from(sequence.checked_sub(1)?).ok()?;
-        self.table.get(index).copied().filter(|&job| job != FORGOTTEN && job != FORGOTTEN_TAKEN)
+        let job = self.table[self.index(sequence)?];
+        (job != FORGOTTEN && job != FORGOTTEN_TAKEN).then_some(job)
     }
 
     /// Whether this job's result was taken before the job was forgotten.
     pub(super) fn was_taken(&self, sequence: u64) -> bool {
-        let index = sequence.checked_sub(1).and_then(|index| usize::try_from(index).ok());
-        index.and_then(|index| self.table.get(index)) == Some(&FORGOTTEN_TAKEN)
+        self.index(sequence).is_some_and(|index| self.table[index] == FORGOTTEN_TAKEN)
     }
 
     /// The sequences of these ranges that were submitted.
     pub(super) fn submitted(&self, ranges: &[(u64, u64)]) -> Vec<u64> {
-        let received = self.received();
-        ranges.iter().flat_map(|&(first, last)| first.max(1)..=last.min(received)).collect()
+        let (oldest, newest) = self.known().into_inner();
+        ranges.iter().flat_map(|&(first, last)| first.max(oldest)..=last.min(newest)).collect()
     }
 }
 
@@ -218,6 +231,7 @@ impl Engine {
             application,
             bundle,
             services,
+            base: 0,
             table: Vec::new(),
             accepted: 0,
             jobs: 0,
@@ -248,13 +262,22 @@ impl Engine {
     pub(super) fn submit(&mut self, peer: Peer, first: u64, options: Vec<JobOptions>, jobs: Vec<NewJob>) {
         let Some((application, session)) = self.attached(peer) else { return };
         let record = &self.sessions[session];
-        let received = record.received();
         if jobs.len() > SUBMIT_JOBS || options.len() > SUBMIT_JOBS {
             return self.violation(peer, format!("a submit of more than {SUBMIT_JOBS} jobs"));
+        }
+        if first > u64::MAX - jobs.len() as u64 {
+            return self.violation(peer, format!("a submit from {first} on: there are no such sequences"));
         }
         if record.stopped {
             return self.violation(peer, "a submit after the application was stopped");
         }
+        let record = &mut self.sessions[session];
+        if record.received() == 0 {
+            // The session may have begun at a scheduler that lost it.
+            record.base = first.saturating_sub(1);
+            record.accepted = record.base;
+        }
+        let received = record.received();
         if first == 0 || first > received + 1 {
             return self.violation(peer, format!("a submit from {first} on where {} was next", received + 1));
         }
@@ -420,7 +443,7 @@ impl Engine {
         let node = self.forget_node(job);
         self.persist(Record::JobForgotten { job: id });
         let session = &mut self.sessions[node.session];
-        let index = usize::try_from(node.sequence - 1).expect("sequences index a table in memory");
+        let index = session.index(node.sequence).expect("a job's sequence came");
         session.table[index] = if node.delivery == Delivery::Taken { FORGOTTEN_TAKEN } else { FORGOTTEN };
         session.jobs -= 1;
         let application = session.application;

@@ -207,7 +207,7 @@ impl Engine {
         self.unlink_from_job(attempt);
         let worker = self.workers.all[self.attempts[attempt].worker].id;
         self.drop_attempt(attempt);
-        let run = Run { worker: Some(worker), began, ran, output_bytes };
+        let run = Run { attempt: Some(id.attempt), worker: Some(worker), began, ran, output_bytes };
         match outcome {
             _ if cancelling => self.end_job(job, Some(cancelled()), run),
             AttemptOutcome::Finished => self.end_job(job, None, run),
@@ -417,7 +417,14 @@ impl Engine {
         }
         let node = &self.jobs.nodes[job];
         let queued = run.began.unwrap_or(self.now).since(node.submitted);
-        let report = Report { failure, attempts: node.executions, worker: run.worker, queued, ran: run.ran };
+        let report = Report {
+            failure,
+            attempt: run.attempt.unwrap_or(node.attempts),
+            attempts: node.executions,
+            worker: run.worker,
+            queued,
+            ran: run.ran,
+        };
         let state = report.failure.as_ref().map_or(JobState::Finished, |failure| failure.kind.state());
         let bundle = self.spec_of(job).bundle;
         let id = self.job_id(job);
@@ -435,6 +442,8 @@ impl Engine {
 /// What is known of a job's last attempt when the job ends.
 #[derive(Clone, Copy, Debug)]
 struct Run {
+    /// None if its end wasn't reported.
+    attempt: Option<u32>,
     worker: Option<WorkerId>,
     began: Option<Moment>,
     ran: Duration,
@@ -445,6 +454,7 @@ impl Run {
     /// One whose end wasn't reported.
     fn without_end(began: Option<(WorkerId, Moment)>, now: Moment) -> Self {
         Self {
+            attempt: None,
             worker: began.map(|(worker, _)| worker),
             began: began.map(|(_, began)| began),
             ran: began.map_or(Duration::ZERO, |(_, began)| now.since(began)),

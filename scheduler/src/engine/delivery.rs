@@ -1,5 +1,7 @@
 //! Which results are sent when: those that are waited for urgently at once, others under the application's credit. And totals.
 
+use std::ops::RangeInclusive;
+
 use lrts_core::ids::SessionId;
 use lrts_core::limits::{SEND_WINDOW_JOBS, TOTALS_INTERVAL};
 
@@ -12,10 +14,10 @@ impl Engine {
     pub(super) fn want(&mut self, peer: Peer, session: SessionId, ranges: &[(u64, u64)], urgent: bool) {
         let Some((application, _)) = self.attached(peer) else { return };
         let Some(index) = self.session_of(peer, session) else {
-            return self.tell_gone(peer, session, ranges, 0);
+            return self.tell_gone(peer, session, ranges, 1..=0);
         };
         self.sessions[index].listener = Some(peer);
-        self.tell_gone(peer, session, ranges, self.sessions[index].received());
+        self.tell_gone(peer, session, ranges, self.sessions[index].known());
         for sequence in self.sessions[index].submitted(ranges) {
             let Some(job) = self.sessions[index].job(sequence) else {
                 let taken = self.sessions[index].was_taken(sequence);
@@ -37,12 +39,22 @@ impl Engine {
         self.pump(application);
     }
 
-    /// Tells that the jobs of these ranges behind `received` are unknown. A client speaks of few that it may not know to be so.
-    fn tell_gone(&mut self, peer: Peer, session: SessionId, ranges: &[(u64, u64)], received: u64) {
-        let unknown = |&(first, last): &(u64, u64)| (first.max(received + 1), last);
+    /// Tells that the jobs of these ranges that aren't `known` never came. A client speaks of few that it may not know to be so.
+    fn tell_gone(
+        &mut self,
+        peer: Peer,
+        session: SessionId,
+        ranges: &[(u64, u64)],
+        known: RangeInclusive<u64>,
+    ) {
+        let unknown = |&(first, last): &(u64, u64)| {
+            let below = first.max(1)..last.saturating_add(1).min(*known.start());
+            let above = first.max(known.end().saturating_add(1))..last.saturating_add(1);
+            [below, above]
+        };
         let mut told = 0;
-        for (first, last) in ranges.iter().map(unknown) {
-            for sequence in first..=last {
+        for sequences in ranges.iter().flat_map(unknown) {
+            for sequence in sequences {
                 if told == SEND_WINDOW_JOBS {
                     return self.violation(peer, "too many unknown jobs in one message");
                 }

@@ -202,6 +202,8 @@ pub(crate) enum Record {
 pub(crate) struct Report {
     /// Why it has no result, unless it finished.
     pub(crate) failure: Option<Failure>,
+    /// The attempt that this is of, 0 if there was none.
+    pub(crate) attempt: u32,
     /// How many of its attempts began.
     pub(crate) attempts: u32,
     /// Where the last attempt ran; none if none began.

@@ -176,6 +176,7 @@ mod tests {
         };
         commit(&mut store, ended, Bodies::Ended(bodies));
         let report = Report {
+            attempt: 1,
             failure: None,
             attempts: 1,
             worker: None,

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lrts_core::clock::Moment;
-use lrts_core::ids::{ApplicationId, JobId, SessionId};
+use lrts_core::ids::{ApplicationId, AttemptId, SessionId};
 use lrts_core::limits::RESULT_WINDOW_BYTES;
 use lrts_core::protocol::application::{Attach, FromApplication, JobReport, JobSet, ToApplication, Totals};
 use lrts_core::protocol::progress::BarRecord;
@@ -89,7 +89,7 @@ pub(crate) enum Action {
     /// Show how many jobs stand where.
     ShowTotals(Totals),
     /// Show the final bars of a job that has ended.
-    ShowEnded(JobId, Vec<BarRecord>),
+    ShowEnded(AttemptId, Vec<BarRecord>),
 }
 
 /// What the link's sender does next.
@@ -347,7 +347,7 @@ impl Engine {
             self.end(sequence, State::Lost);
         }
         self.accept(accepted_through);
-        self.submits.rewind(accepted_through);
+        self.submits.rewind();
         self.urgent.clear();
         self.wanted.clear();
         self.to_cancel.clear();
@@ -403,8 +403,8 @@ impl Engine {
         if under_credit {
             self.window.arrived(bytes);
         }
-        self.actions
-            .push(Action::ShowEnded(self.settings.session.job(sequence), std::mem::take(&mut report.bars)));
+        let attempt = AttemptId { job: self.settings.session.job(sequence), attempt: report.attempt };
+        self.actions.push(Action::ShowEnded(attempt, std::mem::take(&mut report.bars)));
         if under_credit {
             self.window.hold(bytes);
         }

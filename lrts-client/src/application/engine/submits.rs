@@ -29,12 +29,7 @@ pub(super) struct Submits {
     /// How many of them were sent on this connection.
     sent: usize,
     bytes: usize,
-    /// Sequences that the scheduler has lost and that it must pass before it takes others.
-    gap: VecDeque<RangeInclusive<u64>>,
 }
-
-/// The index of no service: a program has far fewer.
-const NO_SERVICE: u16 = u16::MAX;
 
 impl Submits {
     /// Whether the window has room for this much more. An empty window has room for anything.
@@ -81,34 +76,15 @@ impl Submits {
         first..=self.accepted_through
     }
 
-    /// A new connection: nothing was sent on it, and the scheduler knows the sequences up to there.
-    ///
-    /// If those are fewer than it knew before, it has lost the others for good. Sequences have no gaps, so those are used up by
-    /// jobs of no service, which it refuses.
-    pub(super) fn rewind(&mut self, known: u64) {
+    /// A new connection: nothing was sent on it.
+    pub(super) fn rewind(&mut self) {
         self.sent = 0;
-        self.gap.clear();
-        let mut first = known + 1;
-        while first <= self.accepted_through {
-            let last = self.accepted_through.min(first + SUBMIT_JOBS as u64 - 1);
-            self.gap.push_back(first..=last);
-            first = last + 1;
-        }
     }
 
     /// The next group of jobs that weren't sent on this connection.
     pub(super) fn next_batch(&mut self) -> Option<(FromApplication, Bytes)> {
         if !self.has_unsent() {
             return None;
-        }
-        if let Some(gap) = self.gap.pop_front() {
-            let jobs =
-                gap.clone().map(|_| SubmittedJob { service: NO_SERVICE, options: 0, payload_bytes: 0 });
-            let (first, jobs) = (*gap.start(), jobs.collect());
-            return Some((
-                FromApplication::Submit { first, options: vec![JobOptions::new()], jobs },
-                Bytes::new(),
-            ));
         }
         let mut options: Vec<Arc<JobOptions>> = Vec::new();
         let mut jobs = Vec::new();
@@ -202,27 +178,11 @@ mod tests {
         batch(&mut submits);
         assert_eq!(submits.accept(2), 1..=2);
         assert!(!submits.has_unsent());
-        submits.rewind(2);
+        submits.rewind();
         assert_eq!(batch(&mut submits), Some((3, 1, 3, 3)));
         assert_eq!(submits.accept(99), 3..=5);
         assert!(submits.accept(99).is_empty());
         assert_eq!((submits.len(), submits.bytes), (0, 0));
-    }
-
-    #[test]
-    fn sequences_that_were_lost_are_passed_before_new_ones() {
-        let plain = Arc::new(JobOptions::new());
-        let mut submits = Submits::default();
-        for _ in 0..SUBMIT_JOBS + 5 {
-            submits.push(job(&plain, 1));
-        }
-        submits.accept(SUBMIT_JOBS as u64 + 5);
-        submits.rewind(3);
-        assert_eq!(batch(&mut submits), None, "only once there is a new one");
-        submits.push(job(&plain, 1));
-        assert_eq!(batch(&mut submits), Some((4, 1, SUBMIT_JOBS, 0)));
-        assert_eq!(batch(&mut submits), Some((1_004, 1, 2, 0)));
-        assert_eq!(batch(&mut submits), Some((1_006, 1, 1, 1)));
     }
 
     #[test]

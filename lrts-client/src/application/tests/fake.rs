@@ -153,6 +153,7 @@ impl Memory {
                 for sequence in jobs.ranges.iter().flat_map(|&(first, last)| first..=last) {
                     let report = JobReport {
                         failure: None,
+                        attempt: 1,
                         attempts: 1,
                         worker: None,
                         queued: Duration::ZERO,

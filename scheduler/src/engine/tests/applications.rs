@@ -48,9 +48,23 @@ fn a_repeated_submit_is_answered_and_not_run_again() {
 fn a_gap_in_the_sequences_ends_the_connection() {
     let mut cluster = Cluster::new();
     let (peer, _) = cluster.application("a", 1);
-    let gap = cluster.submit(peer, 2, JobOptions::new(), &[0]);
+    cluster.submit(peer, 1, JobOptions::new(), &[0]);
+    let gap = cluster.submit(peer, 3, JobOptions::new(), &[0]);
     assert!(matches!(gap.disconnects(peer), Some(Reason::Protocol(_))));
-    assert!(cluster.submit(peer, 1, JobOptions::new(), &[0]).0.is_empty(), "nothing it says counts any more");
+    assert!(cluster.submit(peer, 2, JobOptions::new(), &[0]).0.is_empty(), "nothing it says counts any more");
+}
+
+#[test]
+fn a_session_that_another_scheduler_lost_goes_on_behind_its_lost_jobs() {
+    let mut cluster = Cluster::new();
+    let (peer, session) = cluster.application("a", 1);
+    let submitted = cluster.submit(peer, u64::MAX - 5, JobOptions::new(), &[0, 0]);
+    assert!(submitted.says(peer, &Message::Accepted { through: u64::MAX - 4 }));
+    assert_eq!(cluster.state(session.job(u64::MAX - 4)), JobState::Queued);
+    let lost = cluster.want(peer, session.job(7));
+    assert!(lost.says(peer, &Message::Gone { job: session.job(7), taken: false }));
+    cluster.handle(Event::CancelAsked { peer, session, ranges: vec![(1, u64::MAX)] });
+    assert_eq!(cluster.state(session.job(u64::MAX - 5)), JobState::Cancelled);
 }
 
 #[test]
