@@ -12,7 +12,21 @@ use crate::engine::Record;
 /// Bodies in memory, by session and sequence.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryStore {
-    sessions: BTreeMap<SessionId, Vec<JobBodies>>,
+    sessions: BTreeMap<SessionId, SessionBodies>,
+}
+
+/// Bodies of one session's jobs.
+#[derive(Debug)]
+struct SessionBodies {
+    /// The sequence of the first of them.
+    first: u64,
+    jobs: Vec<JobBodies>,
+}
+
+impl SessionBodies {
+    fn index(&self, job: JobId) -> Option<usize> {
+        usize::try_from(job.sequence.checked_sub(self.first)?).ok()
+    }
 }
 
 /// Bodies of one job.
@@ -38,17 +52,21 @@ impl MemoryStore {
     }
 
     fn job(&self, job: JobId) -> Option<&JobBodies> {
-        self.sessions.get(&job.session)?.get(index(job)?)
+        let session = self.sessions.get(&job.session)?;
+        session.jobs.get(session.index(job)?)
     }
 
     fn job_mut(&mut self, job: JobId) -> Option<&mut JobBodies> {
-        self.sessions.get_mut(&job.session)?.get_mut(index(job)?)
+        let session = self.sessions.get_mut(&job.session)?;
+        let index = session.index(job)?;
+        session.jobs.get_mut(index)
     }
 
     fn apply(&mut self, entry: Entry) {
         match (entry.record, entry.bodies) {
             (Record::Submitted { session, first, refused, .. }, Bodies::Payloads(payloads)) => {
-                let jobs = self.sessions.entry(session).or_default();
+                let new = || SessionBodies { first, jobs: Vec::new() };
+                let jobs = &mut self.sessions.entry(session).or_insert_with(new).jobs;
                 for (sequence, payload) in (first..).zip(payloads) {
                     let refused = refused.binary_search(&sequence).is_ok();
                     // A copy, since a part of a message keeps all of it in memory.
@@ -96,10 +114,6 @@ impl MemoryStore {
             ) => {}
         }
     }
-}
-
-fn index(job: JobId) -> Option<usize> {
-    usize::try_from(job.sequence.checked_sub(1)?).ok()
 }
 
 impl Store for MemoryStore {
