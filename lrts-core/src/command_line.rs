@@ -2,6 +2,8 @@
 
 use std::error::Error;
 use std::ffi::OsString;
+#[cfg(feature = "commands")]
+use std::io::Write;
 use std::time::Duration;
 
 /// Exit codes of every command.
@@ -51,15 +53,49 @@ fn is_long_flag_with_one_dash(text: &str) -> bool {
         && letters.next().is_some_and(|byte| byte.is_ascii_alphabetic())
 }
 
+/// Why a command failed, with the exit code that goes with it.
+pub trait CommandError: Error {
+    /// One of [`exit_code`].
+    fn exit_code(&self) -> u8;
+}
+
+/// Runs a program: parses its command line, calls `main`, prints an error on one line, and gives the exit code.
+#[cfg(feature = "commands")]
+pub fn run<C: clap::Parser, E: CommandError + 'static>(
+    program: &str,
+    main: impl FnOnce(C) -> Result<(), E>,
+) -> std::process::ExitCode {
+    let (line, code) = match C::try_parse_from(normalise(std::env::args_os())) {
+        Ok(command) => match main(command) {
+            Ok(()) => return exit_code::DONE.into(),
+            Err(error) => (error_line(program, &error), error.exit_code()),
+        },
+        Err(error) if error.use_stderr() => {
+            let wrong = usage_error(&error.render().to_string());
+            (format!("{program}: {wrong} (--help shows what there is)"), exit_code::USAGE)
+        }
+        Err(help) => {
+            // Nobody reads it if that fails.
+            let _ = help.print();
+            return exit_code::DONE.into();
+        }
+    };
+    // As above: the exit code says it too.
+    let _ = writeln!(std::io::stderr(), "{line}");
+    code.into()
+}
+
 /// An error and its causes on one line, behind the program's name.
-pub fn error_line(program: &str, error: &(dyn Error + 'static)) -> String {
+#[cfg(feature = "commands")]
+fn error_line(program: &str, error: &(dyn Error + 'static)) -> String {
     let causes = std::iter::successors(error.source(), |&cause| cause.source());
     causes.fold(format!("{program}: {error}"), |line, cause| format!("{line}: {cause}"))
 }
 
 /// What is wrong with a command line, as one line: the first paragraph of what the parser says of it, without its usage and
 /// hints.
-pub fn usage_error(rendered: &str) -> String {
+#[cfg(any(feature = "commands", test))]
+fn usage_error(rendered: &str) -> String {
     let paragraph = rendered.trim().split("\n\n").next().unwrap_or_default();
     let words: Vec<&str> = paragraph.split_whitespace().collect();
     words.join(" ").trim_start_matches("error: ").to_owned()

@@ -3,6 +3,8 @@
 //! After a deliberate change, `LRTS_UPDATE_GOLDEN=1 cargo test -p lrts-core --test protocol` writes the file anew; the protocol's
 //! version goes up if an old peer would misread it.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::fmt::{Debug, Write};
 use std::time::Duration;
 

@@ -31,7 +31,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use lrts_core::command_line::exit_code;
+use lrts_core::command_line::{CommandError, exit_code};
 use lrts_core::ids::random_u64;
 use lrts_core::shutdown::Shutdown;
 use lrts_core::transport::{BindError, Role, Server, ServerConfig, SocketDir};
@@ -73,9 +73,8 @@ pub enum RunError {
     Setup(#[source] io::Error),
 }
 
-impl RunError {
-    /// The exit code that goes with it, one of [`exit_code`].
-    pub fn exit_code(&self) -> u8 {
+impl CommandError for RunError {
+    fn exit_code(&self) -> u8 {
         match self {
             RunError::Config(_) => exit_code::USAGE,
             RunError::Bind(_)

@@ -1,7 +1,8 @@
-//! The commands that ask the scheduler something: one file each, data on stdout.
+//! The commands that aren't a daemon's own, a file each: `local`, and those that ask the scheduler something. Data on stdout.
 
 mod cancel;
 mod jobs;
+mod local;
 mod logs;
 mod session;
 mod status;
@@ -10,7 +11,8 @@ mod workers;
 
 pub(crate) use cancel::cancel;
 pub(crate) use jobs::jobs;
+pub(crate) use local::local;
 pub(crate) use logs::logs;
-pub(crate) use session::CommandError;
+pub(crate) use session::ask;
 pub(crate) use status::status;
 pub(crate) use workers::workers;

@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lrts_core::clock::Moment;
-use lrts_core::command_line::exit_code;
+use lrts_core::command_line::{self, exit_code};
 use lrts_core::protocol::codec::{self, DecodeError};
 use lrts_core::protocol::command::{FromCommand, ToCommand};
+use lrts_core::telemetry::{self, LogFormat, LogOf};
 use lrts_core::transport::{
     Hello, Link, LinkConfig, LinkEvent, LinkReceiver, Message, Refusal, Role, SocketDir,
 };
+
+use tokio::runtime::Builder;
 
 use crate::cli::QueryArgs;
 
@@ -31,8 +34,8 @@ pub(crate) enum CommandError {
     Io(#[from] io::Error),
 }
 
-impl CommandError {
-    pub(crate) fn exit_code(&self) -> u8 {
+impl command_line::CommandError for CommandError {
+    fn exit_code(&self) -> u8 {
         match self {
             CommandError::NoScheduler { .. } => exit_code::NO_SCHEDULER,
             CommandError::Refused(_) => exit_code::REFUSED,
@@ -42,6 +45,14 @@ impl CommandError {
             | CommandError::Io(_) => exit_code::FAILED,
         }
     }
+}
+
+/// Runs a command that asks the scheduler.
+pub(crate) fn ask(command: impl Future<Output = Result<(), CommandError>>) -> Result<(), CommandError> {
+    telemetry::start(LogFormat::Text, LogOf::Command);
+    // zeromq's local sockets need a second thread beside the one that waits.
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(command)
 }
 
 /// A connection on which one question was asked.

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lrts_core::command_line::{duration, exit_code, raise_open_file_limit, size};
+use lrts_core::command_line::{CommandError, duration, exit_code, raise_open_file_limit, size};
 use lrts_core::ids::WorkerId;
 use lrts_core::limits::SLOTS;
 use lrts_core::shutdown::Shutdown;
@@ -121,9 +121,8 @@ pub enum WorkerError {
     Run(#[from] RunError),
 }
 
-impl WorkerError {
-    /// The exit code that goes with it, one of [`exit_code`].
-    pub fn exit_code(&self) -> u8 {
+impl CommandError for WorkerError {
+    fn exit_code(&self) -> u8 {
         match self {
             WorkerError::TwoBundles { .. } | WorkerError::Insecure { .. } => exit_code::USAGE,
             WorkerError::Run(RunError::Refused(_)) => exit_code::REFUSED,

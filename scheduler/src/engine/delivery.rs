@@ -13,11 +13,11 @@ use super::{Engine, Timer};
 impl Engine {
     pub(super) fn want(&mut self, peer: Peer, session: SessionId, ranges: &[(u64, u64)], urgent: bool) {
         let Some((application, _)) = self.attached(peer) else { return };
-        let Some(index) = self.session_of(peer, session) else {
-            return self.tell_gone(peer, session, ranges, 1..=0);
-        };
+        let index = self.session_of(peer, session);
+        let known = index.map_or(RangeInclusive::new(1, 0), |index| self.sessions[index].known());
+        self.tell_gone(peer, session, ranges, known);
+        let Some(index) = index else { return };
         self.sessions[index].listener = Some(peer);
-        self.tell_gone(peer, session, ranges, self.sessions[index].known());
         for sequence in self.sessions[index].submitted(ranges) {
             let Some(job) = self.sessions[index].job(sequence) else {
                 let taken = self.sessions[index].was_taken(sequence);
