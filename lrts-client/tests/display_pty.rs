@@ -3,27 +3,22 @@
 //! The program is this test binary again: `scene` drives the display by commands on stdin.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the program under test prints")]
 
+mod terminal;
+
 use std::fs::File;
-use std::io::{self, BufRead, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::io::{self, BufRead, Write};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use lrts_client::testing::TestDisplay;
 use lrts_client::{Bar, LogLevel, ProgressDisplay, ProgressSink};
-use lrts_core::clock::Moment;
 use lrts_core::ids::{AttemptId, BarId, SessionId};
 use lrts_core::protocol::application::Totals;
 use lrts_core::protocol::progress::{BarNumbers, BarRecord, BarText, BarUpdate, Color};
-use nix::pty::{Winsize, openpty};
+use terminal::{Person, row_of};
 
 /// Set in the program under test.
 const SCENE: &str = "LRTS_TEST_DISPLAY_SCENE";
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The program under test; as a test of its own it has nothing to do.
 #[test]
@@ -130,141 +125,17 @@ fn update(job: u64, position: u64) -> BarUpdate {
     BarUpdate { bar: BarId { attempt: attempt(job), index }, text: Some(text), numbers }
 }
 
-/// A program on a terminal, and the person in front of it.
-struct Person {
-    master: File,
-    screen: Arc<Mutex<vt100::Parser>>,
-    child: Child,
+/// A person in front of the program under test.
+fn watches(rows: u16, columns: u16) -> Person {
+    Person::watches(&program(), rows, columns)
 }
 
-impl Person {
-    #[expect(unsafe_code, reason = "a program gets a controlling terminal only from within")]
-    fn watches(rows: u16, columns: u16) -> Self {
-        let pty = openpty(&winsize(rows, columns), None).expect("there are pseudo-terminals");
-        let output = || Stdio::from(pty.slave.try_clone().expect("a descriptor is free"));
-        // As in a person's terminal a shell is in front of the program, and has the last word when that has ended. It must not
-        // end before everything is read: the end of a session's leader discards what is on its way.
-        let mut command = Command::new("sh");
-        command.args(["-c", "trap : INT; \"$@\"; echo \"$ ended with $?\"; read -r end", "sh"]);
-        command.arg(std::env::current_exe().expect("this binary has a path"));
-        command.args(["scene", "--exact", "--nocapture", "--quiet", "--test-threads=2"]);
-        command
-            .env(SCENE, "1")
-            .env("TERM", "xterm-256color")
-            .env_remove("NO_COLOR")
-            .env_remove("RUST_TEST_THREADS");
-        command.stdin(Stdio::piped()).stdout(output()).stderr(output());
-        // SAFETY: both calls are async-signal-safe; descriptor 1 is the terminal.
-        unsafe {
-            command.pre_exec(|| {
-                nix::unistd::setsid()?;
-                nix::errno::Errno::result(libc::ioctl(1, libc::TIOCSCTTY, 0))?;
-                Ok(())
-            });
-        }
-        let child = command.spawn().expect("this binary starts");
-        drop(command);
-        let screen = Arc::new(Mutex::new(vt100::Parser::new(nonzero(rows), nonzero(columns), 10_000)));
-        let master = File::from(pty.master);
-        let mut reader = File::from(OwnedFd::from(master.try_clone().expect("a descriptor is free")));
-        let seen = Arc::clone(&screen);
-        thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            // Ends with an error once the terminal has no program any more.
-            while let Ok(length @ 1..) = reader.read(&mut bytes) {
-                seen.lock().expect("nobody panics with it").process(&bytes[..length]);
-            }
-        });
-        Self { master, screen, child }
-    }
-
-    fn tells(&mut self, command: &str) {
-        let stdin = self.child.stdin.as_mut().expect("it is piped");
-        writeln!(stdin, "{command}").expect("the program reads");
-    }
-
-    fn types(&mut self, bytes: &[u8]) {
-        self.master.write_all(bytes).expect("the terminal takes input");
-    }
-
-    #[expect(unsafe_code, reason = "nix has no call for the size of a terminal")]
-    fn resizes(&mut self, rows: u16, columns: u16) {
-        self.screen.lock().expect("nobody panics with it").set_size(nonzero(rows), nonzero(columns));
-        let size = winsize(rows, columns);
-        // SAFETY: the descriptor is open and the size is readable.
-        let done = unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
-        assert_eq!(done, 0);
-    }
-
-    /// The rows of the screen without blank ones at the end, and without libtest's own.
-    fn rows(&self) -> Vec<String> {
-        let screen = self.screen.lock().expect("nobody panics with it");
-        let (_, columns) = screen.screen().size();
-        let mut rows: Vec<String> = screen.screen().rows(0, columns.get()).collect();
-        while rows.last().is_some_and(|row| row.trim().is_empty()) {
-            rows.pop();
-        }
-        rows.retain(|row| !row.starts_with("running 1 test"));
-        rows.into_iter().skip_while(|row| row.is_empty()).collect()
-    }
-
-    /// Waits for a screen of which this holds.
-    #[track_caller]
-    fn sees(&self, what: &str, holds: impl Fn(&[String]) -> bool) -> Vec<String> {
-        let deadline = Moment::now() + PATIENCE;
-        loop {
-            let rows = self.rows();
-            if holds(&rows) {
-                return rows;
-            }
-            assert!(Moment::now() < deadline, "never saw {what}; the screen:\n{}", rows.join("\n"));
-            thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    #[track_caller]
-    fn sees_row(&self, text: &str) -> Vec<String> {
-        self.sees(text, |rows| rows.iter().any(|row| row.contains(text)))
-    }
-
-    /// (row, column, hidden)
-    fn cursor(&self) -> (u16, u16, bool) {
-        let screen = self.screen.lock().expect("nobody panics with it");
-        let (row, column) = screen.screen().cursor_position();
-        (row, column, screen.screen().hide_cursor())
-    }
-
-    /// Waits until the program has ended with this exit code; returns the screen up to the shell's word about it.
-    #[track_caller]
-    fn sees_end(&self, code: i32) -> Vec<String> {
-        let prompt = format!("$ ended with {code}");
-        let mut rows = self.sees(&prompt, |rows| rows.iter().any(|row| row.trim_end() == prompt));
-        rows.truncate(row_of(&rows, &prompt));
-        assert!(!self.cursor().2, "the cursor is shown");
-        rows
-    }
-}
-
-impl Drop for Person {
-    fn drop(&mut self) {
-        // The shell, the program and its children: the terminal is the controlling one of all of them.
-        let group = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
-        let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
-        let _ = self.child.wait();
-    }
-}
-
-fn winsize(rows: u16, columns: u16) -> Winsize {
-    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
-}
-
-fn nonzero(number: u16) -> std::num::NonZeroU16 {
-    number.try_into().expect("no test has an empty screen")
-}
-
-/// Where a row with this text is.
-fn row_of(rows: &[String], text: &str) -> usize {
-    rows.iter().position(|row| row.contains(text)).unwrap_or_else(|| panic!("no `{text}` in {rows:#?}"))
+/// This binary again, as the program under test.
+fn program() -> Command {
+    let mut program = Command::new(std::env::current_exe().expect("this binary has a path"));
+    program.args(["scene", "--exact", "--nocapture", "--quiet", "--test-threads=2"]);
+    program.env(SCENE, "1").env_remove("RUST_TEST_THREADS");
+    program
 }
 
 /// The screen without what changes with time.
@@ -282,7 +153,7 @@ fn without_time(rows: &[String]) -> Vec<String> {
 
 #[test]
 fn bars_show_what_jobs_do_and_stay_at_their_final_position() {
-    let mut person = Person::watches(24, 80);
+    let mut person = watches(24, 80);
     person.tells("start bars");
     person.tells("stage Waiting for results");
     person.tells("totals 1200 2 43 0");
@@ -318,7 +189,7 @@ fn bars_show_what_jobs_do_and_stay_at_their_final_position() {
 
 #[test]
 fn newest_bars_fill_the_rows_and_the_rest_is_counted() {
-    let mut person = Person::watches(10, 80);
+    let mut person = watches(10, 80);
     person.tells("start bars");
     person.tells("bars 1 10000 3");
     let rows = person.sees_row("and 9,993 more");
@@ -328,7 +199,7 @@ fn newest_bars_fill_the_rows_and_the_rest_is_counted() {
 
 #[test]
 fn prints_of_program_and_children_go_above_the_bars() {
-    let mut person = Person::watches(24, 80);
+    let mut person = watches(24, 80);
     person.tells("start auto");
     person.tells("bars 1 2 7");
     person.sees_row("Doing 漢字 2");
@@ -367,7 +238,7 @@ fn prints_of_program_and_children_go_above_the_bars() {
 
 #[test]
 fn thousands_of_lines_scroll_past_without_a_tear() {
-    let mut person = Person::watches(12, 60);
+    let mut person = watches(12, 60);
     person.tells("start bars");
     person.tells("bars 1 3 5");
     person.tells("shell i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line $i; done");
@@ -394,7 +265,7 @@ fn thousands_of_lines_scroll_past_without_a_tear() {
 
 #[test]
 fn resizing_leaves_no_garbage() {
-    let mut person = Person::watches(24, 80);
+    let mut person = watches(24, 80);
     person.tells("start bars");
     person.tells("stage Resizing");
     person.tells("print above");
@@ -425,7 +296,7 @@ fn resizing_leaves_no_garbage() {
 
 #[test]
 fn narrow_terminal_cuts_lines_instead_of_wrapping_them() {
-    let mut person = Person::watches(24, 40);
+    let mut person = watches(24, 40);
     person.tells("start bars");
     person.tells("stage Waiting for the results of a very long computation");
     person.tells("totals 1200 8 43 0");
@@ -444,7 +315,7 @@ fn narrow_terminal_cuts_lines_instead_of_wrapping_them() {
 
 #[test]
 fn interrupt_leaves_a_clean_terminal_and_ends_the_program_as_usual() {
-    let mut person = Person::watches(24, 80);
+    let mut person = watches(24, 80);
     person.tells("start bars");
     person.tells("bars 1 3 7");
     person.sees_row("Doing 漢字 3");
@@ -458,7 +329,7 @@ fn interrupt_leaves_a_clean_terminal_and_ends_the_program_as_usual() {
 
 #[test]
 fn own_handler_of_the_program_keeps_the_signal() {
-    let mut person = Person::watches(24, 80);
+    let mut person = watches(24, 80);
     person.tells("start bars");
     person.tells("handler");
     person.tells("bars 1 1 7");
@@ -471,7 +342,7 @@ fn own_handler_of_the_program_keeps_the_signal() {
 
 #[test]
 fn process_exit_loses_no_output_and_shows_the_cursor() {
-    let mut person = Person::watches(24, 80);
+    let mut person = watches(24, 80);
     person.tells("start bars");
     person.tells("bars 1 1 7");
     person.tells("eprint the reason");
@@ -482,7 +353,7 @@ fn process_exit_loses_no_output_and_shows_the_cursor() {
 
 #[test]
 fn sink_is_told_everything_beside_the_bars() {
-    let mut person = Person::watches(24, 80);
+    let mut person = watches(24, 80);
     person.tells("start sink");
     person.tells("log careful");
     person.tells("bars 1 1 7");
@@ -499,10 +370,7 @@ fn sink_is_told_everything_beside_the_bars() {
 
 #[test]
 fn without_a_terminal_lines_have_no_escape_codes() {
-    let binary = std::env::current_exe().expect("this binary has a path");
-    let mut child = Command::new(binary)
-        .args(["scene", "--exact", "--nocapture", "--quiet", "--test-threads=2"])
-        .env(SCENE, "1")
+    let mut child = program()
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
