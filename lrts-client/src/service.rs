@@ -190,8 +190,18 @@ impl Services {
             Mode::Application => register(self),
             Mode::Host => host::run_host(self, forks),
             Mode::Job => host::run_job(self),
-            Mode::Progress => lrts_core::progress::run_progress_mode(),
+            Mode::Progress => run_progress(),
         }
+    }
+}
+
+/// Runs the progress subprocess on a thread of its own: this one may be inside a runtime, where another one can't run.
+fn run_progress() -> ! {
+    let ended = std::thread::spawn(|| lrts_core::progress::run_progress_mode()).join();
+    match ended {
+        Ok(never) => never,
+        // The panic hook has reported it.
+        Err(_) => std::process::exit(1),
     }
 }
 

@@ -83,6 +83,7 @@ enum Act {
     Surroundings,
     Runtime,
     Bars,
+    Fork,
 }
 
 impl Service for Act {
@@ -136,6 +137,17 @@ impl Service for Act {
                 let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
                 let first = runtime.block_on(async { tokio::spawn(async { 20 }).await })?;
                 return Ok((first + job.block_on(async { 22 })).to_string());
+            }
+            Act::Fork => {
+                // SAFETY: the copy only returns, and the job has no other thread.
+                #[expect(unsafe_code, reason = "a service may fork")]
+                match unsafe { nix::unistd::fork() }? {
+                    nix::unistd::ForkResult::Child => {}
+                    nix::unistd::ForkResult::Parent { child } => {
+                        nix::sys::wait::waitpid(child, None)?;
+                        std::process::exit(7);
+                    }
+                }
             }
             Act::Bars => {
                 let bar = job.progress("Doing work").total(10).unit("rows").start();
@@ -208,6 +220,8 @@ struct Wait {
     stubborn: bool,
     /// Returns at once, leaving its children.
     leave: bool,
+    /// Moves its process into the host's group.
+    wander: bool,
 }
 
 impl Service for Wait {
@@ -220,6 +234,9 @@ impl Service for Wait {
             let far = Command::new("setsid").args(["sleep", "600"]).spawn()?;
             std::fs::write("children.part", format!("{} {}", near.id(), far.id()))?;
             std::fs::rename("children.part", "children")?;
+        }
+        if self.wander {
+            nix::unistd::setpgid(Pid::this(), nix::unistd::getpgid(Some(Pid::parent()))?)?;
         }
         let (sender, told) = std::sync::mpsc::channel();
         if self.hook {
@@ -486,6 +503,10 @@ fn every_end(mut worker: Worker) {
     let (kind, message) = end(Act::Exit(3));
     assert_eq!(kind, FailureKind::Crashed);
     assert_eq!(message, "exited with code 3 without a result; last lines of stderr:\nleaving early");
+
+    // What its copy returned is no result.
+    let (kind, message) = end(Act::Fork);
+    assert_eq!((kind, &*message), (FailureKind::Crashed, "exited with code 7 without a result"));
 
     for (act, signals) in [
         (Act::Abort, &["killed by signal 6 (SIGABRT)"][..]),
@@ -774,6 +795,21 @@ fn stubborn_jobs_are_killed_after_the_grace_period() {
         worker.send(&ToHost::Stop { attempt: job, grace: Duration::from_secs(grace) });
     }
     assert_eq!(worker.end(job).end, AttemptEnd::Stopped);
+}
+
+#[test]
+fn jobs_that_leave_their_group_are_stopped_all_the_same() {
+    let mut worker = Worker::new();
+    let wander = Wait { wander: true, children: true, ..Wait::default() };
+    let job = worker.start_waiting(1, wander);
+    worker.send(&ToHost::Stop { attempt: job, grace: Duration::from_secs(600) });
+    assert_eq!(worker.end(job).end, AttemptEnd::Stopped);
+    let job = worker.start_waiting(2, Wait { hook: true, stubborn: true, ..wander });
+    worker.send(&ToHost::Stop { attempt: job, grace: Duration::ZERO });
+    assert_eq!(worker.end(job).end, AttemptEnd::Stopped);
+    for pid in [attempt(1), attempt(2)].into_iter().flat_map(|job| worker.children(job)) {
+        until("the job's processes are gone", || !lives(pid));
+    }
 }
 
 // --- many ---

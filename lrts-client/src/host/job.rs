@@ -171,11 +171,17 @@ fn run(services: &Services, work: Work) -> ! {
         let reason = format!("can't enter working directory `{}`: {error}", start.directory.display());
         finish(&socket, Done::Lost { reason });
     }
+    let process = std::process::id();
     let panicked = report_panics(&socket);
     let context = JobContext::of_process(start.attempt, start.execution, region, Arc::clone(&socket));
     let result = catch_unwind(AssertUnwindSafe(|| {
         services.find(&start.service).map(|entry| entry.run(payload, &context))
     }));
+    if std::process::id() != process {
+        // A copy that the service has made by a fork of its own: how the job ends is the original's to tell.
+        flush();
+        exit_now(0);
+    }
     let done = match result {
         Ok(Some(Ok(output))) => deliver(&start, output),
         Ok(Some(Err(error))) => failed(FailureKind::Error, error_message(&start.service, &error)),
@@ -190,6 +196,15 @@ fn run(services: &Services, work: Work) -> ! {
 
 /// The last thing that a job process does.
 fn finish(socket: &NoticeSocket, done: Done) -> ! {
+    flush();
+    match socket.send_notice(&FromJob::Done(done), &[]) {
+        Ok(()) => exit_now(0),
+        Err(_) => exit_now(1),
+    }
+}
+
+/// Sends what was printed on its way, which ending at once doesn't.
+fn flush() {
     // What can't be printed any more is lost with the process in any case.
     let _ = io::stdout().flush();
     let _ = io::stderr().flush();
@@ -197,10 +212,6 @@ fn finish(socket: &NoticeSocket, done: Done) -> ! {
     #[expect(unsafe_code, reason = "a C library may have printed too")]
     unsafe {
         libc::fflush(std::ptr::null_mut());
-    }
-    match socket.send_notice(&FromJob::Done(done), &[]) {
-        Ok(()) => exit_now(0),
-        Err(_) => exit_now(1),
     }
 }
 
@@ -260,11 +271,11 @@ fn chain(error: &dyn std::error::Error) -> String {
 fn report_panics(socket: &Arc<NoticeSocket>) -> Arc<Mutex<Option<String>>> {
     let last = Arc::new(Mutex::new(None));
     let (kept, socket) = (Arc::clone(&last), Arc::clone(socket));
-    let job = thread::current().id();
+    let job = (std::process::id(), thread::current().id());
     let print = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         print(info);
-        if thread::current().id() == job {
+        if (std::process::id(), thread::current().id()) == job {
             let mut message = panic_text(info.payload()).to_owned();
             if let Some(place) = info.location() {
                 message = format!("{message} at {}:{}", place.file(), place.line());

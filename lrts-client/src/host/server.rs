@@ -18,7 +18,7 @@ use lrts_core::protocol::{HOST_VERSION, codec};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgid};
 
 use super::kernel::{self, Reaped};
 use super::launch::{Common, Launched, fork_job, spawn_job};
@@ -468,8 +468,7 @@ impl Host {
                     let _ = socket.send_notice(&ToJob::Cancel, &[]);
                 }
                 if !grace.is_zero() {
-                    // It may have ended just now.
-                    let _ = killpg(job.pid, Signal::SIGTERM);
+                    signal(job.pid, Signal::SIGTERM);
                 }
             }
             Some(before) if before <= deadline => return,
@@ -487,7 +486,7 @@ impl Host {
         {
             self.deadlines.pop_first();
             if let Some(job) = self.running.get(&serial) {
-                let _ = killpg(job.pid, Signal::SIGKILL);
+                signal(job.pid, Signal::SIGKILL);
             }
         }
     }
@@ -590,7 +589,7 @@ impl Host {
     fn end_all(&mut self) {
         self.hang_up();
         for job in self.running.values() {
-            let _ = killpg(job.pid, Signal::SIGKILL);
+            signal(job.pid, Signal::SIGKILL);
         }
         let deadline = Moment::now() + END_WAIT;
         loop {
@@ -720,6 +719,15 @@ impl Stream {
 fn watch(epoll: &Epoll, descriptor: impl AsFd, source: Source) -> io::Result<()> {
     epoll.add(descriptor, EpollEvent::new(EpollFlags::EPOLLIN, source.token()))?;
     Ok(())
+}
+
+/// Signals a job's process and its group. It is unreaped, so its number is nobody else's; it may have ended just now.
+fn signal(job: Pid, signal: Signal) {
+    let _ = killpg(job, signal);
+    // The service may have moved its process to another group. Told only once, since a second SIGTERM often means more.
+    if getpgid(Some(job)) != Ok(job) {
+        let _ = kill(job, signal);
+    }
 }
 
 fn killed(reaped: &Reaped) -> bool {
