@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use clap::Parser;
+use lrts::LocalConfig;
 use lrts_client::blocking::ClientApplication;
 use lrts_client::{Bytes, Color, JobContext, Service, ServiceError};
 use serde::{Deserialize, Serialize};
@@ -83,7 +84,7 @@ fn main() -> anyhow::Result<()> {
         fs::create_dir_all(out).with_context(|| format!("can't make the directory {}", out.display()))?;
     }
 
-    let cluster = Cluster::choose(arguments.local)?;
+    let cluster = Cluster::choose(arguments.local.then(LocalConfig::default))?;
     let application = ClientApplication::start(cluster.application_information())?;
 
     application.set_stage("Scheduling");

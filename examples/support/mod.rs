@@ -26,13 +26,13 @@ impl Cluster {
             }
             local = true;
         }
-        Cluster::choose(local)
+        // Jobs that nap need no core, so three at once suit any machine.
+        Cluster::choose(local.then(|| LocalConfig::default().max_jobs(3)))
     }
 
-    /// One inside this process, or the one whose scheduler `LRTS_SCHEDULER` names.
-    pub(crate) fn choose(local: bool) -> anyhow::Result<Cluster> {
-        let local = if local { Some(LocalCluster::start(LocalConfig::default())?) } else { None };
-        Ok(Cluster { local })
+    /// One of this kind inside this process, or the one whose scheduler `LRTS_SCHEDULER` names.
+    pub(crate) fn choose(local: Option<LocalConfig>) -> anyhow::Result<Cluster> {
+        Ok(Cluster { local: local.map(LocalCluster::start).transpose()? })
     }
 
     /// What an application needs to connect to it.

@@ -1,5 +1,7 @@
 //! Runs this package's examples as a user does.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::os::unix::process::CommandExt as _;
@@ -22,12 +24,8 @@ fn executable(name: &str) -> PathBuf {
     executable
 }
 
-/// Runs an example to its end and gives what it printed.
-///
-/// # Panics
-///
-/// When it hasn't ended by the deadline: its process group is killed and what it printed is shown.
-pub(crate) fn run_example(name: &str, arguments: &[&str], deadline: Duration) -> Output {
+/// An example that is about to be started.
+pub(crate) fn example(name: &str) -> Command {
     let mut command = Command::new(executable(name));
     // No setting of the caller's environment may lead it to another cluster.
     for (variable, _) in std::env::vars_os() {
@@ -35,6 +33,16 @@ pub(crate) fn run_example(name: &str, arguments: &[&str], deadline: Duration) ->
             command.env_remove(variable);
         }
     }
+    command
+}
+
+/// Runs an example to its end and gives what it printed.
+///
+/// # Panics
+///
+/// When it hasn't ended by the deadline: its process group is killed and what it printed is shown.
+pub(crate) fn run_example(name: &str, arguments: &[&str], deadline: Duration) -> Output {
+    let mut command = example(name);
     // Files, not pipes: what was printed is there even if the example hangs.
     let (mut stdout, mut stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     command.args(arguments).stdin(Stdio::null()).process_group(0);

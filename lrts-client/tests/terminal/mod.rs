@@ -110,7 +110,9 @@ impl Person {
             if holds(&rows) {
                 return rows;
             }
-            assert!(Moment::now() < deadline, "never saw {what}; the screen:\n{}", rows.join("\n"));
+            // After the shell's word nothing more comes.
+            let waits = Moment::now() < deadline && !rows.iter().any(|row| row.starts_with("$ ended with"));
+            assert!(waits, "never saw {what}; the screen:\n{}", rows.join("\n"));
             thread::sleep(Duration::from_millis(10));
         }
     }
