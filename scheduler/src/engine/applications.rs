@@ -23,6 +23,9 @@ pub(super) const FORGOTTEN: u32 = NONE;
 /// In a session's table: nothing is known of this job any more except that its result was taken.
 pub(super) const FORGOTTEN_TAKEN: u32 = NONE - 1;
 
+/// So many places of forgotten jobs are never worth a look.
+const RETENTION_SLACK: usize = 1_024;
+
 /// One application.
 #[derive(Debug)]
 pub(super) struct Application {
@@ -125,11 +128,15 @@ impl Engine {
             return self.violation(peer, what);
         }
         let Attach { application: id, session: session_id, bundle, services, .. } = attach;
-        let application = self.application_ids.get(&id).copied().unwrap_or_else(|| self.new_application(id));
-        if let Presence::Here { peer: old, .. } = self.applications[application].presence {
+        if let Some(&known) = self.application_ids.get(&id)
+            && let Presence::Here { peer: old, .. } = self.applications[known].presence
+        {
             self.actions.push(Action::Disconnect { peer: old, reason: Reason::Superseded });
             self.disconnected(old);
         }
+        // Looked up only now: one that was stopped is forgotten when it has left.
+        let application = self.application_ids.get(&id).copied().unwrap_or_else(|| self.new_application(id));
+        self.forget_away_timers(application);
         let record = &mut self.applications[application];
         record.on_disconnect = attach.on_disconnect;
         record.progress_rtt_test = attach.progress_rtt_test;
@@ -447,7 +454,15 @@ impl Engine {
         session.table[index] = if node.delivery == Delivery::Taken { FORGOTTEN_TAKEN } else { FORGOTTEN };
         session.jobs -= 1;
         let application = session.application;
+        self.tidy_retention();
         self.forget_if_over(application);
+    }
+
+    /// Drops the places of jobs that were forgotten before their time, once these are the most.
+    fn tidy_retention(&mut self) {
+        if self.retention.len() > 2 * self.jobs.ended.len() + RETENTION_SLACK {
+            self.retention.retain(|&(_, job)| self.jobs.is_current(job));
+        }
     }
 
     /// Forgets an absent application without jobs, at once if it was stopped, else once it is no longer remembered.
@@ -463,7 +478,9 @@ impl Engine {
         }
         let record = &self.applications[application];
         if record.sessions.is_empty() {
-            self.application_ids.remove(&record.id);
+            let id = record.id;
+            self.forget_away_timers(application);
+            self.application_ids.remove(&id);
             self.applications.remove(application);
         }
     }
@@ -492,16 +509,22 @@ impl Engine {
         let (id, on_disconnect) = (record.id, record.on_disconnect);
         self.release_bundle(self.sessions[session].bundle);
         self.note(Note::ApplicationLeft { application: id });
-        if let OnDisconnect::CancelAfter(allowed) = on_disconnect {
-            self.timers.insert((now + allowed, Timer::Away(application)));
-        }
-        self.timers.insert((now + self.settings.result_retention, Timer::Away(application)));
+        self.timers.extend(away_timers(application, now, on_disconnect, self.settings.result_retention));
         self.forget_if_over(application);
+    }
+
+    /// An application is back, or forgotten: its absence isn't looked at any more.
+    fn forget_away_timers(&mut self, application: u32) {
+        let record = &self.applications[application];
+        let Presence::Away { since } = record.presence else { return };
+        let timers = away_timers(application, since, record.on_disconnect, self.settings.result_retention);
+        for timer in timers {
+            self.timers.remove(&timer);
+        }
     }
 
     /// An application has been away for some time.
     pub(super) fn away(&mut self, application: u32) {
-        // It may have come back, and another may have taken its place here.
         let Some(record) = self.applications.get(application) else { return };
         let Presence::Away { since } = record.presence else { return };
         let away = self.now.since(since);
@@ -527,4 +550,18 @@ impl Engine {
     pub(crate) fn state(&self, id: JobId) -> Option<JobState> {
         self.find_job(id).map(|job| self.jobs.nodes[job].state())
     }
+}
+
+/// When the absence of an application that left at `since` is looked at.
+fn away_timers(
+    application: u32,
+    since: Moment,
+    on_disconnect: OnDisconnect,
+    retention: Duration,
+) -> impl Iterator<Item = (Moment, Timer)> {
+    let allowed = match on_disconnect {
+        OnDisconnect::CancelAfter(allowed) => Some(allowed),
+        OnDisconnect::Keep | _ => None,
+    };
+    allowed.into_iter().chain([retention]).map(move |wait| (since + wait, Timer::Away(application)))
 }

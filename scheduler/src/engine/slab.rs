@@ -36,6 +36,11 @@ impl<T> Slab<T> {
         self.entries.get(index as usize)?.as_ref()
     }
 
+    /// How many records there are.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len() - self.vacant.len()
+    }
+
     /// All records, by index.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         self.entries.iter().enumerate().filter_map(|(index, entry)| Some((index as u32, entry.as_ref()?)))

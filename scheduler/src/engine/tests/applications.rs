@@ -239,3 +239,46 @@ fn only_its_own_jobs_are_an_applications_business() {
     assert!(matches!(refused.disconnects(thief), Some(Reason::Protocol(_))));
     assert!(cluster.engine.application_ids.contains_key(&Cluster::id_of("b")));
 }
+
+#[test]
+fn a_stopped_application_may_start_anew_before_its_old_connection_has_ended() {
+    let mut cluster = Cluster::new();
+    let (old, _) = cluster.application("a", 1);
+    cluster.handle(Event::StopAsked { peer: old });
+    let peer = cluster.peer();
+    let attached = cluster.handle(Event::Attached { peer, attach: attach_of("a", SessionId(2)) });
+    assert!(attached.says(peer, &Message::Attached { epoch: 1, accepted_through: 0 }));
+    assert_eq!(attached.disconnects(old), Some(&Reason::Superseded));
+}
+
+#[test]
+fn an_application_that_comes_and_goes_leaves_no_timers_behind() {
+    let mut cluster = Cluster::new();
+    let (mut peer, session) = cluster.application("a", 1);
+    cluster.submit(peer, 1, JobOptions::new(), &[0]);
+    let mut attach = attach_of("a", session);
+    attach.on_disconnect = OnDisconnect::CancelAfter(Duration::from_mins(30));
+    for _ in 0..50 {
+        cluster.handle(Event::Disconnected { peer });
+        cluster.pass(Duration::from_secs(1));
+        peer = cluster.peer();
+        cluster.handle(Event::Attached { peer, attach: attach.clone() });
+        cluster.pass(Duration::from_secs(1));
+    }
+    assert!(cluster.engine.timers.len() < 5, "{:?}", cluster.engine.timers);
+}
+
+#[test]
+fn jobs_of_stopped_applications_leave_nothing_behind() {
+    let mut cluster = Cluster::new();
+    cluster.worker(1, 1);
+    for number in 0..20_u64 {
+        let name = format!("a{number}");
+        let (peer, session) = cluster.application(&name, number + 1);
+        cluster.submit(peer, 1, JobOptions::new(), &[0; 200]);
+        cluster.handle(Event::CancelAsked { peer, session, ranges: vec![(1, 200)] });
+        cluster.handle(Event::StopAsked { peer });
+        cluster.handle(Event::Disconnected { peer });
+    }
+    assert!(cluster.engine.retention.len() < 3_000, "{}", cluster.engine.retention.len());
+}
