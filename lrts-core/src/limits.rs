@@ -102,6 +102,9 @@ pub const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// The grace period between terminate and kill, where `--grace` doesn't say otherwise.
 pub const GRACE: Duration = Duration::from_secs(10);
 
+/// How long the attempts of a lost worker stay open: if it isn't heard of for this long, they are closed.
+pub const ORPHAN_GRACE: Duration = Duration::from_hours(24);
+
 // --- transport ---
 
 /// Largest head of a message, in bytes: 16 MiB.

@@ -1,7 +1,7 @@
 //! Attempts: what their beginnings and ends mean for their jobs.
 //!
 //! An attempt is *open* until it has ended, was killed by order, or its job is terminal. A job may have several: those at lost
-//! workers go on counting, the first valid result wins.
+//! workers go on counting, the first valid result wins. A failure ends a job only once no other attempt of it is open.
 
 use std::time::Duration;
 
@@ -212,7 +212,8 @@ impl Engine {
             _ if cancelling => self.end_job(job, Some(cancelled()), run),
             AttemptOutcome::Finished => self.end_job(job, None, run),
             AttemptOutcome::Failed(failure) => self.charge(job, failure, run),
-            AttemptOutcome::Stopped => self.queue_job(job),
+            AttemptOutcome::Stopped => self.run_again(job, run),
+            AttemptOutcome::Lost { .. } if self.jobs.verdicts.contains_key(&job) => self.run_again(job, run),
             AttemptOutcome::Lost { reason } => {
                 self.jobs.last_failures.insert(job, Failure::new(FailureKind::Crashed, reason));
                 match began {
@@ -237,12 +238,24 @@ impl Engine {
         let options: &JobOptions = &self.jobs.specs[node.spec].recipe.options;
         let (retries, crash_limit) = (options.get_retries(), options.get_crash_limit());
         match retry::judge(failure.clone(), charges, retries, crash_limit, &mut self.jitter) {
+            // Another attempt has failed for good already.
+            retry::Verdict::Again(_) if self.jobs.verdicts.contains_key(&job) => self.run_again(job, run),
             retry::Verdict::Again(wait) => {
                 self.jobs.last_failures.insert(job, failure);
                 self.back_off(job, wait);
             }
-            retry::Verdict::Terminal(failure) => self.end_job(job, Some(failure), run),
+            retry::Verdict::Terminal(failure) => self.fail_job(job, failure, run),
         }
+    }
+
+    /// A job without an attempt at a trusted worker has failed for good. It ends so unless an attempt at a lost worker, which
+    /// may have been running for long, still brings a result.
+    pub(super) fn fail_job(&mut self, job: u32, failure: Failure, run: Run) {
+        if self.jobs.nodes[job].open == NONE {
+            return self.end_job(job, Some(failure), run);
+        }
+        self.jobs.verdicts.insert(job, (failure, run));
+        self.move_job(job, Phase::Held);
     }
 
     pub(super) fn returned(&mut self, peer: Peer, attempts: &[AttemptId]) {
@@ -269,15 +282,17 @@ impl Engine {
         let worker = self.workers.all[worker].id;
         self.unlink_from_job(attempt);
         self.drop_attempt(attempt);
-        if fate == Fate::Open {
+        if fate == Fate::Open || self.jobs.nodes[job].phase == Phase::Held {
             self.run_again(job, Run::without_end(began.map(|began| (worker, began)), self.now));
         }
     }
 
-    /// A job whose attempt is gone goes back to its queue, or ends if that was wanted.
+    /// A job whose attempt is gone goes back to its queue, or ends if that was wanted, or as an earlier failure has decided.
     fn run_again(&mut self, job: u32, run: Run) {
         if self.jobs.nodes[job].cancelling {
             self.end_job(job, Some(cancelled()), run);
+        } else if let Some((failure, run)) = self.jobs.verdicts.remove(&job) {
+            self.fail_job(job, failure, run);
         } else {
             self.queue_job(job);
         }
@@ -412,6 +427,7 @@ impl Engine {
             }
             (_, failure) => failure,
         };
+        self.jobs.verdicts.remove(&job);
         while self.jobs.nodes[job].open != NONE {
             self.fence(self.jobs.nodes[job].open);
         }
@@ -441,7 +457,7 @@ impl Engine {
 
 /// What is known of a job's last attempt when the job ends.
 #[derive(Clone, Copy, Debug)]
-struct Run {
+pub(super) struct Run {
     /// None if its end wasn't reported.
     attempt: Option<u32>,
     worker: Option<WorkerId>,
@@ -452,7 +468,7 @@ struct Run {
 
 impl Run {
     /// One whose end wasn't reported.
-    fn without_end(began: Option<(WorkerId, Moment)>, now: Moment) -> Self {
+    pub(super) fn without_end(began: Option<(WorkerId, Moment)>, now: Moment) -> Self {
         Self {
             attempt: None,
             worker: began.map(|(worker, _)| worker),

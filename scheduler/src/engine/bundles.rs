@@ -7,6 +7,7 @@ use lrts_core::ids::{AttemptId, BundleDigest};
 use lrts_core::spec::{BundleRef, Platform};
 use lrts_core::status::{Failure, FailureKind};
 
+use super::attempts::Run;
 use super::events::{Action, Note, Peer};
 use super::jobs::Phase;
 use super::workers::Standing;
@@ -182,7 +183,7 @@ impl Engine {
         if reasons.is_empty() { Starters::Nobody } else { Starters::AllRefused(reasons) }
     }
 
-    /// Ends all jobs of a bundle that wait.
+    /// All jobs of a bundle that wait have failed for good.
     pub(super) fn fail_queued(&mut self, bundle: u32, reason: &str) {
         let waiting: Vec<u32> = self
             .jobs
@@ -193,7 +194,8 @@ impl Engine {
             .map(|(job, _)| job)
             .collect();
         for job in waiting {
-            self.end_unplaced(job, Failure::new(FailureKind::Bundle, reason));
+            let failure = Failure::new(FailureKind::Bundle, reason);
+            self.fail_job(job, failure, Run::without_end(None, self.now));
         }
     }
 }

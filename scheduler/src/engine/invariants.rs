@@ -76,6 +76,11 @@ impl Engine {
             let expected = match node.phase {
                 Phase::Placed | Phase::Running => 1,
                 Phase::Queued { .. } | Phase::Backoff => 0,
+                Phase::Held => {
+                    assert_ne!(node.open, NONE, "a held job waits for an attempt");
+                    assert!(self.jobs.verdicts.contains_key(&job), "a held job has failed");
+                    0
+                }
                 Phase::Ended { .. } => {
                     assert_eq!(node.open, NONE, "a terminal job has no open attempt");
                     0
@@ -84,7 +89,8 @@ impl Engine {
             assert_eq!(live, expected, "{node:?} has the attempts at trusted workers that its phase says");
             assert!(node.executions <= node.attempts);
             assert!(
-                !node.cancelling || !matches!(node.phase, Phase::Queued { .. } | Phase::Backoff),
+                !node.cancelling
+                    || !matches!(node.phase, Phase::Queued { .. } | Phase::Backoff | Phase::Held),
                 "a cancelled job doesn't wait"
             );
         }
@@ -126,8 +132,7 @@ impl Engine {
             keys.extend(worker.key);
             assert_eq!(worker.key.is_some(), matches!(worker.standing, Standing::Ready(_)));
             let timer = worker.lease_timer;
-            assert_eq!(timer.is_some(), worker.standing != Standing::Lost, "a lease is watched");
-            assert!(timer.is_none_or(|at| self.timers.contains(&(at, Timer::Lease(index)))));
+            assert!(timer.is_some_and(|at| self.timers.contains(&(at, Timer::Lease(index)))), "watched");
             assert!(
                 worker.standing != Standing::Lost || !worker.attempts.is_empty(),
                 "the lost are forgotten"

@@ -15,6 +15,7 @@ use lrts_core::limits::PREFETCH_RUN_TIME;
 use lrts_core::spec::JobOptions;
 use lrts_core::status::{Failure, JobState};
 
+use super::attempts::Run;
 use super::events::{Recipe, Report};
 use super::slab::{NONE, Slab};
 use super::{Engine, Timer};
@@ -39,6 +40,9 @@ pub(super) enum Phase {
     Queued { previous: u32, next: u32 },
     /// Waits for its backoff to pass.
     Backoff,
+    /// Has failed for good, but an attempt of it is still open at a lost worker. How it ends if that brings nothing is in
+    /// [`Jobs::verdicts`].
+    Held,
     /// Sent to a worker, where it hasn't begun.
     Placed,
     /// An attempt has begun at a worker that is trusted.
@@ -93,7 +97,7 @@ impl Node {
     /// The state that people see.
     pub(super) fn state(&self) -> JobState {
         match self.phase {
-            Phase::Queued { .. } | Phase::Backoff | Phase::Placed => JobState::Queued,
+            Phase::Queued { .. } | Phase::Backoff | Phase::Held | Phase::Placed => JobState::Queued,
             Phase::Running => JobState::Running,
             Phase::Ended { state, .. } => state,
         }
@@ -198,6 +202,8 @@ pub(super) struct Jobs {
     pub(super) ended: Slab<EndedJob>,
     /// Why a job's last attempt brought no result, for jobs that will be run again.
     pub(super) last_failures: BTreeMap<u32, Failure>,
+    /// How jobs end that have failed for good while an older attempt was open, unless that brings a result.
+    pub(super) verdicts: BTreeMap<u32, (Failure, Run)>,
     /// How many jobs are in each state, in the order of [`JobState::ALL`].
     pub(super) counts: [u64; JobState::ALL.len()],
     generations: u32,
@@ -211,6 +217,7 @@ impl Jobs {
             queues: Slab::new(),
             ended: Slab::new(),
             last_failures: BTreeMap::new(),
+            verdicts: BTreeMap::new(),
             counts: [0; JobState::ALL.len()],
             generations: 0,
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
+use lrts_core::limits::ORPHAN_GRACE;
 
 use super::events::{Action, Message, Note, Reason};
 use super::workers::Standing;
@@ -71,7 +72,7 @@ impl Engine {
         let at = match record.standing {
             Standing::Ready(_) => record.heard + interval * 2,
             Standing::Silent(_) | Standing::Away => record.heard + lost_after,
-            Standing::Lost => return,
+            Standing::Lost => record.heard + ORPHAN_GRACE,
         };
         self.reschedule_lease_check(worker, at);
     }
@@ -90,6 +91,12 @@ impl Engine {
         let record = &mut self.workers.all[worker];
         record.lease_timer = None;
         let silent = now.since(record.heard);
+        if record.standing == Standing::Lost {
+            if silent < ORPHAN_GRACE {
+                return self.schedule_lease_check(worker);
+            }
+            return self.close_all(worker);
+        }
         if let Standing::Ready(peer) = record.standing
             && silent >= interval * 2
         {

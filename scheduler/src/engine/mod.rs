@@ -79,7 +79,7 @@ enum Timer {
     Totals(u32),
     /// An application has been away for as long as it allowed, or as it is remembered.
     Away(u32),
-    /// A worker may have become suspect or lost.
+    /// A worker may have become suspect or lost, or a lost one's attempts are to be closed.
     Lease(u32),
 }
 

@@ -90,7 +90,7 @@ impl Engine {
         let live = self.live_attempt(job).map(|attempt| &self.attempts[attempt]);
         let worker = match node.phase {
             Phase::Ended { report, .. } => self.jobs.ended[report].report.worker,
-            Phase::Queued { .. } | Phase::Backoff | Phase::Placed | Phase::Running => {
+            Phase::Queued { .. } | Phase::Backoff | Phase::Held | Phase::Placed | Phase::Running => {
                 live.or_else(|| self.lapsed(node)).map(|attempt| self.workers.all[attempt.worker].id)
             }
         };
@@ -107,8 +107,10 @@ impl Engine {
         }
     }
 
+    /// The newest attempt of a job that is at no trusted worker, if one is open.
     fn lapsed(&self, node: &Node) -> Option<&super::attempts::Attempt> {
-        (node.open != NONE).then(|| &self.attempts[node.open])
+        let newest = (node.open != NONE).then(|| &self.attempts[node.open]);
+        newest.filter(|attempt| attempt.fate == Fate::Lapsed)
     }
 
     /// Why a job waits or failed; empty if there is nothing to say.
@@ -128,20 +130,28 @@ impl Engine {
                 Some(message) => format!("waits before it is run again: {message}"),
                 None => "waits before it is run again".to_owned(),
             },
+            Phase::Held => {
+                let failure = self.jobs.verdicts.get(&job);
+                let failure = failure.map(|(failure, _)| failure.message.as_str()).unwrap_or_default();
+                join(&format!("{}, whose result would still count", self.reason_of_lapsed(node)), failure)
+            }
             Phase::Queued { .. } => {
-                let mut reason = self.reason_to_wait(node);
-                if let Some(lapsed) = self.lapsed(node).filter(|attempt| attempt.fate == Fate::Lapsed) {
-                    let worker = self.workers.all[lapsed.worker].id;
-                    reason = join(
-                        &format!("worker {worker} was lost with attempt {}", lapsed.id.attempt),
-                        &reason,
-                    );
-                }
+                let reason = join(&self.reason_of_lapsed(node), &self.reason_to_wait(node));
                 match last_failure() {
                     Some(message) => join(&reason, message),
                     None => reason,
                 }
             }
+        }
+    }
+
+    fn reason_of_lapsed(&self, node: &Node) -> String {
+        match self.lapsed(node) {
+            Some(attempt) => {
+                let worker = self.workers.all[attempt.worker].id;
+                format!("worker {worker} was lost with attempt {}", attempt.id.attempt)
+            }
+            None => String::new(),
         }
     }
 

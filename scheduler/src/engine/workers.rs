@@ -14,7 +14,7 @@ use super::attempts::{Attempt, Fate, Position};
 use super::events::{Action, Held, Message, Note, Peer, Reason, Record, Registration};
 use super::jobs::Phase;
 use super::slab::{NONE, Slab};
-use super::{Engine, Party};
+use super::{Engine, Party, Timer};
 
 /// How far a worker is trusted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,7 +25,7 @@ pub(super) enum Standing {
     Silent(Peer),
     /// Suspect: its connection has ended.
     Away,
-    /// Silent for a whole lease. What it had goes elsewhere, but may still come back.
+    /// Silent for a whole lease. What it had goes elsewhere, but may still come back within the orphan grace.
     Lost,
 }
 
@@ -430,6 +430,13 @@ impl Engine {
     pub(super) fn goodbye(&mut self, peer: Peer) {
         let Some(worker) = self.heard_worker(peer) else { return };
         self.peers.remove(&peer);
+        self.close_all(worker);
+        self.note(Note::WorkerLeft { worker: self.workers.all[worker].id });
+        self.give_up(worker);
+    }
+
+    /// None of a worker's attempts is there any more. A lost worker's record goes with them.
+    pub(super) fn close_all(&mut self, worker: u32) {
         let attempts: Vec<u32> = self.workers.all[worker].attempts.values().copied().collect();
         for attempt in attempts {
             match self.attempts[attempt].fate {
@@ -437,19 +444,15 @@ impl Engine {
                 Fate::Open | Fate::Lapsed => self.close_unbegun(attempt),
             }
         }
-        self.note(Note::WorkerLeft { worker: self.workers.all[worker].id });
-        self.give_up(worker);
     }
 
     /// A worker is trusted no more. Its record stays for as long as attempts are open there.
     pub(super) fn give_up(&mut self, worker: u32) {
         let record = &mut self.workers.all[worker];
         record.standing = Standing::Lost;
-        if let Some(at) = record.lease_timer.take() {
-            self.timers.remove(&(at, super::Timer::Lease(worker)));
-        }
         self.workers.known -= 1;
         self.workers.rekey(worker);
+        self.schedule_lease_check(worker);
         self.forget_worker_if_empty(worker);
         self.announce_interval(None);
     }
@@ -457,6 +460,9 @@ impl Engine {
     pub(super) fn forget_worker_if_empty(&mut self, worker: u32) {
         let record = &self.workers.all[worker];
         if record.standing == Standing::Lost && record.attempts.is_empty() {
+            if let Some(at) = record.lease_timer {
+                self.timers.remove(&(at, Timer::Lease(worker)));
+            }
             self.workers.by_id.remove(&record.id);
             self.workers.all.remove(worker);
         }

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use lrts_core::ids::WorkerId;
-use lrts_core::spec::JobOptions;
-use lrts_core::status::JobState;
+use lrts_core::limits::ORPHAN_GRACE;
+use lrts_core::spec::{BundleRef, JobOptions};
+use lrts_core::status::{FailureKind, JobState};
 
-use super::cluster::{Cluster, HEARTBEAT, LOST_AFTER, attempt};
-use crate::engine::{Action, Event, Held, Message, Note, Reason};
+use super::cluster::{Cluster, DIGEST, HEARTBEAT, LOST_AFTER, attempt, failed};
+use crate::engine::{Action, AttemptOutcome, Event, Held, Message, Note, Reason};
 
 #[test]
 fn a_silent_workers_job_goes_to_the_next_worker() {
@@ -146,6 +147,99 @@ fn success_elsewhere_closes_the_copy_of_a_lost_worker() {
     let closed = vec![attempt(job, 1)];
     let registered = Message::Registered { epoch: 1, heartbeat: HEARTBEAT, lost_after: LOST_AFTER, closed };
     assert!(back.says(first, &registered));
+}
+
+/// A worker that was lost while it ran the job, another one where the job has just failed for good.
+fn failed_elsewhere() -> (Cluster, lrts_core::ids::JobId) {
+    let (mut cluster, second, job) = cut_off();
+    let failure = cluster.ended(second, attempt(job, 2), failed(FailureKind::Error));
+    assert!(failure.results().is_empty() && failure.starts().is_empty());
+    assert_eq!(cluster.state(job), JobState::Queued);
+    let reason = cluster.reason(job);
+    assert!(reason.contains("lost with attempt 1") && reason.contains("why"), "{reason}");
+    (cluster, job)
+}
+
+#[test]
+fn a_failure_ends_no_job_whose_older_attempt_may_come_back() {
+    let (mut cluster, job) = failed_elsewhere();
+    let held = Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(30)), pid: 42 };
+    let (first, _) = cluster.rejoin(1, 1, vec![held]);
+    assert_eq!(cluster.state(job), JobState::Running);
+    let results = cluster.finished(first, attempt(job, 1)).results();
+    assert_eq!((results.len(), &results[0].1.failure), (1, &None));
+    assert_eq!(cluster.state(job), JobState::Finished);
+}
+
+#[test]
+fn a_failure_ends_its_job_once_the_older_attempt_is_known_to_be_gone() {
+    let (mut cluster, _) = failed_elsewhere();
+    let (_, back) = cluster.rejoin(1, 1, Vec::new());
+    let [(_, report)] = &back.results()[..] else { panic!("{back:?}") };
+    assert_eq!((report.attempt, report.worker), (2, Some(WorkerId(2))), "the report is that of the failure");
+    assert_eq!(report.failure.as_ref().unwrap().kind, FailureKind::Error);
+    assert!(back.starts().is_empty());
+}
+
+#[test]
+fn a_failure_ends_its_job_when_the_older_attempt_comes_back_and_brings_nothing() {
+    for outcome in [
+        AttemptOutcome::Stopped,
+        AttemptOutcome::Lost { reason: "host died".into() },
+        // Which would be run again if the other attempt hadn't failed.
+        failed(FailureKind::Crashed),
+    ] {
+        let (mut cluster, job) = failed_elsewhere();
+        let held = Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(30)), pid: 42 };
+        let (first, _) = cluster.rejoin(1, 1, vec![held]);
+        cluster.handle(Event::Disconnected { peer: first });
+        cluster.pass(LOST_AFTER);
+        assert_eq!(cluster.state(job), JobState::Queued, "lost once more");
+        let (first, _) = cluster.rejoin(1, 1, vec![held]);
+        let ended = cluster.ended(first, attempt(job, 1), outcome);
+        assert_eq!(ended.results()[0].1.failure.as_ref().unwrap().kind, FailureKind::Error);
+    }
+}
+
+#[test]
+fn a_lost_workers_attempts_are_given_up_after_the_orphan_grace() {
+    let (mut cluster, job) = failed_elsewhere();
+    // It was last heard of a lease and ten seconds ago.
+    cluster.pass(ORPHAN_GRACE - LOST_AFTER - Duration::from_secs(11));
+    assert_eq!(cluster.state(job), JobState::Queued);
+    let over = cluster.pass(Duration::from_secs(1));
+    assert_eq!(over.results()[0].1.failure.as_ref().unwrap().kind, FailureKind::Error);
+}
+
+#[test]
+fn a_held_job_can_be_cancelled() {
+    let (mut cluster, job) = failed_elsewhere();
+    cluster.handle(Event::JobsCancelled { jobs: vec![job] });
+    assert_eq!(cluster.state(job), JobState::Cancelled);
+}
+
+#[test]
+fn a_program_that_nobody_else_can_start_ends_no_job_that_a_lost_worker_runs() {
+    let mut cluster = Cluster::new();
+    let (application, session) = cluster.application("a", 1);
+    let first = cluster.worker(1, 1);
+    let job = session.job(1);
+    cluster.submit(application, 1, JobOptions::new(), &[1]);
+    cluster.began(first, attempt(job, 1));
+    cluster.handle(Event::Disconnected { peer: first });
+    cluster.pass(LOST_AFTER);
+    let second = cluster.worker(2, 1);
+    cluster.handle(Event::BundleRefusedByWorker {
+        peer: second,
+        bundle: BundleRef::Shipped(DIGEST),
+        reason: "not I".into(),
+        attempts: vec![attempt(job, 2)],
+    });
+    assert_eq!(cluster.state(job), JobState::Queued);
+    let held = Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(30)), pid: 42 };
+    let (first, _) = cluster.rejoin(1, 1, vec![held]);
+    cluster.finished(first, attempt(job, 1));
+    assert_eq!(cluster.state(job), JobState::Finished);
 }
 
 #[test]
