@@ -309,6 +309,12 @@ fn log(note: Note) {
             );
         }
         Note::BrakeReleased => info!("workers are heard again: silent ones are given up as usual"),
+        Note::WasAbsent { late } => {
+            warn!(
+                seconds = late.as_secs_f64(),
+                "the scheduler was stopped for a while: all leases start afresh"
+            );
+        }
         Note::WorkerRefusedBundle { worker, reason } => warn!(%worker, reason, "worker can't start a bundle"),
         Note::JobEnded { job, failed } => debug!(%job, failed, "job ended"),
     }

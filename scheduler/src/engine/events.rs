@@ -303,6 +303,10 @@ pub(crate) enum Note {
         known: usize,
     },
     BrakeReleased,
+    /// The scheduler itself was stopped for about this long: no lease expires because of it.
+    WasAbsent {
+        late: Duration,
+    },
     WorkerRefusedBundle {
         worker: WorkerId,
         reason: String,

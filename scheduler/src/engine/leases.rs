@@ -85,6 +85,20 @@ impl Engine {
         self.timers.insert((at, Timer::Lease(worker)));
     }
 
+    /// Starts all leases afresh if the engine comes so late to what is due that the scheduler itself must have been stopped or
+    /// suspended: what its workers have said meanwhile hasn't been read yet, and those that hung up need time to come back.
+    pub(super) fn forgive_own_absence(&mut self) {
+        let late = self.next_deadline().map_or(Duration::ZERO, |due| self.now.since(due));
+        if late <= self.interval() || self.workers.all.len() == 0 {
+            return;
+        }
+        self.note(Note::WasAbsent { late });
+        for worker in self.workers.all.indices() {
+            self.workers.all[worker].heard = self.now;
+            self.schedule_lease_check(worker);
+        }
+    }
+
     pub(super) fn check_lease(&mut self, worker: u32) {
         let (interval, lost_after) = (self.interval(), self.lost_after());
         let now = self.now;

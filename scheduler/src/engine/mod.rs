@@ -152,6 +152,7 @@ impl Engine {
     /// Takes in what happened and returns what is to be done, in order. Moments never go back.
     pub(crate) fn handle(&mut self, event: Event, now: Moment) -> Vec<Action> {
         self.now = self.now.max(now);
+        self.forgive_own_absence();
         // First, so that a late heartbeat doesn't revive a lease that has expired.
         self.run_timers();
         match event {

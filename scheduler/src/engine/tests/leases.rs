@@ -298,3 +298,22 @@ fn a_few_silent_workers_are_given_up_as_usual() {
     }
     assert_eq!(cluster.engine.connected_workers(), 7);
 }
+
+#[test]
+fn a_scheduler_that_was_stopped_gives_its_workers_time_to_be_heard() {
+    let mut cluster = Cluster::new();
+    let (application, session) = cluster.application("a", 1);
+    let worker = cluster.worker(1, 1);
+    let gone = cluster.worker(2, 1);
+    cluster.submit(application, 1, JobOptions::new(), &[1]);
+    cluster.began(worker, attempt(session.job(1), 1));
+    cluster.now = cluster.now + 10 * LOST_AFTER;
+    let woken = cluster.handle(Event::Tick);
+    assert!(woken.0.iter().any(|action| matches!(action, Action::Note(Note::WasAbsent { .. }))));
+    // Its connection may have ended meanwhile, which isn't read at once either.
+    cluster.handle(Event::Disconnected { peer: worker });
+    cluster.pass(LOST_AFTER - Duration::from_millis(1));
+    assert_eq!(cluster.state(session.job(1)), JobState::Running);
+    assert_eq!(cluster.pass(Duration::from_millis(1)).disconnects(gone), Some(&Reason::LeaseExpired));
+    assert_eq!(cluster.state(session.job(1)), JobState::Queued);
+}

@@ -275,7 +275,12 @@ impl Simulation {
     }
 
     fn pass(&mut self, span: Duration) {
-        self.now = self.now + span;
+        let end = self.now + span;
+        while let Some(at) = self.engine.next_deadline().filter(|&at| at <= end) {
+            self.now = self.now.max(at);
+            self.handle(Event::Tick);
+        }
+        self.now = end;
         for worker in 1..=WORKERS {
             // Some heartbeats are late or lost.
             if let (Some(peer), true) = (self.workers[&worker].peer, self.rng.u32(0..10) > 0) {
