@@ -10,6 +10,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bars;
 mod bundles;
 mod commands;
 mod daemons;
