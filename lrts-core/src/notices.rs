@@ -122,8 +122,9 @@ impl NoticeSocket {
             let message =
                 match recvmsg::<UnixAddr>(self.0.as_raw_fd(), &mut buffers, Some(&mut control), flags) {
                     Ok(message) => message,
-                    Err(nix::Error::EINTR) => continue,
-                    Err(nix::Error::ECONNRESET) => return Ok(None),
+                    // Reset: the other end was closed before it had read everything. That is said once, ahead of what it
+                    // had sent, a job's result for example.
+                    Err(nix::Error::EINTR | nix::Error::ECONNRESET) => continue,
                     Err(error) => return Err(error.into()),
                 };
             let mut descriptors = Vec::new();
@@ -317,6 +318,16 @@ mod tests {
         drop(left);
         assert!(right.receive().unwrap().is_none());
         assert_eq!(right.send(b"x", &[]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn what_was_sent_arrives_even_if_the_sender_ended_with_something_unread() {
+        let (host, job) = NoticeSocket::pair().unwrap();
+        host.send_notice(&"cancel", &[]).unwrap();
+        job.send_notice(&"result", &[]).unwrap();
+        drop(job);
+        assert_eq!(host.receive().unwrap().unwrap().decode::<String>().unwrap(), "result");
+        assert!(host.receive().unwrap().is_none());
     }
 
     #[test]
