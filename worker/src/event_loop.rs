@@ -9,7 +9,7 @@ use lrts_core::clock::{Moment, sleep_until};
 use lrts_core::ids::{AttemptId, WorkerId};
 use lrts_core::progress::{Reporter, ReporterEvent, Watched};
 use lrts_core::protocol::codec;
-use lrts_core::protocol::worker::{FromWorker, Register, Start, ToWorker};
+use lrts_core::protocol::worker::{AttemptEnd, FromWorker, Register, Start, ToWorker};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::spec::{BundleRef, Platform};
 use lrts_core::transport::{LinkEvent, LinkReceiver, LinkSender, Message, Refusal};
@@ -302,8 +302,17 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
             self.fleet.command_host(host, Command::Confirm { attempt });
             return;
         }
+        let event = match &ended.end {
+            AttemptEnd::Lost { reason } => {
+                warn!(%attempt, reason, "this machine can't run an attempt, others wait for a while");
+                Event::AttemptLost(attempt)
+            }
+            AttemptEnd::Finished | AttemptEnd::Failed(_) | AttemptEnd::Stopped => {
+                Event::AttemptEnded(attempt)
+            }
+        };
         self.conclude(attempt, Outcome::told(ended));
-        self.handle(Event::AttemptEnded(attempt));
+        self.handle(event);
     }
 
     /// Keeps the outcome, and clears away what the attempt doesn't need any more.

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
-use lrts_core::limits::{RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
 use lrts_core::spec::BundleRef;
 
-use super::Action;
+use super::{Action, backoff};
 
 /// How long a host without attempts stays: the next job of its application then starts at once.
 pub(super) const IDLE_TIME: Duration = Duration::from_secs(300);
@@ -96,9 +95,8 @@ impl Hosts {
             host.early_deaths = 0;
             host.state = State::BackingOff { until: now };
         } else {
-            let doubled = RETRY_BACKOFF_MIN * 2u32.saturating_pow(host.early_deaths.min(16));
+            host.state = State::BackingOff { until: now + backoff(host.early_deaths) };
             host.early_deaths += 1;
-            host.state = State::BackingOff { until: now + doubled.min(RETRY_BACKOFF_MAX) };
         }
     }
 

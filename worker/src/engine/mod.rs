@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use lrts_core::clock::Moment;
 use lrts_core::ids::AttemptId;
+use lrts_core::limits::{RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
 use lrts_core::spec::BundleRef;
 
 use self::attempts::{Attempts, Run, State};
@@ -86,6 +87,9 @@ pub(crate) enum Event {
     },
     /// An attempt has ended and its processes are gone. How it ended stays with the shell.
     AttemptEnded(AttemptId),
+    /// The same, because this machine couldn't run it or keep its result. The next one would likely fare no better, and since
+    /// nobody is charged for it, attempts would come and go by the thousand.
+    AttemptLost(AttemptId),
     /// The operator wants the worker to leave.
     LeaveOrdered,
     /// Time has passed.
@@ -125,7 +129,7 @@ pub(crate) enum Action {
     PrepareHost(BundleRef),
     /// End the bundle's job host, which has nothing to do. Not answered.
     EndHost(BundleRef),
-    /// Hand an attempt to its host. Answered by `AttemptBegan` and `AttemptEnded`.
+    /// Hand an attempt to its host. Answered by `AttemptBegan`, then `AttemptEnded` or `AttemptLost`.
     StartAttempt(AttemptId),
     /// Have an attempt stopped by its host. Answered by `AttemptEnded`.
     StopAttempt {
@@ -193,6 +197,15 @@ enum Stay {
     Left,
 }
 
+/// Trouble with the machine: attempts wait for a while before one is tried again.
+#[derive(Debug, Default)]
+struct Trouble {
+    /// How many pauses in a row weren't followed by an attempt that ended by itself.
+    pauses: u32,
+    /// When the one that goes on ends.
+    until: Option<Moment>,
+}
+
 /// The worker's state.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -200,6 +213,7 @@ pub(crate) struct Engine {
     connection: Connection,
     attempts: Attempts,
     hosts: Hosts,
+    trouble: Trouble,
     stay: Stay,
 }
 
@@ -211,6 +225,7 @@ impl Engine {
             connection: Connection::Down,
             attempts: Attempts::new(slots),
             hosts: Hosts::default(),
+            trouble: Trouble::default(),
             stay: Stay::Staying,
         }
     }
@@ -263,13 +278,22 @@ impl Engine {
                     self.report(Action::ReportBegan { attempt, pid }, &mut actions);
                 }
             }
-            Event::AttemptEnded(attempt) => self.end(attempt, now, &mut actions),
+            Event::AttemptEnded(attempt) => {
+                self.trouble.pauses = 0;
+                self.end(attempt, now, &mut actions);
+            }
+            Event::AttemptLost(attempt) => {
+                self.trouble.begin(now);
+                self.end(attempt, now, &mut actions);
+            }
             Event::LeaveOrdered => self.prepare_to_leave(now, &mut actions),
             Event::Tick => {}
         }
         let attempts = &self.attempts;
         self.hosts.pass_time(now, |bundle| attempts.wait_for_host(bundle), &mut actions);
-        self.attempts.fill_slots(&mut actions);
+        if self.trouble.is_over(now) {
+            self.attempts.fill_slots(&mut actions);
+        }
         self.beat(now, &mut actions);
         self.leave_if_done(now, &mut actions);
         actions
@@ -285,7 +309,7 @@ impl Engine {
             Stay::Leaving { deadline } => Some(deadline),
             Stay::Staying | Stay::Left => None,
         };
-        [heartbeat, leaving, self.hosts.next_deadline()].into_iter().flatten().min()
+        [heartbeat, leaving, self.trouble.until, self.hosts.next_deadline()].into_iter().flatten().min()
     }
 
     /// Whether a host has the attempt: it was handed over and hasn't ended.
@@ -502,4 +526,25 @@ impl Engine {
             actions.push(Action::ReportEnded(attempt));
         }
     }
+}
+
+impl Trouble {
+    /// What began before a pause and is lost in it says nothing new.
+    fn begin(&mut self, now: Moment) {
+        if self.until.is_none() {
+            self.until = Some(now + backoff(self.pauses));
+            self.pauses += 1;
+        }
+    }
+
+    fn is_over(&mut self, now: Moment) -> bool {
+        self.until = self.until.filter(|&until| now < until);
+        self.until.is_none()
+    }
+}
+
+/// How long to wait after something has failed once more, this many failures having come right before.
+fn backoff(before: u32) -> Duration {
+    let doubled = RETRY_BACKOFF_MIN * 2u32.saturating_pow(before.min(16));
+    doubled.min(RETRY_BACKOFF_MAX)
 }

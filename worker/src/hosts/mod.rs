@@ -4,6 +4,7 @@
 //! host died. Commands are carried out in order; none of them waits for an event, so the two directions can't block each other.
 
 mod fleet;
+mod session;
 mod start;
 mod supervise;
 

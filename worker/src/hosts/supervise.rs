@@ -5,6 +5,7 @@ use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use tokio::process::Child;
 use tokio::sync::mpsc;
 use tracing::{Instrument, debug, info_span, warn};
 
+use super::session::kill_session;
 use super::start::{StartError, Started, describe, last_words, start};
 use super::{Command, HostEnded, HostEvent, HostNumber, Job};
 use crate::bundles::Program;
@@ -30,9 +32,6 @@ const WELCOME_TIME: Duration = Duration::from_secs(20);
 
 /// How long a host may take to end once its connection is closed. It kills its jobs first.
 const FAREWELL_TIME: Duration = Duration::from_secs(4);
-
-/// What follows a start that failed for the sake of the disk, so that attempts don't come and go by the thousand.
-const DISK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Starts a host and carries commands and events until the commands end, which ends the host, or until it dies.
 pub(crate) async fn run_host(
@@ -84,9 +83,10 @@ async fn attend(
     let wanted_end = {
         let reading = read_notices(&socket, events);
         let writing = write_commands(&socket, &mut commands, state, events);
-        // Both go on side by side; neither is resumed once the other has ended.
+        let mut reading = pin!(reading);
+        // Both go on side by side.
         tokio::select! {
-            trouble = reading => {
+            trouble = &mut reading => {
                 debug!(pid, %trouble, "job host has closed its connection");
                 false
             }
@@ -94,6 +94,8 @@ async fn attend(
                 Ok(()) => true,
                 Err(error) => {
                     debug!(pid, %error, "job host takes no commands any more");
+                    // What it has said of its jobs still counts.
+                    let _ = tokio::time::timeout(FAREWELL_TIME, reading).await;
                     false
                 }
             },
@@ -101,6 +103,8 @@ async fn attend(
     };
     drop(socket);
     let status = reap(&mut child).await;
+    // A host that was killed leaves what its jobs have started.
+    let _ended_with_the_runtime = tokio::task::spawn_blocking(move || kill_session(pid)).await;
     if wanted_end {
         return None;
     }
@@ -229,8 +233,6 @@ async fn start_attempt(
     let (payload, memory) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
-            warn!(%attempt, %error, "attempt cannot be prepared");
-            tokio::time::sleep(DISK_PAUSE).await;
             events.send(HostEvent::Ended(Box::new(unprepared(attempt, &error)))).await;
             return Ok(());
         }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use lrts_client::{JobContext, Service, ServiceError};
 use lrts_core::bundle::{digest_file, open_own_executable, read_chunk};
+use lrts_core::clock::Moment;
 use lrts_core::ids::BundleDigest;
+use lrts_core::limits::RETRY_BACKOFF_MIN;
 use lrts_core::protocol::worker::{AttemptEnd, FromWorker, ToWorker};
 use lrts_core::spec::BundleRef;
 use nix::sys::signal::{Signal, kill};
@@ -131,6 +133,25 @@ async fn large_bodies_take_other_ways_and_leave_nothing() {
     assert_eq!(worker.list("spool").len(), 1, "kept until it is confirmed");
     scheduler.confirm(1);
     until("the result goes", || worker.list("spool").is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_cannot_keep_results_pauses_before_it_tries_again() {
+    let (mut scheduler, worker) = registered(1).await;
+    let start = Moment::now();
+    let large = Echo { text: "large ".repeat(100_000) };
+    std::fs::remove_dir(worker.state.join("spool")).unwrap();
+    scheduler.order(1, installed(), "echo", &large);
+    scheduler.began(1).await;
+    let (ended, _) = scheduler.ended(1).await;
+    let AttemptEnd::Lost { reason } = ended.end else { panic!("{:?}", ended.end) };
+    assert!(reason.contains("spool"), "{reason}");
+    std::fs::create_dir(worker.state.join("spool")).unwrap();
+    scheduler.order(2, installed(), "echo", &large);
+    scheduler.began(2).await;
+    assert!(start.elapsed() >= RETRY_BACKOFF_MIN);
+    let (ended, _) = scheduler.ended(2).await;
+    assert_eq!(ended.end, AttemptEnd::Finished);
 }
 
 #[tokio::test(flavor = "multi_thread")]

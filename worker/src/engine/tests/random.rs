@@ -97,7 +97,7 @@ fn run(seed: u64) {
                 let Some(ended) = random.choice(running) else { continue };
                 model.at_host.remove(&ended);
                 model.ended.insert(ended);
-                Event::AttemptEnded(ended)
+                if random.u8(0..4) == 0 { Event::AttemptLost(ended) } else { Event::AttemptEnded(ended) }
             }
             9 => Event::AttemptBegan { attempt: known, pid: 1 },
             10 => Event::StopOrdered { attempt: known, at_once: random.bool() },

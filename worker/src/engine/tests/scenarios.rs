@@ -304,6 +304,44 @@ fn attempts_of_a_bundle_that_the_scheduler_lacks_are_given_back() {
 }
 
 #[test]
+fn attempts_that_this_machine_loses_hold_further_ones_back_longer_and_longer() {
+    let mut engine = ready_worker(2);
+    inventory(&mut engine, t0());
+    engine.handle(order(1), t0());
+    engine.handle(order(2), t0());
+    let mut now = t0();
+    for (round, wait) in [1, 2, 4, 8, 16, 32, 60, 60].into_iter().enumerate() {
+        let (first, second) = (2 * round as u64 + 1, 2 * round as u64 + 2);
+        assert_eq!(engine.handle(Event::AttemptLost(attempt(first)), now), []);
+        // It began before the pause, so it says nothing new.
+        assert_eq!(engine.handle(Event::AttemptLost(attempt(second)), now), []);
+        let until = now + Duration::from_secs(wait);
+        assert_eq!(engine.handle(order(first + 2), now), []);
+        assert_eq!(engine.handle(order(second + 2), now), []);
+        assert_eq!(engine.next_deadline(), Some(until));
+        assert_eq!(engine.handle(Event::Tick, until - Duration::from_millis(1)), []);
+        let started = [attempt(first + 2), attempt(second + 2)].map(Action::StartAttempt);
+        assert_eq!(engine.handle(Event::Tick, until), started);
+        now = until;
+    }
+}
+
+#[test]
+fn an_attempt_that_ends_by_itself_shows_that_the_machine_works() {
+    let mut engine = ready_worker(1);
+    inventory(&mut engine, t0());
+    let mut now = t0();
+    for sequence in 1..5 {
+        engine.handle(order(2 * sequence), now);
+        engine.handle(Event::AttemptLost(attempt(2 * sequence)), now);
+        engine.handle(order(2 * sequence + 1), now);
+        now = now + Duration::from_secs(1);
+        assert_eq!(engine.handle(Event::Tick, now), [Action::StartAttempt(attempt(2 * sequence + 1))]);
+        engine.handle(Event::AttemptEnded(attempt(2 * sequence + 1)), now);
+    }
+}
+
+#[test]
 fn a_leaving_worker_returns_what_waits_stops_what_runs_and_goes_once_all_is_confirmed() {
     let mut engine = ready_worker(1);
     engine.handle(order(1), t0());
