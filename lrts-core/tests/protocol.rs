@@ -94,7 +94,7 @@ fn golden() -> String {
     golden.add(FromApplication::Submit {
         first: 1,
         options: vec![JobOptions::new().label("x").priority(-3).retries(1).env("A", "b")],
-        jobs: vec![SubmittedJob { service: 0, options: 0, payload_bytes: 110 }],
+        jobs: vec![JobRange { count: 3, service: 0, options: 0, payload_bytes: 110 }],
     });
     golden.add(FromApplication::Want { jobs: set(), urgent: true });
     golden.add(FromApplication::Credit(Credit { results: 5, bytes: 1_000 }));

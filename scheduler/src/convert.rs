@@ -2,9 +2,8 @@
 
 use bytes::Bytes;
 use lrts_core::ids::{JobId, SessionId};
-use lrts_core::protocol::application::{
-    self, FromApplication, JobReport, JobSet, SubmittedJob, ToApplication,
-};
+use lrts_core::limits::SUBMIT_JOBS;
+use lrts_core::protocol::application::{self, FromApplication, JobRange, JobReport, JobSet, ToApplication};
 use lrts_core::protocol::codec::{self, DecodeError};
 use lrts_core::protocol::command::{JobRow, Status, WorkerRow, WorkerState};
 use lrts_core::protocol::worker::{self, AttemptEnd, Ended, FromWorker, HeldAttempt, Register, ToWorker};
@@ -26,6 +25,8 @@ pub(crate) enum BadMessage {
     Lengths,
     #[error("ranges of jobs that don't ascend")]
     Ranges,
+    #[error("a submit of more than {SUBMIT_JOBS} jobs")]
+    TooManyJobs,
     #[error("a body where none belongs")]
     UnexpectedBody,
 }
@@ -91,9 +92,9 @@ pub(crate) fn from_application(peer: Peer, message: &transport::Message) -> Resu
             return Ok(Input::Bundle(Request::Chunk { digest, offset, bytes, compressed: body.clone() }));
         }
         FromApplication::Submit { first, options, jobs } => {
+            let jobs = new_jobs(&jobs)?;
             let lengths = jobs.iter().map(|job| u64::from(job.payload_bytes));
             let payloads = codec::split_body(body, lengths).ok_or(BadMessage::Lengths)?;
-            let jobs = jobs.into_iter().map(new_job).collect();
             let bodies = InputBodies::Payloads { first, payloads };
             return Ok(Input::Event(Event::Submitted { peer, first, options, jobs }, bodies));
         }
@@ -133,8 +134,16 @@ fn credit_from(credit: application::Credit) -> Credit {
     Credit { results: credit.results, bytes: credit.bytes }
 }
 
-fn new_job(job: SubmittedJob) -> NewJob {
-    NewJob { service: job.service, options: job.options, payload_bytes: job.payload_bytes }
+/// The single jobs of ranges, if there aren't too many.
+fn new_jobs(ranges: &[JobRange]) -> Result<Vec<NewJob>, BadMessage> {
+    let count: u64 = ranges.iter().map(|range| u64::from(range.count)).sum();
+    if count > SUBMIT_JOBS as u64 {
+        return Err(BadMessage::TooManyJobs);
+    }
+    let jobs = |&JobRange { count, service, options, payload_bytes }: &JobRange| {
+        std::iter::repeat_n(NewJob { service, options, payload_bytes }, count as usize)
+    };
+    Ok(ranges.iter().flat_map(jobs).collect())
 }
 
 /// Checks that ranges ascend, so that each job is named once at most.

@@ -11,9 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use lrts_core::bundle::{digest_file, read_chunk, restore_chunk};
 use lrts_core::ids::{AttemptId, JobId, SessionId, WorkerId};
-use lrts_core::protocol::application::{
-    Attach, Credit, FromApplication, JobSet, SubmittedJob, ToApplication,
-};
+use lrts_core::protocol::application::{Attach, Credit, FromApplication, JobRange, JobSet, ToApplication};
 use lrts_core::protocol::codec;
 use lrts_core::protocol::command::{FromCommand, ToCommand};
 use lrts_core::protocol::worker::{AttemptEnd, Ended, FromWorker, Register, ToWorker};
@@ -127,10 +125,8 @@ fn register() -> FromWorker {
 }
 
 fn submit(payloads: &[&str]) -> (FromApplication, Bytes) {
-    let jobs = payloads
-        .iter()
-        .map(|payload| SubmittedJob { service: 0, options: 0, payload_bytes: payload.len() as u32 })
-        .collect();
+    let mut jobs = Vec::new();
+    payloads.iter().for_each(|payload| JobRange::push(&mut jobs, 0, 0, payload.len() as u32));
     let head = FromApplication::Submit { first: 1, options: vec![JobOptions::new().label("x")], jobs };
     (head, payloads.concat().into())
 }

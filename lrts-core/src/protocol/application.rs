@@ -35,15 +35,15 @@ pub enum FromApplication {
         bytes: u32,
     },
     /// New jobs, numbered on from `first`. Body: their payloads. Answered by `Accepted` once they are committed and the bundle
-    /// is complete. A repeat is safe: sequences that were accepted before are only accepted again. There are no gaps: sequences
-    /// that the scheduler has lost are used up by jobs of a service that doesn't exist, which it refuses.
+    /// is complete. A repeat is safe: sequences that were accepted before are only accepted again. There are no gaps, but for
+    /// the first submit of a session to a scheduler that has lost what came before.
     Submit {
         /// Sequence of the first of them; the one behind the last one that was submitted.
         first: u64,
         /// The distinct options that occur.
         options: Vec<JobOptions>,
-        /// The jobs in order.
-        jobs: Vec<SubmittedJob>,
+        /// The jobs in order, those in a row that are alike as one range.
+        jobs: Vec<JobRange>,
     },
     /// The results of these jobs are waited for: each is sent once the job is terminal. Without it a result stays at the
     /// scheduler. A repeat sends a result again unless it was taken.
@@ -97,15 +97,31 @@ pub struct Credit {
     pub bytes: u64,
 }
 
-/// One job of a submit.
+/// Jobs of a submit that follow each other and differ in their payloads only.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct SubmittedJob {
+pub struct JobRange {
+    /// How many.
+    pub count: u32,
     /// Index into [`Attach::services`].
     pub service: u16,
     /// Index into the submit's options.
     pub options: u16,
-    /// Length of its payload in the body.
+    /// Length of each one's payload in the body.
     pub payload_bytes: u32,
+}
+
+impl JobRange {
+    /// Adds a job to the last range if it is like that one's, else as a range of its own.
+    pub fn push(ranges: &mut Vec<JobRange>, service: u16, options: u16, payload_bytes: u32) {
+        match ranges.last_mut() {
+            Some(last)
+                if (last.service, last.options, last.payload_bytes) == (service, options, payload_bytes) =>
+            {
+                last.count += 1;
+            }
+            _ => ranges.push(JobRange { count: 1, service, options, payload_bytes }),
+        }
+    }
 }
 
 /// Jobs of one session, as ascending ranges of sequences.
@@ -241,5 +257,15 @@ mod tests {
         let set = JobSet::from_sequences(SessionId(1), vec![7, 1, 2, 3, 3, 9, 8]);
         assert_eq!(set.ranges, [(1, 3), (7, 9)]);
         assert_eq!(JobSet::one(SessionId(1).job(4)).ranges, [(4, 4)]);
+    }
+
+    #[test]
+    fn jobs_that_are_alike_become_one_range() {
+        let mut ranges = Vec::new();
+        for payload_bytes in [8, 8, 9, 8] {
+            JobRange::push(&mut ranges, 1, 0, payload_bytes);
+        }
+        let counts: Vec<_> = ranges.iter().map(|range| (range.count, range.payload_bytes)).collect();
+        assert_eq!(counts, [(2, 8), (1, 9), (1, 8)]);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use lrts_core::limits::{SEND_WINDOW_BYTES, SEND_WINDOW_JOBS, SUBMIT_BYTES, SUBMIT_JOBS};
-use lrts_core::protocol::application::{FromApplication, SubmittedJob};
+use lrts_core::protocol::application::{FromApplication, JobRange};
 use lrts_core::spec::JobOptions;
 
 /// A job to be scheduled.
@@ -88,19 +88,19 @@ impl Submits {
         }
         let mut options: Vec<Arc<JobOptions>> = Vec::new();
         let mut jobs = Vec::new();
-        let mut bytes = 0;
+        let (mut count, mut bytes) = (0, 0);
         for job in self.queue.range(self.sent..) {
-            if jobs.len() == SUBMIT_JOBS || (!jobs.is_empty() && bytes + job.payload.len() > SUBMIT_BYTES) {
+            if count == SUBMIT_JOBS || (count > 0 && bytes + job.payload.len() > SUBMIT_BYTES) {
                 break;
             }
+            count += 1;
             bytes += job.payload.len();
-            jobs.push(SubmittedJob {
-                service: job.service,
-                options: index_of(&mut options, &job.options),
-                payload_bytes: u32::try_from(job.payload.len()).expect("payloads are checked when scheduled"),
-            });
+            let options = index_of(&mut options, &job.options);
+            let payload_bytes =
+                u32::try_from(job.payload.len()).expect("payloads are checked when scheduled");
+            JobRange::push(&mut jobs, job.service, options, payload_bytes);
         }
-        let body = match jobs.len() {
+        let body = match count {
             1 => self.queue[self.sent].payload.clone(),
             count => {
                 let mut body = BytesMut::with_capacity(bytes);
@@ -111,7 +111,7 @@ impl Submits {
             }
         };
         let first = self.accepted_through + self.sent as u64 + 1;
-        self.sent += jobs.len();
+        self.sent += count;
         let options = options.iter().map(|options| JobOptions::clone(options)).collect();
         Some((FromApplication::Submit { first, options, jobs }, body))
     }
@@ -139,7 +139,8 @@ mod tests {
     fn batch(submits: &mut Submits) -> Option<(u64, usize, usize, usize)> {
         let (message, body) = submits.next_batch()?;
         let FromApplication::Submit { first, options, jobs } = message else { panic!("not a submit") };
-        Some((first, options.len(), jobs.len(), body.len()))
+        let count = jobs.iter().map(|range| range.count as usize).sum();
+        Some((first, options.len(), count, body.len()))
     }
 
     #[test]

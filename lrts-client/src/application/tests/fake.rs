@@ -144,7 +144,9 @@ impl Memory {
                 }
             }
             FromApplication::Submit { first, jobs, .. } => {
-                let lengths = jobs.iter().map(|job| u64::from(job.payload_bytes));
+                let lengths = jobs.iter().flat_map(|range| {
+                    std::iter::repeat_n(u64::from(range.payload_bytes), range.count as usize)
+                });
                 let payloads = codec::split_body(body, lengths).unwrap();
                 self.payloads.extend((first..).zip(payloads));
                 self.accept(&say);

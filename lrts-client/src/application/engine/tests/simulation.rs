@@ -35,7 +35,8 @@ impl Model {
             }
             FromApplication::Submit { first, jobs, .. } => {
                 assert!(self.attached && *first <= self.accepted + 1, "a gap below {first}");
-                self.accepted = self.accepted.max(first + jobs.len() as u64 - 1);
+                let count: u64 = jobs.iter().map(|range| u64::from(range.count)).sum();
+                self.accepted = self.accepted.max(first + count - 1);
                 self.out.push_back(ToApplication::Accepted { through: self.accepted });
             }
             FromApplication::Want { jobs, urgent } => {
