@@ -416,6 +416,8 @@ impl Engine {
     pub(super) fn stop(&mut self, peer: Peer) {
         let Some((application, _)) = self.attached(peer) else { return };
         self.note(Note::ApplicationStopped { application: self.applications[application].id });
+        // The last that its display shows: all that was done, and what is cancelled as still to be done.
+        self.send_totals(application);
         for session in self.applications[application].sessions.clone() {
             self.sessions[session].stopped = true;
             for job in self.remembered(session) {

@@ -150,6 +150,8 @@ fn stop_cancels_what_is_left_and_forgets_results() {
     cluster.finished(worker, attempt(session.job(1), 1));
     let stopped = cluster.handle(Event::StopAsked { peer });
     assert!(stopped.says(peer, &Message::Stopped));
+    let last = Totals { queued: 2, finished: 1, ..Totals::default() };
+    assert!(stopped.says(peer, &Message::Totals(last)), "however shortly before they were told");
     assert!(
         stopped.stops(worker, attempt(session.job(2), 1))
             && stopped.stops(worker, attempt(session.job(3), 1))
