@@ -11,7 +11,7 @@ use lrts_worker::cli::WorkerArgs;
 
 /// Runs long, independent jobs on a cluster, a process per job, and shows their progress live.
 #[derive(Debug, Parser)]
-#[command(name = "lrts", version, about, max_term_width = 100, propagate_version = true)]
+#[command(name = "lrts", version, about, propagate_version = true, arg_required_else_help = false)]
 #[command(
     after_help = "Flags may be written with one dash or two. Logs go to stderr; LRTS_LOG filters them (debug, lrts_worker=trace).\nExit codes: 0 done, 1 failed, 2 wrong usage, 3 no scheduler in time, 4 refused."
 )]

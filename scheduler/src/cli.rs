@@ -32,7 +32,7 @@ pub struct SchedulerArgs {
     #[arg(long, value_name = "DIRECTORY")]
     pub state_dir: Option<PathBuf>,
 
-    /// Talk without encryption, which is the only way so far
+    /// Accept connections without encryption; there is no other kind in this version
     #[arg(long)]
     pub insecure: bool,
 

@@ -11,12 +11,24 @@ pub(crate) async fn workers(args: QueryArgs) -> Result<(), CommandError> {
     let (answer, _) = Answers::ask(&args, &FromCommand::Workers)?.next().await?;
     let ToCommand::Workers { rows } = answer else { return Err(CommandError::Unexpected) };
     if args.json {
-        rows.iter().try_for_each(print_json)?;
+        rows.iter().try_for_each(|row| print_json(&object(row)))?;
     } else {
         let rows: Vec<_> = rows.iter().map(cells).collect();
         print_table(&["worker", "host", "pid", "slots", "running", "state", "heard"], &rows)?;
     }
     Ok(())
+}
+
+fn object(row: &WorkerRow) -> serde_json::Value {
+    serde_json::json!({
+        "worker": row.worker,
+        "host": row.host,
+        "pid": row.pid,
+        "slots": row.slots,
+        "running": row.running,
+        "state": row.state,
+        "silent_s": row.silent.as_secs_f64(),
+    })
 }
 
 fn cells(row: &WorkerRow) -> Vec<String> {

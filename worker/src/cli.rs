@@ -33,7 +33,7 @@ pub struct WorkerArgs {
     #[arg(long, default_value_t = -1, allow_negative_numbers = true, value_parser = max_jobs, value_name = "COUNT")]
     pub max_jobs: i32,
     /// Most milliseconds spent on incoming packets before anything else gets its turn.
-    #[arg(long, default_value_t = 1, value_name = "MS")]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..), value_name = "MS")]
     pub timeout: u64,
     /// Where the worker's id, bundles and running jobs are kept [default: worker-N under the user's state directory].
     #[arg(long, value_name = "DIR")]
@@ -251,6 +251,7 @@ mod tests {
         for count in ["0", "-5", "4097", "many"] {
             assert!(refused(&format!("--max-jobs {count}")).contains("-1 to -4"), "{count}");
         }
+        assert!(refused("--timeout 0").contains("--timeout"));
         assert!(refused("--bundle x").contains("NAME=PATH"));
         assert!(refused("--bundle x=/a --bundle x=/b").contains("two programs"));
         assert!(refused("--bundles some").contains("installed-only"));
