@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lrts_client::{ApplicationInformation, WorkerId};
+use lrts_core::private_dir::PrivateDir;
 use lrts_core::shutdown::Shutdown;
-use tempfile::TempDir;
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 use tracing::warn;
@@ -192,7 +192,7 @@ async fn run(
     shutdown: &Shutdown,
     report: &mpsc::Sender<Ready>,
 ) -> Result<(), LocalClusterError> {
-    let state = TempDir::with_prefix("lrts-local-").map_err(LocalClusterError::Setup)?;
+    let state = PrivateDir::create(&std::env::temp_dir(), "local").map_err(LocalClusterError::Setup)?;
     let mut parts = Parts::default();
     let result = async {
         let ready = parts.start(config, &state).await?;
@@ -219,7 +219,7 @@ struct Part {
 struct Parts(Vec<Part>);
 
 impl Parts {
-    async fn start(&mut self, config: &LocalConfig, state: &TempDir) -> Result<Ready, LocalClusterError> {
+    async fn start(&mut self, config: &LocalConfig, state: &PrivateDir) -> Result<Ready, LocalClusterError> {
         let scheduler = self
             .spawn("scheduler", |ready, shutdown| {
                 let config = lrts_scheduler::Config {

@@ -14,6 +14,7 @@ pub mod ids;
 pub mod limits;
 pub mod mode;
 pub mod notices;
+pub mod private_dir;
 pub mod progress;
 pub mod protocol;
 pub mod shutdown;

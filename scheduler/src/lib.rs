@@ -33,6 +33,7 @@ use std::path::PathBuf;
 
 use lrts_core::command_line::{CommandError, exit_code};
 use lrts_core::ids::random_u64;
+use lrts_core::private_dir::PrivateDir;
 use lrts_core::shutdown::Shutdown;
 use lrts_core::transport::{BindError, Role, Server, ServerConfig, SocketDir};
 use tracing::{info, warn};
@@ -135,15 +136,15 @@ struct StateDir {
     /// Locked while this scheduler runs; a temporary directory needs no lock.
     _lock: Option<File>,
     /// Removed at the end.
-    _temporary: Option<tempfile::TempDir>,
+    _temporary: Option<PrivateDir>,
 }
 
 impl StateDir {
     fn open(path: Option<PathBuf>) -> Result<Self, RunError> {
         let Some(path) = path else {
-            let temporary = tempfile::Builder::new().prefix("lrts-scheduler-").tempdir();
-            let temporary =
-                temporary.map_err(|source| RunError::StateDir { path: std::env::temp_dir(), source })?;
+            let parent = std::env::temp_dir();
+            let temporary = PrivateDir::create(&parent, "scheduler");
+            let temporary = temporary.map_err(|source| RunError::StateDir { path: parent, source })?;
             let path = temporary.path().to_owned();
             return Ok(Self { path, _lock: None, _temporary: Some(temporary) });
         };

@@ -1,23 +1,23 @@
 //! Private places for ipc sockets.
 
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::socket::{Backlog, listen};
 
+use crate::private_dir::PrivateDir;
+
 /// Bits that make a directory more than private.
 const NOT_PRIVATE: u32 = 0o077;
 
-/// A new directory that nobody but this user can enter, removed with all in it when dropped.
+/// A new private directory for sockets, removed with all in it when dropped.
 #[derive(Debug)]
-pub struct SocketDir {
-    path: PathBuf,
-}
+pub struct SocketDir(PrivateDir);
 
 impl SocketDir {
     /// Makes one under `$XDG_RUNTIME_DIR`, if that is a directory of this user's own, else under the directory for temporary
@@ -31,26 +31,12 @@ impl SocketDir {
             .map(PathBuf::from)
             .filter(|path| path.is_absolute() && check_private(path).is_ok())
             .unwrap_or_else(std::env::temp_dir);
-        loop {
-            let path = parent.join(format!("lrts-{:016x}", getrandom::u64().map_err(io::Error::other)?));
-            match DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => return Ok(Self { path }),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
-            }
-        }
+        PrivateDir::create(&parent, "sockets").map(Self)
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for SocketDir {
-    fn drop(&mut self) {
-        // Somebody may have cleaned up before; what is left behind is empty and harmless.
-        let _ = std::fs::remove_dir_all(&self.path);
+        self.0.path()
     }
 }
 
@@ -122,23 +108,20 @@ impl Drop for SocketPath {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::Permissions;
-    use std::os::unix::fs::PermissionsExt;
+    use std::fs::{DirBuilder, Permissions};
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 
     use super::*;
 
     #[test]
-    fn a_socket_dir_is_private_and_leaves_nothing_behind() {
+    fn sockets_go_with_their_paths() {
         let dir = SocketDir::create().unwrap();
-        let path = dir.path().to_owned();
-        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
-        let socket = SocketPath::within(&path).unwrap();
+        let before = std::fs::read_dir(dir.path()).unwrap().count();
+        let socket = SocketPath::within(dir.path()).unwrap();
         let _listener = socket.listen().unwrap();
-        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), before + 1);
         drop(socket);
-        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
-        drop(dir);
-        assert!(!path.exists());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), before);
     }
 
     #[test]
