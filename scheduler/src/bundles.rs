@@ -337,6 +337,15 @@ impl Bundles {
             self.order(Work::Remove { digest });
             events.push(Event::BundleForgotten { digest });
         }
+        // Last, since whoever began an upload may go on with it. What has come as a whole is being verified.
+        let left = |upload: &Upload| upload.sources.is_empty() && upload.received < upload.bytes;
+        while !self.fits(bytes)
+            && let Some(digest) =
+                self.uploads.iter().find(|(_, upload)| left(upload)).map(|(&digest, _)| digest)
+        {
+            self.uploads.remove(&digest);
+            self.order(Work::Abandon { digest });
+        }
         (self.fits(bytes), events)
     }
 
@@ -364,13 +373,20 @@ fn part(directory: &Path, digest: BundleDigest) -> PathBuf {
     directory.join(format!("{digest}.part"))
 }
 
-/// The bundles that earlier schedulers left in a directory.
+/// The bundles that earlier schedulers left in a directory. Uploads that nobody has gone on with for long are deleted.
 fn scan(directory: &Path) -> io::Result<BTreeMap<BundleDigest, Complete>> {
     let mut complete = BTreeMap::new();
+    let now = wall_clock();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let name = entry.file_name();
-        if let Some(digest) = name.to_str().and_then(|name| name.parse().ok()) {
+        if name.to_str().is_some_and(|name| name.ends_with(".part")) {
+            let modified =
+                entry.metadata()?.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            if now.saturating_sub(modified) > KEPT {
+                fs::remove_file(entry.path())?;
+            }
+        } else if let Some(digest) = name.to_str().and_then(|name| name.parse().ok()) {
             let metadata = entry.metadata()?;
             let modified = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
             complete.insert(digest, Complete { bytes: metadata.len(), last_used: modified });
@@ -516,5 +532,23 @@ impl Download {
 fn send_to_worker(handle: &ServerHandle, to: ConnectionId, head: &ToWorker, body: Bytes) {
     if let Err(error) = handle.send(to, Message::new(codec::encode(head), body)) {
         debug!(connection = %to, %error, "message about a bundle not sent");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uploads_that_nobody_goes_on_with_are_deleted_at_the_next_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let (old, new) = (BundleDigest([1; 32]), BundleDigest([2; 32]));
+        for digest in [old, new] {
+            fs::write(part(directory.path(), digest), "half").unwrap();
+        }
+        let file = File::options().write(true).open(part(directory.path(), old)).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH + wall_clock() - 2 * KEPT).unwrap();
+        assert!(scan(directory.path()).unwrap().is_empty());
+        assert!(!part(directory.path(), old).exists() && part(directory.path(), new).exists());
     }
 }

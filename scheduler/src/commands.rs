@@ -66,6 +66,8 @@ impl Commands {
                 self.answer(from, &ToCommand::Status(status), Bytes::new());
             }
             FromCommand::Jobs => {
+                // Asked again, it begins anew: each connection has one list at most.
+                self.lists.retain(|&(to, ..)| to != from);
                 self.lists.push((from, 0, now));
                 self.tick(engine, store);
             }
