@@ -12,6 +12,9 @@ use super::{Engine, Timer};
 /// One heartbeat second for each of this many workers: what one scheduler takes in without effort.
 const WORKERS_PER_SECOND: usize = 2_000;
 
+/// Leases of nanoseconds are looked at no more often than this: what is looked at again "one interval later" must lie ahead.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
+
 /// The brake needs this many known workers: of few, a large share is soon silent.
 const BRAKE_WORKERS: usize = 10;
 
@@ -45,7 +48,7 @@ impl Engine {
     /// How often a worker is to be heard.
     pub(super) fn interval(&self) -> Duration {
         let wanted = self.interval_for_size().max(self.settings.heartbeat);
-        wanted.min(self.lost_after() / 4)
+        wanted.min(self.lost_after() / 4).max(SHORTEST_INTERVAL)
     }
 
     /// Tells all workers but one the interval if it has changed. Returns it.

@@ -7,7 +7,7 @@ use lrts_core::limits::ORPHAN_GRACE;
 use lrts_core::spec::{BundleRef, JobOptions};
 use lrts_core::status::{FailureKind, JobState};
 
-use super::cluster::{Cluster, DIGEST, HEARTBEAT, LOST_AFTER, attempt, failed};
+use super::cluster::{Cluster, DIGEST, HEARTBEAT, LOST_AFTER, attempt, failed, settings};
 use crate::engine::{Action, AttemptOutcome, Event, Held, Message, Note, Reason};
 
 #[test]
@@ -284,6 +284,19 @@ fn the_brake_holds_when_many_fall_silent_together_and_then_lets_one_go_at_a_time
     assert_eq!(cluster.engine.connected_workers(), 9);
     cluster.pass(HEARTBEAT);
     assert_eq!(cluster.engine.connected_workers(), 8);
+}
+
+#[test]
+fn leases_of_nanoseconds_keep_nothing_busy() {
+    let mut cluster = Cluster::new();
+    let lost_after = Duration::from_nanos(3);
+    cluster.engine = crate::engine::Engine::new(crate::engine::Settings { lost_after, ..settings(1) });
+    for worker in 0..10 {
+        cluster.worker(worker, 1);
+    }
+    // The brake holds; it looks again and again.
+    cluster.pass(Duration::from_millis(20));
+    assert!(cluster.engine.next_deadline().unwrap() > cluster.now);
 }
 
 #[test]
