@@ -54,7 +54,7 @@ pub(crate) struct QueryArgs {
     /// How long to wait for the scheduler
     #[arg(long, default_value = "5s", value_parser = duration, value_name = "TIME")]
     pub(crate) wait: Duration,
-    /// Accept a connection without encryption; there is no other kind in this version
+    /// Connect without encryption to another machine: whoever is on that network can read and change what is said
     #[arg(long)]
     pub(crate) insecure: bool,
     /// Print JSON: one object, or one object a line
@@ -85,7 +85,7 @@ pub(crate) struct CancelArgs {
 #[derive(Debug, Args)]
 pub(crate) struct LocalArgs {
     /// Jobs at once: a count, or -1 all physical cores, -2 all logical ones, -3 and -4 the same less one
-    #[arg(long, default_value_t = -1, allow_negative_numbers = true, value_name = "COUNT")]
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true, value_parser = lrts_worker::cli::max_jobs, value_name = "COUNT")]
     pub(crate) max_jobs: i32,
     /// Port of the scheduler
     #[arg(long, default_value_t = 5555, value_name = "PORT")]

@@ -1,5 +1,7 @@
 //! What can go wrong between a program and its scheduler.
 
+use std::error::Error;
+use std::fmt;
 use std::io;
 use std::time::Duration;
 
@@ -10,7 +12,9 @@ use lrts_core::spec::InvalidOptions;
 use crate::encoding::{DecodeError, EncodeError};
 
 /// Why a call of the client failed. How a *job* ended is no such error but its [`ServiceResult`](crate::ServiceResult).
-#[derive(Debug, thiserror::Error)]
+///
+/// Its `Debug` form is the message with its causes too, since that is what a `main` that returns it prints.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
     /// A setting, given in the program or in the environment, makes no sense.
@@ -149,4 +153,28 @@ pub enum ClientError {
     /// `stop` was called: no more jobs can be scheduled or waited for.
     #[error("the application was stopped: start another one")]
     Stopped,
+}
+
+impl fmt::Debug for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")?;
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_main_prints_says_what_to_do() {
+        let error = ClientError::InvalidOptions(InvalidOptions::CrashLimit);
+        let printed = format!("{error:?}");
+        assert!(printed.starts_with("invalid job options: a crash limit of 0"), "{printed}");
+    }
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lrts_core::command_line::is_this_machine;
 use lrts_core::ids::ApplicationId;
 use lrts_core::spec::OnDisconnect;
 
@@ -276,7 +277,7 @@ impl Address {
 
     /// Whether it is certainly on this machine.
     fn is_loopback(&self) -> bool {
-        self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+        is_this_machine(&self.host)
     }
 }
 

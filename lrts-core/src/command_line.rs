@@ -31,6 +31,12 @@ pub fn raise_open_file_limit() {
     }
 }
 
+/// Whether a host is certainly this machine: `localhost` or a loopback address, with brackets or without.
+pub fn is_this_machine(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
 /// Turns long flags with one dash (`-address`) into ones with two. Numbers (`-1`) and what follows `--` stay.
 pub fn normalise(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut literal = false;
@@ -131,6 +137,12 @@ mod tests {
         let line = ["lrts", "worker", "-max-jobs", "-1", "--timeout", "1", "-h", "--", "-address"];
         let normal = normalise(line.map(OsString::from));
         assert_eq!(normal, ["lrts", "worker", "--max-jobs", "-1", "--timeout", "1", "-h", "--", "-address"]);
+    }
+
+    #[test]
+    fn loopback_is_this_machine() {
+        assert!(["localhost", "127.0.0.1", "127.1.2.3", "::1", "[::1]"].into_iter().all(is_this_machine));
+        assert!(!["node7", "10.0.0.1", "0.0.0.0", ""].into_iter().any(is_this_machine));
     }
 
     #[test]

@@ -16,13 +16,15 @@ pub(crate) async fn jobs(args: QueryArgs) -> Result<(), CommandError> {
         if args.json {
             rows.iter().try_for_each(print_json)?;
         } else {
-            table.extend(rows.into_iter().map(cells));
+            table.extend(rows);
         }
         if last {
             break;
         }
     }
     if !args.json {
+        table.sort_by_key(|row| (row.application_id, row.job_id));
+        let table: Vec<_> = table.into_iter().map(cells).collect();
         print_table(
             &["job", "application", "service", "label", "state", "attempt", "worker", "pid", "reason"],
             &table,

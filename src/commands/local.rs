@@ -30,10 +30,11 @@ pub(crate) fn local(args: &LocalArgs) -> Result<(), LocalError> {
     telemetry::start(LogFormat::Text, LogOf::Daemon);
     raise_open_file_limit();
     let config = LocalConfig::default().max_jobs(args.max_jobs).ports(args.port, args.progress_port);
-    let cluster = LocalCluster::start(config)?;
     let runtime =
         Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(LocalError::Signals)?;
+    // Before the cluster, which leaves nothing behind if it is asked to end while it starts.
     let signals = runtime.block_on(async { Shutdown::on_signals() }).map_err(LocalError::Signals)?;
+    let cluster = LocalCluster::start(config)?;
     let asked = cluster.shutdown();
     runtime.spawn(async move {
         signals.requested().await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lrts_core::clock::Moment;
-use lrts_core::command_line::{self, exit_code};
+use lrts_core::command_line::{self, exit_code, is_this_machine};
 use lrts_core::protocol::codec::{self, DecodeError};
 use lrts_core::protocol::command::{FromCommand, ToCommand};
 use lrts_core::telemetry::{self, LogFormat, LogOf};
@@ -22,6 +22,10 @@ use crate::cli::QueryArgs;
 pub(crate) enum CommandError {
     #[error("no scheduler answered at {address} within {}: is it running? (--scheduler-address, --scheduler-port, --wait)", humantime::format_duration(*.wait))]
     NoScheduler { address: String, wait: Duration },
+    #[error(
+        "a connection to {address} would be neither encrypted nor authenticated: give --insecure if the network is trusted"
+    )]
+    Insecure { address: String },
     #[error("the scheduler refused this command: {0}")]
     Refused(Refusal),
     #[error("the scheduler sent something unreadable; is it of another version?")]
@@ -38,6 +42,7 @@ impl command_line::CommandError for CommandError {
     fn exit_code(&self) -> u8 {
         match self {
             CommandError::NoScheduler { .. } => exit_code::NO_SCHEDULER,
+            CommandError::Insecure { .. } => exit_code::USAGE,
             CommandError::Refused(_) => exit_code::REFUSED,
             CommandError::Unreadable(_)
             | CommandError::Unexpected
@@ -70,6 +75,9 @@ pub(crate) struct Answers {
 impl Answers {
     /// Asks as soon as the scheduler is there.
     pub(crate) fn ask(query: &QueryArgs, question: &FromCommand) -> Result<Self, CommandError> {
+        if !query.insecure && !is_this_machine(&query.scheduler_address) {
+            return Err(CommandError::Insecure { address: query.scheduler_address.clone() });
+        }
         let sockets = SocketDir::create()?;
         let address = format!("{}:{}", query.scheduler_address, query.scheduler_port);
         let hello = Hello::new(Role::Admin, format!("command-{}", std::process::id()), "");

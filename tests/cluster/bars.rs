@@ -81,9 +81,12 @@ fn bars_catch_up_when_the_progress_server_returns() {
     let app = ClientApplication::start(recorder.watch(cluster.information())).unwrap();
     let job = app.schedule_service(&count(0, 600_000)).unwrap();
     let position = || recorder.bars().first().map_or(0, |bar| bar.position);
-    let moves_on = |what: &str, from: u64| {
-        eventually(what, SOON, || if position() > from { Ok(position()) } else { Err(position().to_string()) })
-    };
+    let moves_on =
+        |what: &str, from: u64| {
+            eventually(what, SOON, || {
+                if position() > from { Ok(position()) } else { Err(position().to_string()) }
+            })
+        };
     moves_on("the bar is shown", 0);
     cluster.progress_server.kill();
     let before = position();

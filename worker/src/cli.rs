@@ -5,7 +5,9 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lrts_core::command_line::{CommandError, duration, exit_code, raise_open_file_limit, size};
+use lrts_core::command_line::{
+    CommandError, duration, exit_code, is_this_machine, raise_open_file_limit, size,
+};
 use lrts_core::ids::WorkerId;
 use lrts_core::limits::SLOTS;
 use lrts_core::shutdown::Shutdown;
@@ -76,7 +78,12 @@ fn bundles(text: &str) -> Result<Bundles, String> {
     }
 }
 
-fn max_jobs(text: &str) -> Result<i32, String> {
+/// Parses the value of `--max-jobs`.
+///
+/// # Errors
+///
+/// A text that says what was expected.
+pub fn max_jobs(text: &str) -> Result<i32, String> {
     let most = i32::try_from(SLOTS).expect("the bound is small");
     match text.parse::<i32>() {
         Ok(count) if (-4..=most).contains(&count) && count != 0 => Ok(count),
@@ -172,11 +179,6 @@ fn with_port(host: &str, port: u16) -> String {
     } else {
         format!("{host}:{port}")
     }
-}
-
-fn is_this_machine(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// `lrts worker`: runs until a signal comes, and prints `lrts worker ready as ID` once it is registered.

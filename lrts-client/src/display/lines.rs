@@ -56,7 +56,9 @@ impl Lines {
         let mut lines: Vec<String> = prints.iter().map(|print| print_line(print, snapshot.elapsed)).collect();
         let new_stage = snapshot.stage != self.stage;
         let interval = self.deadline(state).is_some_and(|deadline| now >= deadline);
-        if self.last.is_none() || new_stage || interval || state.closing {
+        // A display of which nothing is known yet has nothing to say.
+        let begins = self.last.is_none() && state.changes > 0;
+        if begins || new_stage || interval || (state.closing && state.changes > 0) {
             lines.push(summary(&snapshot));
             self.stage = snapshot.stage;
             self.last = Some((now, state.changes));
@@ -84,7 +86,7 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut state = State::new(start, false);
         let mut lines = Lines::default();
-        assert_eq!(lines.due(&mut state, at(0)), ["lrts 00:00"]);
+        assert!(lines.due(&mut state, at(0)).is_empty(), "there is nothing to say");
         assert_eq!(lines.deadline(&state), None);
 
         state.set_stage("Loading");
