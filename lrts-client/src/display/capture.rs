@@ -7,6 +7,9 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{FileStat, fstat};
@@ -32,6 +35,22 @@ pub(super) struct Capture {
     ended: bool,
 }
 
+/// How long the program may hold the lock of its stdout before its buffer is left as it is.
+const FLUSH_LIMIT: Duration = Duration::from_millis(200);
+
+/// Writes out what waits in std's buffer, unless the program holds the lock of its stdout, perhaps while it waits for us.
+pub(super) fn flush_stdout() {
+    let (done, wait) = mpsc::channel();
+    let flush = move || {
+        let _ = io::stdout().flush();
+        let _ = done.send(());
+    };
+    // Without a thread, or in time, the lines come later or in another order: nothing is lost.
+    if thread::Builder::new().name("lrts-flush".to_owned()).spawn(flush).is_ok() {
+        let _ = wait.recv_timeout(FLUSH_LIMIT);
+    }
+}
+
 impl Capture {
     /// Redirects stderr, which must be a terminal, and stdout if it is the same one.
     pub(super) fn start() -> io::Result<Self> {
@@ -48,7 +67,7 @@ impl Capture {
             ended: false,
         };
         // What is still in std's buffer was printed before.
-        (&stdout).flush()?;
+        flush_stdout();
         // An error from here on drops the capture, which puts back what was done.
         dup2_stderr(&writer)?;
         if same {
@@ -176,5 +195,15 @@ mod tests {
     fn lines_are_as_they_would_look() {
         let lines: Vec<String> = lines_of(b"one\r\n10%\r100%\n\n\x1b[31mred\x1b[0m\n\xff\n").collect();
         assert_eq!(lines, ["one", "100%", "", "\x1b[31mred\x1b[0m", "\u{fffd}"]);
+    }
+    #[test]
+    fn a_program_that_holds_its_stdout_is_not_waited_for() {
+        let _held = io::stdout().lock();
+        let (done, ended) = mpsc::channel();
+        thread::spawn(move || {
+            flush_stdout();
+            done.send(()).unwrap();
+        });
+        ended.recv_timeout(Duration::from_secs(60)).expect("the lock is not waited for");
     }
 }

@@ -31,7 +31,6 @@ mod terminal;
 pub mod testing;
 mod text;
 
-use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -188,7 +187,7 @@ impl Inner {
             return;
         }
         // Half a line that waits in std's buffer belongs above the bars.
-        let _ = io::stdout().flush();
+        capture::flush_stdout();
         let mut threads = lock(&self.threads);
         // The sink first: what it prints runs through the other thread.
         self.shared.lock().sink_closing = true;

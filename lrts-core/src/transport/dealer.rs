@@ -452,6 +452,7 @@ async fn run(config: LinkConfig, shared: Arc<Shared>, dropped: CancellationToken
 }
 
 async fn keep_connected(config: &LinkConfig, shared: &Shared) {
+    // In a row: attempts that failed, and connections that ended too soon to count as a success.
     let mut failures = 0;
     loop {
         let attempt = tokio::select! {
@@ -460,8 +461,9 @@ async fn keep_connected(config: &LinkConfig, shared: &Shared) {
         };
         let ended = match attempt {
             Ok(connection) => {
-                failures = 0;
+                let since = Moment::now();
                 let ended = use_connection(connection, shared).await;
+                failures = if since.elapsed() < CONNECT_BACKOFF_MAX { failures + 1 } else { 0 };
                 let ended_by = match &ended {
                     Ended::Broken(reason) => reason.clone(),
                     Ended::Refused(refusal) => refusal.message.clone(),
@@ -491,7 +493,7 @@ async fn keep_connected(config: &LinkConfig, shared: &Shared) {
             Ended::Refused(Refusal { message: reason, .. }) | Ended::Broken(reason) => {
                 // Once per outage for operators; each attempt for whoever looks closer.
                 if failures == 1 {
-                    info!(address = config.address, reason, "cannot connect, trying again");
+                    info!(address = config.address, reason, "not connected, trying again");
                 }
                 debug!(address = config.address, reason, failures, "not connected");
                 shared.lock().trouble = Some(reason);
