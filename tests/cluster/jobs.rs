@@ -130,6 +130,20 @@ fn results_come_as_they_end_and_in_the_order_asked_for() {
 }
 
 #[test]
+fn a_large_body_stalls_no_heartbeat() {
+    let mut cluster = Cluster::without_workers(&["--lost-after", "2s"]);
+    cluster.add_worker(1, &[]);
+    let app = ClientApplication::start(cluster.information()).unwrap();
+    let body = Bytes::from(vec![7; 300 << 20]);
+    let job = app.schedule_service(&Echo(body.clone())).unwrap();
+    let result = app.wait_for(&job).unwrap();
+    assert_eq!(result.attempts, 1, "a worker that is busy with it is not lost");
+    assert!(result.into_output().unwrap() == body);
+    assert!(!cluster.scheduler.log().contains("worker lost"), "{}", cluster.scheduler.log());
+    app.stop().unwrap();
+}
+
+#[test]
 fn a_wait_with_a_time_limit_gives_the_job_back() {
     let cluster = Cluster::start(&[1]);
     let app = ClientApplication::start(cluster.information()).unwrap();
