@@ -7,6 +7,7 @@ use lrts_core::protocol::application::{self, FromApplication, JobRange, JobRepor
 use lrts_core::protocol::codec::{self, DecodeError};
 use lrts_core::protocol::command::{JobRow, Status, WorkerRow, WorkerState};
 use lrts_core::protocol::worker::{self, AttemptEnd, Ended, FromWorker, HeldAttempt, Register, ToWorker};
+use lrts_core::status::Failure;
 use lrts_core::transport;
 
 use crate::bundles::Request;
@@ -205,7 +206,8 @@ fn ended(peer: Peer, ended: Ended, body: &Bytes) -> Result<Input, BadMessage> {
     let [output, stdout, stderr] = parts;
     let outcome = match end {
         AttemptEnd::Finished => AttemptOutcome::Finished,
-        AttemptEnd::Failed(failure) => AttemptOutcome::Failed(failure),
+        // Cut again: a worker may have sent more than fits into an answer.
+        AttemptEnd::Failed(failure) => AttemptOutcome::Failed(Failure::new(failure.kind, failure.message)),
         AttemptEnd::Stopped => AttemptOutcome::Stopped,
         AttemptEnd::Lost { reason } => AttemptOutcome::Lost { reason },
     };
@@ -223,7 +225,7 @@ fn split_output(body: &Bytes, stdout: u32, stderr: u32) -> Result<(Bytes, Bytes)
 /// A message of the engine as it travels.
 pub(crate) enum Outgoing {
     Send(transport::Message),
-    /// What belongs to it isn't in the store any more: the attempt's job has ended since.
+    /// Its payload isn't in the store any more: the attempt's job has ended since, or the store has lost it.
     StaleStart(lrts_core::ids::AttemptId),
     /// Nobody needs it any more: the result was taken or forgotten since.
     Stale,

@@ -1,11 +1,13 @@
 //! The one `select!`: what comes in becomes an event, the engine decides, its actions go out.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use lrts_core::clock::{self, Moment};
 use lrts_core::protocol::codec;
 use lrts_core::protocol::command::FromCommand;
 use lrts_core::shutdown::Shutdown;
+use lrts_core::status::{Failure, FailureKind};
 use lrts_core::transport::{
     ConnectionId, Message, Refusal, RefusalKind, Role, Server, ServerEvent, ServerHandle,
 };
@@ -15,7 +17,7 @@ use tracing::{debug, info, trace, warn};
 use crate::bundles::{Bundles, Request};
 use crate::commands::Commands;
 use crate::convert::{self, BadMessage, Input, InputBodies, Outgoing};
-use crate::engine::{self, Action, Engine, Event, Note, Peer, Reason};
+use crate::engine::{self, Action, AttemptOutcome, Engine, Event, Note, Peer, Reason};
 use crate::store::{Entry, Store};
 
 /// The scheduler at work.
@@ -254,7 +256,12 @@ impl EventLoop {
         let message = match convert::outgoing(message, &*self.store) {
             Outgoing::Send(message) => message,
             Outgoing::StaleStart(attempt) => {
-                self.inbox.push_back(Event::Returned { peer: to, attempts: vec![attempt] });
+                // Of an attempt whose job has ended since, this is ignored. Otherwise the store has lost the payload, and no
+                // other start would bring it back.
+                let what = "the scheduler has lost the job's payload: schedule it again";
+                let outcome = AttemptOutcome::Failed(Failure::new(FailureKind::Error, what));
+                let (ran, output_bytes) = (Duration::ZERO, 0);
+                self.inbox.push_back(Event::Ended { peer: to, attempt, outcome, ran, output_bytes });
                 return;
             }
             Outgoing::Stale => return,
