@@ -230,7 +230,7 @@ fn golden() -> String {
             execution: 1,
             service: "mult".into(),
             payload,
-            directory: "/state/work/1".into(),
+            directory: "/state/jobs/1".into(),
             spool_file: "/state/spool/1".into(),
             env: vec![("A".into(), "b".into())],
         }));
