@@ -38,8 +38,8 @@ fn status_jobs_and_workers_show_what_runs() {
     let table = cluster.command(&["jobs"]);
     assert!(String::from_utf8_lossy(&table.stdout).contains("the long one"));
 
-    let cancelled = cluster.command(&["cancel", &running.id().to_string()]);
-    assert!(cancelled.status.success());
+    let cancelled = cluster.json(&["cancel", &running.id().to_string()]);
+    assert_eq!(cancelled[0]["outcome"], "cancelling");
     assert_eq!(app.wait_for(&running).unwrap().status(), ServiceStatus::Cancelled);
     app.wait_for(&queued).unwrap();
     app.stop().unwrap();
@@ -60,6 +60,8 @@ fn logs_show_what_a_job_has_printed_while_it_runs_and_afterwards() {
                 (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
             if out == "to stdout\n" && err == "to stderr\n" { Ok(()) } else { Err(format!("{output:?}")) }
         });
+        let row = &cluster.json(&["logs", &job.to_string()])[0];
+        assert_eq!((&row["stdout"], &row["stderr"]), (&"to stdout\n".into(), &"to stderr\n".into()));
     }
     app.stop().unwrap();
 }

@@ -59,3 +59,19 @@ fn tiers_start_in_any_order() {
     cluster.restart_scheduler();
     assert_eq!(worker.ready().len(), 16);
 }
+
+#[test]
+fn all_three_run_in_one_terminal_until_they_are_asked_to_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let command = lrts(&["local", "--port", "0", "--progress-port", "0", "--max-jobs", "1"]);
+    let mut local = Daemon::start("local", command, directory.path());
+    let scheduler = local.ready();
+    let _progress_server = local.ready();
+    assert_eq!(local.ready().len(), 16, "a worker's id");
+    let port = scheduler.rsplit_once(':').unwrap().1;
+    let status = run_lrts(&["status", "--json", "--scheduler-port", port]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status["workers"], 1);
+    local.signal(Signal::SIGTERM);
+    assert!(local.wait().success(), "{}", local.log());
+}
