@@ -70,6 +70,14 @@ impl SessionId {
         Self(random_u64())
     }
 
+    /// The session that all keyed jobs of an application belong to, whichever start of it scheduled them.
+    pub fn keyed(application: ApplicationId) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"lrts keyed jobs of ");
+        hasher.update(application.as_str().as_bytes());
+        Self(first_eight(hasher.finalize()))
+    }
+
     /// The job with this sequence number of the session.
     pub fn job(self, sequence: u64) -> JobId {
         JobId { session: self, sequence }
@@ -90,13 +98,25 @@ impl fmt::Debug for SessionId {
 
 /// One job: the session that scheduled it and its sequence number there, counted from 1.
 ///
-/// Prints as `3f9c1d2e4b5a6978-17`.
+/// A job with a key is named by its application and its key instead, see [`JobId::keyed`]. Prints as `3f9c1d2e4b5a6978-17`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId {
     /// The start of the application that scheduled the job.
     pub session: SessionId,
     /// Counted from 1 within the session.
     pub sequence: u64,
+}
+
+impl JobId {
+    /// The job of this application with this key: the same id whichever process schedules it. The session is one that no
+    /// start of an application has, [`SessionId::keyed`], the sequence the first eight bytes of the key's blake3 digest.
+    pub fn keyed(application: ApplicationId, key: &str) -> Self {
+        SessionId::keyed(application).job(first_eight(blake3::hash(key.as_bytes())))
+    }
+}
+
+fn first_eight(digest: blake3::Hash) -> u64 {
+    u64::from_be_bytes(*digest.as_bytes().first_chunk().expect("a digest has 32 bytes"))
 }
 
 impl fmt::Display for JobId {

@@ -14,6 +14,21 @@ pub const BODY_BYTES: u64 = 1 << 30;
 /// Longest label of a job, in bytes.
 pub const LABEL_BYTES: usize = 256;
 
+/// Longest key of a job, in bytes.
+pub const KEY_BYTES: usize = 256;
+
+/// Largest checkpoint of a job, in bytes: 16 MiB.
+pub const CHECKPOINT_BYTES: usize = 16 << 20;
+
+/// A checkpoint goes from its host to the scheduler this much later at the latest.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Smallest memory limit of a job, in bytes: less than 1 MiB holds no process.
+pub const MEMORY_LIMIT_MIN: u64 = 1 << 20;
+
+/// How often the memory of a job's processes is measured where no cgroup limits it.
+pub const MEMORY_SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Longest service name, in bytes.
 pub const SERVICE_NAME_BYTES: usize = 128;
 
@@ -58,8 +73,9 @@ pub const FAILURE_MESSAGE_BYTES: usize = 16 * 1024;
 /// spool file (out), since a SOCK_SEQPACKET socket refuses large packets.
 pub const INLINE_BODY_BYTES: usize = 32 * 1024;
 
-/// Largest notice between job process, host and worker. SOCK_SEQPACKET takes somewhat under 208 KiB as one packet.
-pub const NOTICE_BYTES: usize = 96 * 1024;
+/// Largest notice between job process, host and worker: a payload, a checkpoint and an environment, each of its largest size.
+/// SOCK_SEQPACKET takes somewhat under 208 KiB as one packet.
+pub const NOTICE_BYTES: usize = 160 * 1024;
 
 /// Final bars in one notice from the host; an attempt with more sends several.
 pub const BARS_PER_NOTICE: usize = 200;
@@ -79,6 +95,9 @@ pub const SUBMIT_BYTES: usize = 4 << 20;
 pub const SEND_WINDOW_JOBS: usize = 100_000;
 /// See [`SEND_WINDOW_JOBS`].
 pub const SEND_WINDOW_BYTES: usize = 256 << 20;
+
+/// Jobs in one answer to an application that asks which jobs it has.
+pub const LISTED_RANGES: usize = 10_000;
 
 /// Results, and their bytes, that a client holds for streams that haven't asked for them yet.
 pub const RESULT_WINDOW: u32 = 1_024;

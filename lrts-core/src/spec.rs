@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::BundleDigest;
-use crate::limits::{CRASH_LIMIT, ENV_BYTES, ENV_VARIABLES, LABEL_BYTES, SLOTS};
+use crate::limits::{CRASH_LIMIT, ENV_BYTES, ENV_VARIABLES, KEY_BYTES, LABEL_BYTES, MEMORY_LIMIT_MIN, SLOTS};
 
 /// How one job is to be run. Built with [`JobOptions::new`] and the methods named after what they set.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -17,6 +17,16 @@ pub struct JobOptions {
     retries: u32,
     crash_limit: u32,
     env: Vec<(String, String)>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_timeout: Option<Duration>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress_timeout: Option<Duration>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_limit: Option<u64>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    exclusive: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
 }
 
 impl Default for JobOptions {
@@ -28,6 +38,11 @@ impl Default for JobOptions {
             retries: 0,
             crash_limit: CRASH_LIMIT,
             env: Vec::new(),
+            run_timeout: None,
+            progress_timeout: None,
+            memory_limit: None,
+            exclusive: false,
+            key: None,
         }
     }
 }
@@ -63,6 +78,24 @@ pub enum InvalidOptions {
         /// Names and values in all.
         bytes: usize,
     },
+    /// An empty key, or one that is too long.
+    #[error("key of {bytes} bytes: 1 to {KEY_BYTES} are allowed")]
+    Key {
+        /// Its length.
+        bytes: usize,
+    },
+    /// A time limit that every job exceeds.
+    #[error("a {which} of zero: every job would exceed it")]
+    TimeLimit {
+        /// Which limit.
+        which: &'static str,
+    },
+    /// A memory limit that no process keeps.
+    #[error("a memory limit of {bytes} bytes: at least {MEMORY_LIMIT_MIN} are needed")]
+    MemoryLimit {
+        /// As asked for.
+        bytes: u64,
+    },
     /// A name that no environment variable can have, or one of lrts' own.
     #[error(
         "environment variable `{name}`: a name is not empty, has no `=` and no zero byte, and doesn't start with LRTS_"
@@ -74,7 +107,7 @@ pub enum InvalidOptions {
 }
 
 impl JobOptions {
-    /// The defaults: no label, priority 0, one slot, no retries, a crash limit of 3.
+    /// The defaults: no label, priority 0, one slot, no retries, a crash limit of 3, no limits of time and memory, no key.
     pub fn new() -> Self {
         Self::default()
     }
@@ -122,6 +155,46 @@ impl JobOptions {
         self
     }
 
+    /// How long one execution of the job may run. One that runs longer is stopped as by a cancel, and the job has timed out.
+    #[must_use]
+    pub fn run_timeout(mut self, limit: Duration) -> Self {
+        self.run_timeout = Some(limit);
+        self
+    }
+
+    /// How long one execution may go without progress: no bar of it moves and it keeps no checkpoint. One that exceeds it is
+    /// stopped as by a cancel, and the job has timed out.
+    #[must_use]
+    pub fn progress_timeout(mut self, limit: Duration) -> Self {
+        self.progress_timeout = Some(limit);
+        self
+    }
+
+    /// The job never runs twice at once, not even while a worker is cut off: its process ends when the worker's lease does,
+    /// and only then it is placed again. Without this a worker that was cut off goes on with its jobs, and the attempt that
+    /// has come further when it is back is the one that counts.
+    #[must_use]
+    pub fn exclusive(mut self) -> Self {
+        self.exclusive = true;
+        self
+    }
+
+    /// How much memory the job's processes may take together, in bytes. Beyond it they are killed and the job ends or is run
+    /// again as out of memory, which counts as a death of its process. At least 1 MiB.
+    #[must_use]
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.memory_limit = Some(bytes);
+        self
+    }
+
+    /// Names the job within its application: scheduling the same key again gives the same job, from another process too. At
+    /// most [`KEY_BYTES`] bytes.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
     /// The label; empty if none.
     pub fn get_label(&self) -> &str {
         &self.label
@@ -152,6 +225,36 @@ impl JobOptions {
         &self.env
     }
 
+    /// The limit of one execution's time.
+    pub fn get_run_timeout(&self) -> Option<Duration> {
+        self.run_timeout
+    }
+
+    /// The limit of one execution's time without progress.
+    pub fn get_progress_timeout(&self) -> Option<Duration> {
+        self.progress_timeout
+    }
+
+    /// The limit of memory, in bytes.
+    pub fn get_memory_limit(&self) -> Option<u64> {
+        self.memory_limit
+    }
+
+    /// Whether it never runs twice at once.
+    pub fn is_exclusive(&self) -> bool {
+        self.exclusive
+    }
+
+    /// The key.
+    pub fn get_key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
+    /// Takes the key out: it is one job's, and what is left is shared by all jobs that are alike.
+    pub fn take_key(&mut self) -> Option<String> {
+        self.key.take()
+    }
+
     /// Whether all values are within their bounds. Checked by the client before it sends and by the scheduler again.
     ///
     /// # Errors
@@ -166,6 +269,20 @@ impl JobOptions {
         }
         if self.crash_limit == 0 {
             return Err(InvalidOptions::CrashLimit);
+        }
+        if let Some(key) = &self.key
+            && (key.is_empty() || key.len() > KEY_BYTES)
+        {
+            return Err(InvalidOptions::Key { bytes: key.len() });
+        }
+        for (which, limit) in [("run_timeout", self.run_timeout), ("progress_timeout", self.progress_timeout)]
+        {
+            if limit.is_some_and(|limit| limit.is_zero()) {
+                return Err(InvalidOptions::TimeLimit { which });
+            }
+        }
+        if let Some(bytes) = self.memory_limit.filter(|&bytes| bytes < MEMORY_LIMIT_MIN) {
+            return Err(InvalidOptions::MemoryLimit { bytes });
         }
         let bytes = self.env.iter().map(|(name, value)| name.len() + value.len()).sum();
         if self.env.len() > ENV_VARIABLES || bytes > ENV_BYTES {
@@ -220,6 +337,10 @@ mod tests {
         assert!(refused(JobOptions::new().label("x".repeat(257))).contains("257"));
         assert!(refused(JobOptions::new().slots(0)).contains("0 slots"));
         assert!(refused(JobOptions::new().crash_limit(0)).contains("crash limit"));
+        assert!(refused(JobOptions::new().key("")).contains("key of 0"));
+        assert!(refused(JobOptions::new().run_timeout(Duration::ZERO)).contains("run_timeout"));
+        assert!(refused(JobOptions::new().progress_timeout(Duration::ZERO)).contains("progress_timeout"));
+        assert!(refused(JobOptions::new().memory_limit(5)).contains("memory limit of 5"));
         assert!(refused(JobOptions::new().env("LRTS_KEYS", "x")).contains("LRTS_KEYS"));
         assert!(refused(JobOptions::new().env("A=B", "x")).contains("A=B"));
         assert!(refused(JobOptions::new().env("A", "x".repeat(ENV_BYTES))).contains("1 environment"));

@@ -2,6 +2,10 @@
 //!
 //! A job process writes `NAME.part` and renames it, so a file without that suffix is whole. Nothing is synced: a power loss may
 //! cost a result, and then the job runs again.
+//!
+//! A large output is a file of its own, `JOB.ATTEMPT`. What else belongs to an attempt's end is with its host; where no worker
+//! is connected, the host writes it beside the output, as `JOB.ATTEMPT.end`: the notices that it would have sent, so that the
+//! result outlives the host too.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -12,6 +16,9 @@ use crate::ids::AttemptId;
 
 /// Suffix of a file that is being written.
 const PART: &str = ".part";
+
+/// Suffix of a file with the notices of an attempt's end.
+const END: &str = ".end";
 
 /// A directory of results, one file an attempt.
 #[derive(Clone, Debug)]
@@ -68,7 +75,8 @@ impl Spool {
     /// Those of `unlink(2)`.
     pub fn remove(&self, attempt: AttemptId) -> io::Result<()> {
         let path = self.path(attempt);
-        for path in [part_of(&path), path] {
+        let end = with_suffix(&path, END);
+        for path in [part_of(&end), end, part_of(&path), path] {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -77,7 +85,45 @@ impl Spool {
         Ok(())
     }
 
-    /// What is there, ordered by attempt. Files of other names are passed over.
+    /// The attempts whose hosts have written their ends, in order.
+    ///
+    /// # Errors
+    ///
+    /// Those of `readdir(3)`.
+    pub fn ends(&self) -> io::Result<Vec<AttemptId>> {
+        let mut ends = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let name = entry?.file_name();
+            ends.extend(name.to_str().and_then(|name| attempt_of(name.strip_suffix(END)?)));
+        }
+        ends.sort_unstable();
+        Ok(ends)
+    }
+
+    /// The notices of an attempt's end, as given to [`write_end`].
+    ///
+    /// # Errors
+    ///
+    /// Those of `read(2)`; `NotFound` if there are none, `InvalidData` if the file is torn.
+    pub fn read_end(&self, attempt: AttemptId) -> io::Result<Vec<Vec<u8>>> {
+        let path = with_suffix(&self.path(attempt), END);
+        let content = fs::read(&path)?;
+        let mut rest = &content[..];
+        let mut notices = Vec::new();
+        while !rest.is_empty() {
+            let notice = rest.split_first_chunk::<4>().and_then(|(length, behind)| {
+                let length = u32::from_le_bytes(*length) as usize;
+                let notice = behind.get(..length)?;
+                rest = &behind[length..];
+                Some(notice.to_vec())
+            });
+            let torn = || io::Error::new(io::ErrorKind::InvalidData, format!("`{}` is torn", path.display()));
+            notices.push(notice.ok_or_else(torn)?);
+        }
+        Ok(notices)
+    }
+
+    /// What is there of outputs, ordered by attempt. Files of other names are passed over.
     ///
     /// # Errors
     ///
@@ -124,6 +170,27 @@ pub fn write(path: &Path, bytes: &[u8], mut wait: impl FnMut(&io::Error)) -> io:
     patiently(&mut wait, || fs::rename(&part, path))
 }
 
+/// Writes the notices of an attempt's end beside where its output goes. Doesn't wait for a full disk: the caller tries again.
+///
+/// # Errors
+///
+/// Those of `open(2)`, `write(2)` and `rename(2)`.
+pub fn write_end(output: &Path, notices: &[impl AsRef<[u8]>]) -> io::Result<()> {
+    let path = with_suffix(output, END);
+    let part = part_of(&path);
+    let mut content = Vec::new();
+    for notice in notices {
+        let notice = notice.as_ref();
+        let length = u32::try_from(notice.len()).expect("a notice is small");
+        content.extend_from_slice(&length.to_le_bytes());
+        content.extend_from_slice(notice);
+    }
+    fs::write(&part, content).and_then(|()| fs::rename(&part, &path)).inspect_err(|_| {
+        // A full disk is short enough of room.
+        let _ = fs::remove_file(&part);
+    })
+}
+
 fn patiently<T>(wait: &mut impl FnMut(&io::Error), mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
@@ -139,9 +206,13 @@ fn patiently<T>(wait: &mut impl FnMut(&io::Error), mut call: impl FnMut() -> io:
 }
 
 fn part_of(path: &Path) -> PathBuf {
-    let mut part = path.as_os_str().to_owned();
-    part.push(PART);
-    part.into()
+    with_suffix(path, PART)
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
 fn attempt_of(name: &str) -> Option<AttemptId> {
@@ -177,6 +248,23 @@ mod tests {
             spool.remove(attempt(sequence)).unwrap();
         }
         assert_eq!(spool.scan().unwrap(), []);
+    }
+
+    #[test]
+    fn ends_are_written_found_read_and_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = Spool::open(directory.path()).unwrap();
+        let path = spool.path(attempt(1));
+        write_end(&path, &[&b"one"[..], b"", b"three"]).unwrap();
+        assert_eq!((spool.ends().unwrap(), spool.scan().unwrap()), (vec![attempt(1)], vec![]));
+        assert_eq!(spool.read_end(attempt(1)).unwrap(), [&b"one"[..], b"", b"three"]);
+        let file = with_suffix(&path, END);
+        let content = fs::read(&file).unwrap();
+        fs::write(&file, &content[..content.len() - 1]).unwrap();
+        assert_eq!(spool.read_end(attempt(1)).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(spool.read_end(attempt(2)).unwrap_err().kind(), io::ErrorKind::NotFound);
+        spool.remove(attempt(1)).unwrap();
+        assert!(spool.ends().unwrap().is_empty());
     }
 
     #[test]

@@ -95,11 +95,26 @@ fn golden() -> String {
         first: 1,
         options: vec![JobOptions::new().label("x").priority(-3).retries(1).env("A", "b")],
         jobs: vec![JobRange { count: 3, service: 0, options: 0, payload_bytes: 110 }],
+        keys: vec![],
+    });
+    golden.add(FromApplication::Submit {
+        first: 4,
+        options: vec![
+            JobOptions::new()
+                .run_timeout(Duration::from_secs(60))
+                .progress_timeout(Duration::from_secs(5))
+                .memory_limit(1 << 30)
+                .exclusive(),
+        ],
+        jobs: vec![JobRange { count: 1, service: 0, options: 0, payload_bytes: 110 }],
+        keys: vec![KeyedJob { index: 0, key: "night 1".into(), digest: 7 }],
     });
     golden.add(FromApplication::Want { jobs: set(), urgent: true });
     golden.add(FromApplication::Credit(Credit { results: 5, bytes: 1_000 }));
     golden.add(FromApplication::Taken { jobs: set() });
     golden.add(FromApplication::Cancel { jobs: set() });
+    golden.add(FromApplication::List { request: 1, job: Some(JOB) });
+    golden.add(FromApplication::Detach);
     golden.add(FromApplication::Stop);
 
     golden.add(ToApplication::Attached { epoch: 3, accepted_through: 17 });
@@ -107,7 +122,9 @@ fn golden() -> String {
     golden.add(ToApplication::BundleComplete { digest: DIGEST });
     golden.add(ToApplication::BundleRefused { digest: DIGEST, reason: "too large".into() });
     golden.add(ToApplication::Accepted { through: 17 });
-    golden.add(ToApplication::Refused { sequence: 17, reason: "too large".into() });
+    for cause in [RefusalCause::Invalid, RefusalCause::KeyConflict, RefusalCause::NoRoom] {
+        golden.add(ToApplication::Refused { sequence: 17, reason: "too large".into(), cause });
+    }
     golden.add(ToApplication::Result {
         job: JOB,
         report: JobReport {
@@ -122,6 +139,8 @@ fn golden() -> String {
     });
     golden.add(ToApplication::Gone { job: JOB, taken: true });
     golden.add(ToApplication::Totals(Totals { queued: 1, running: 2, finished: 3, failed: 4 }));
+    golden.add(ToApplication::Listed { request: 1, jobs: vec![("mult".into(), set())], last: true });
+    golden.add(ToApplication::Detached);
     golden.add(ToApplication::Stopped);
 
     golden.add(FromWorker::Register(Register {
@@ -134,8 +153,10 @@ fn golden() -> String {
         installed: vec!["tools".into()],
         ships: true,
         attempts: vec![HeldAttempt { attempt: ATTEMPT, running: Some(Duration::from_secs(9)), pid: 100 }],
+        store: Some(77),
     }));
-    golden.add(FromWorker::Heartbeat);
+    golden.add(FromWorker::Heartbeat { number: 5 });
+    golden.add(FromWorker::Checkpoint { attempt: ATTEMPT });
     golden.add(FromWorker::Began { attempt: ATTEMPT, pid: 100 });
     let ends = [
         AttemptEnd::Finished,
@@ -163,13 +184,16 @@ fn golden() -> String {
     });
     golden.add(FromWorker::Output { request: 1, bytes: Some((10, 20)) });
     golden.add(FromWorker::Goodbye);
+    golden.add(FromWorker::Absent { back_within: Duration::from_secs(86_400) });
 
     golden.add(ToWorker::Registered {
+        store: 77,
         epoch: 3,
         heartbeat: Duration::from_secs(5),
         lost_after: Duration::from_secs(20),
         closed: vec![ATTEMPT],
     });
+    golden.add(ToWorker::Renewed { number: 5 });
     golden.add(ToWorker::SetHeartbeat { heartbeat: Duration::from_secs(6) });
     golden.add(ToWorker::Start(Start {
         attempt: ATTEMPT,
@@ -177,9 +201,8 @@ fn golden() -> String {
         application: application(),
         bundle: BundleRef::Shipped(DIGEST),
         service: "mult".into(),
-        label: "x".into(),
-        slots: 1,
-        env: vec![("A".into(), "b".into())],
+        options: JobOptions::new().label("x").env("A", "b"),
+        checkpoint_bytes: Some(9),
         progress_rtt_test: Duration::from_secs(10),
     }));
     golden.add(ToWorker::Stop { attempt: ATTEMPT, at_once: false });
@@ -194,6 +217,9 @@ fn golden() -> String {
     golden.add(FromCommand::Workers);
     golden.add(FromCommand::Logs { job: JOB });
     golden.add(FromCommand::Cancel { jobs: vec![JOB] });
+    golden.add(FromCommand::Applications);
+    golden.add(FromCommand::CancelApplication { application: application() });
+    golden.add(FromCommand::Drain { worker: WORKER, deadline: Some(Duration::from_secs(60)) });
     golden.add(ToCommand::Status(Status { jobs: vec![("queued".into(), 1)], workers: 2, uptime_s: 1.5 }));
     golden.add(ToCommand::Jobs {
         rows: vec![JobRow {
@@ -222,8 +248,21 @@ fn golden() -> String {
     });
     golden.add(ToCommand::Logs { bytes: Some((10, 20)), note: String::new() });
     golden.add(ToCommand::Cancelled { unknown: vec![JOB], ended: vec![] });
+    golden.add(ToCommand::Applications {
+        rows: vec![ApplicationRow {
+            application_id: application(),
+            connected: false,
+            away_s: Some(1.5),
+            queued: 1,
+            running: 2,
+            finished: 3,
+            failed: 4,
+        }],
+    });
+    golden.add(ToCommand::ApplicationCancelled { jobs: Some(3) });
+    golden.add(ToCommand::Draining { attempts: Some(2) });
 
-    golden.add(ToHost::Hello { version: 1 });
+    golden.add(ToHost::Hello { version: 2, orphan_grace: Duration::from_secs(86_400) });
     for payload in [Payload::Inline(vec![1, 2, 3]), Payload::Descriptor { bytes: 5 << 20 }] {
         golden.add(ToHost::Start(StartAttempt {
             attempt: ATTEMPT,
@@ -233,13 +272,30 @@ fn golden() -> String {
             directory: "/state/jobs/1".into(),
             spool_file: "/state/spool/1".into(),
             env: vec![("A".into(), "b".into())],
+            checkpoint: Some(Payload::Inline(vec![4])),
+            grace: Duration::from_secs(10),
+            run_timeout: Some(Duration::from_secs(60)),
+            progress_timeout: Some(Duration::from_secs(5)),
+            memory_limit: Some(1 << 30),
+            lease_until: Some(99),
+            notes: vec![9],
         }));
     }
     golden.add(ToHost::Stop { attempt: ATTEMPT, grace: Duration::from_secs(10) });
     golden.add(ToHost::Confirm { attempt: ATTEMPT });
     golden.add(ToHost::ReleaseRegion { region: 3 });
     golden.add(ToHost::ReadOutput { attempt: ATTEMPT });
-    golden.add(FromHost::Welcome { version: 1, pid: 99, services: vec!["mult".into()], forks: true });
+    golden.add(ToHost::RenewLeases { until: 99 });
+    golden.add(ToHost::ReadCheckpoint { attempt: ATTEMPT });
+    golden.add(ToHost::End);
+    golden.add(FromHost::Welcome { version: 2, pid: 99, services: vec!["mult".into()], forks: true });
+    golden.add(FromHost::Held {
+        attempt: ATTEMPT,
+        notes: vec![9],
+        run: Some(HeldRun { pid: 100, region: 3, ran: Duration::from_secs(9), stopping: false }),
+    });
+    golden.add(FromHost::AllHeld);
+    golden.add(FromHost::Checkpoint { attempt: ATTEMPT, state: Payload::Inline(vec![4]) });
     golden.add(FromHost::Began { attempt: ATTEMPT, pid: 100, region: 3 });
     golden.add(FromHost::Bars { attempt: ATTEMPT, bars: vec![record()] });
     golden.add(FromHost::Output { attempt: ATTEMPT, stderr: true, text: b"last words".to_vec() });
@@ -276,6 +332,25 @@ fn messages_are_the_bytes_that_they_were() {
         assert_eq!(now, before);
     }
     assert_eq!(golden().lines().count(), expected.lines().count());
+}
+
+/// What a host or worker of version 1 says to one of this version.
+#[test]
+fn old_notices_are_still_read() {
+    let decode_hex = |hex: &str| -> Vec<u8> {
+        (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
+    };
+    let old = include_str!("host-1.golden");
+    for line in old.lines() {
+        let (name, hex) = line.split_once(' ').unwrap();
+        let bytes = decode_hex(hex);
+        match name.split_once("::").unwrap().0 {
+            "ToHost" => assert!(decode::<ToHost>(&bytes).is_ok(), "{name}"),
+            "FromHost" => assert!(decode::<FromHost>(&bytes).is_ok(), "{name}"),
+            _ => panic!("{name} is no notice"),
+        }
+    }
+    assert_eq!(old.lines().count(), 14);
 }
 
 proptest! {

@@ -44,6 +44,9 @@ pub enum FromApplication {
         options: Vec<JobOptions>,
         /// The jobs in order, those in a row that are alike as one range.
         jobs: Vec<JobRange>,
+        /// Those of them that have a key. Their results are asked for by [`JobId::keyed`], not by their sequence.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        keys: Vec<KeyedJob>,
     },
     /// The results of these jobs are waited for: each is sent once the job is terminal. Without it a result stays at the
     /// scheduler. A repeat sends a result again unless it was taken.
@@ -65,6 +68,17 @@ pub enum FromApplication {
         /// Which jobs.
         jobs: JobSet,
     },
+    /// Which jobs does this application have, of this session and earlier ones? Answered by `Listed`, several times until one
+    /// says that it is the last. Jobs whose results were taken are left out, unless they have a key.
+    List {
+        /// Comes back in the answers.
+        request: u64,
+        /// This one only.
+        job: Option<JobId>,
+    },
+    /// The program leaves and means to come back: its jobs go on and their results are kept, whatever was said of a
+    /// disconnect. Answered by `Detached`.
+    Detach,
     /// The end of the application: what is left is cancelled, results are forgotten. Answered by `Stopped`.
     Stop,
 }
@@ -122,6 +136,36 @@ impl JobRange {
             _ => ranges.push(JobRange { count: 1, service, options, payload_bytes }),
         }
     }
+}
+
+/// A job of a submit that has a key.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct KeyedJob {
+    /// Which job of the submit, counted from 0.
+    pub index: u32,
+    /// Its key.
+    pub key: String,
+    /// A digest of its service's name and its payload, see [`content_digest`]: the same key with another digest is a conflict.
+    pub digest: u64,
+}
+
+/// The digest that tells whether two jobs of one key are the same: of the service's name, a zero byte and the payload.
+pub fn content_digest(service: &str, payload: &[u8]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(service.as_bytes()).update(&[0]).update(payload);
+    u64::from_be_bytes(*hasher.finalize().as_bytes().first_chunk().expect("a digest has 32 bytes"))
+}
+
+/// Why a job isn't taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum RefusalCause {
+    /// It is not as a job must be.
+    #[default]
+    Invalid,
+    /// A job of the same key has another service or payload.
+    KeyConflict,
+    /// The scheduler's disk has no room for it.
+    NoRoom,
 }
 
 /// Jobs of one session, as ascending ranges of sequences.
@@ -194,6 +238,9 @@ pub enum ToApplication {
         sequence: u64,
         /// Why, and what to do.
         reason: String,
+        /// What kind of reason it is.
+        #[serde(default)]
+        cause: RefusalCause,
     },
     /// A job has ended. Body: its output, empty unless it finished. Answered by `Taken` once the caller has it.
     Result {
@@ -212,6 +259,17 @@ pub enum ToApplication {
     /// How many jobs of the application stand where. Sent when they changed, at most every
     /// [`TOTALS_INTERVAL`](crate::limits::TOTALS_INTERVAL).
     Totals(Totals),
+    /// Some of the application's jobs, an answer to `List`.
+    Listed {
+        /// From the question.
+        request: u64,
+        /// Jobs by the name of their service, as many sets as there are sessions.
+        jobs: Vec<(String, JobSet)>,
+        /// Whether no more follow.
+        last: bool,
+    },
+    /// Answer to `Detach`: it is committed.
+    Detached,
     /// Answer to `Stop`.
     Stopped,
 }

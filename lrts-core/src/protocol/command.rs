@@ -26,6 +26,20 @@ pub enum FromCommand {
         /// Which jobs.
         jobs: Vec<JobId>,
     },
+    /// Answered by [`ToCommand::Applications`].
+    Applications,
+    /// Cancels all jobs of an application. Answered by [`ToCommand::ApplicationCancelled`].
+    CancelApplication {
+        /// Which.
+        application: ApplicationId,
+    },
+    /// Lets a worker take nothing new. Answered by [`ToCommand::Draining`].
+    Drain {
+        /// Which.
+        worker: WorkerId,
+        /// When what it still runs is stopped and placed elsewhere; never if none.
+        deadline: Option<Duration>,
+    },
 }
 
 /// What the scheduler answers.
@@ -59,6 +73,40 @@ pub enum ToCommand {
         /// Those that had ended before.
         ended: Vec<JobId>,
     },
+    /// All applications that are remembered.
+    Applications {
+        /// One row per application.
+        rows: Vec<ApplicationRow>,
+    },
+    /// The application's jobs are being cancelled.
+    ApplicationCancelled {
+        /// How many had not ended; none if the application is unknown.
+        jobs: Option<u64>,
+    },
+    /// The worker takes nothing new.
+    Draining {
+        /// How many attempts it still has; none if the worker is unknown.
+        attempts: Option<u64>,
+    },
+}
+
+/// A row of `lrts applications`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ApplicationRow {
+    /// The application.
+    pub application_id: ApplicationId,
+    /// Whether it is connected.
+    pub connected: bool,
+    /// For how long it has been away, in seconds; none while it is connected.
+    pub away_s: Option<f64>,
+    /// Jobs that wait.
+    pub queued: u64,
+    /// Jobs that run.
+    pub running: u64,
+    /// Jobs that finished and are remembered.
+    pub finished: u64,
+    /// Jobs that ended otherwise and are remembered.
+    pub failed: u64,
 }
 
 /// `lrts status`.

@@ -17,8 +17,11 @@ use crate::ids::AttemptId;
 pub enum ToHost {
     /// First notice on every connection. The answer is [`FromHost::Welcome`].
     Hello {
-        /// [`HOST_VERSION`](super::HOST_VERSION) of the worker.
+        /// [`HOST_VERSION`](super::HOST_VERSION) of the worker, or an older one that the host has said to speak.
         version: u16,
+        /// How long the host and its jobs go on once the connection has ended, waiting for another. Zero: not at all.
+        #[serde(default)]
+        orphan_grace: Duration,
     },
     /// Run this attempt in a process of its own. A repeat for an attempt that is here is ignored.
     Start(StartAttempt),
@@ -39,6 +42,20 @@ pub enum ToHost {
         /// Which region of the arena.
         region: u32,
     },
+    /// Leases of exclusive attempts reach until then: each of their jobs' watchdogs ends its process at that moment. An older
+    /// one than before is ignored.
+    RenewLeases {
+        /// Nanoseconds of the boot-time clock, [`Moment::as_nanos`](crate::clock::Moment::as_nanos): one machine's clock, so
+        /// that time in queues counts.
+        until: u64,
+    },
+    /// Send this attempt's newest checkpoint again, if it has one.
+    ReadCheckpoint {
+        /// Which.
+        attempt: AttemptId,
+    },
+    /// The worker leaves for good: kill all jobs and end. What hasn't been confirmed is forgotten.
+    End,
     /// What has this attempt printed? Answered by two `Output` and an `OutputDone`.
     ReadOutput {
         /// Which.
@@ -63,6 +80,28 @@ pub struct StartAttempt {
     pub spool_file: PathBuf,
     /// Environment variables to set on top of the host's own.
     pub env: Vec<(String, String)>,
+    /// What an earlier attempt has kept, at most [`CHECKPOINT_BYTES`](crate::limits::CHECKPOINT_BYTES). Its memfd comes behind
+    /// the payload's.
+    #[serde(default)]
+    pub checkpoint: Option<Payload>,
+    /// What a job that exceeds a time limit has to end by itself.
+    #[serde(default)]
+    pub grace: Duration,
+    /// How long it may run.
+    #[serde(default)]
+    pub run_timeout: Option<Duration>,
+    /// How long it may go without progress.
+    #[serde(default)]
+    pub progress_timeout: Option<Duration>,
+    /// How much memory its processes may take together, in bytes.
+    #[serde(default)]
+    pub memory_limit: Option<u64>,
+    /// Its lease, where it is exclusive: as in [`ToHost::RenewLeases`].
+    #[serde(default)]
+    pub lease_until: Option<u64>,
+    /// What the worker wants to know of the attempt when it takes it over. At most 4 KiB; comes back in [`FromHost::Held`].
+    #[serde(default, with = "serde_bytes")]
+    pub notes: Vec<u8>,
 }
 
 /// Where the payload is.
@@ -75,6 +114,19 @@ pub enum Payload {
         /// Its length.
         bytes: u64,
     },
+}
+
+/// A process that runs an attempt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HeldRun {
+    /// Its process id.
+    pub pid: u32,
+    /// Its region of the arena.
+    pub region: u32,
+    /// How long it has been running.
+    pub ran: Duration,
+    /// Whether it is being stopped.
+    pub stopping: bool,
 }
 
 /// Where an output is.
@@ -108,6 +160,26 @@ pub enum FromHost {
         services: Vec<String>,
         /// Whether jobs are forked. If not, the program has started threads before `host_services!` and jobs are spawned.
         forks: bool,
+    },
+    /// An attempt that the host has: one for each, right after `Welcome`, then `AllHeld`. The ends of those that have ended
+    /// come behind that.
+    Held {
+        /// Which.
+        attempt: AttemptId,
+        /// From its start.
+        #[serde(with = "serde_bytes")]
+        notes: Vec<u8>,
+        /// Its process, if it runs.
+        run: Option<HeldRun>,
+    },
+    /// The last `Held` has been sent.
+    AllHeld,
+    /// An attempt's newest checkpoint. A large one travels as a memfd.
+    Checkpoint {
+        /// Which.
+        attempt: AttemptId,
+        /// The state.
+        state: Payload,
     },
     /// An attempt's process runs.
     Began {

@@ -12,7 +12,11 @@ pub mod progress;
 pub mod worker;
 
 /// Version of everything that travels between machines. Peers of another version are refused at the handshake.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Version of what a worker and its job hosts say to each other; hosts outlive a worker's upgrade, so it counts apart.
-pub const HOST_VERSION: u16 = 1;
+pub const HOST_VERSION: u16 = 2;
+
+/// The oldest version of job hosts that a worker takes: the one before its own, so that a worker can be upgraded while its jobs
+/// run on. A host of version 1 ends with its worker's connection, so nobody has to take one over.
+pub const OLDEST_HOST_VERSION: u16 = 1;

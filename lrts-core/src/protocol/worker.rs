@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::progress::BarRecord;
 use crate::ids::{ApplicationId, AttemptId, BundleDigest, WorkerId};
-use crate::spec::{BundleRef, Platform};
+use crate::spec::{BundleRef, JobOptions, Platform};
 use crate::status::Failure;
 
 /// What a worker tells the scheduler.
@@ -14,14 +14,23 @@ use crate::status::Failure;
 pub enum FromWorker {
     /// First message on every connection. The answer is [`ToWorker::Registered`].
     Register(Register),
-    /// Renews the lease. Sent urgently, every heartbeat interval.
-    Heartbeat,
+    /// Renews the lease. Sent urgently, every heartbeat interval. Answered by [`ToWorker::Renewed`].
+    Heartbeat {
+        /// Comes back in the answer: the worker's lease counts from when it sent this.
+        number: u64,
+    },
     /// An attempt's process has begun to run the service. A repeat is ignored.
     Began {
         /// Which.
         attempt: AttemptId,
         /// Its process id on the worker's machine.
         pid: u32,
+    },
+    /// Body: an attempt's newest checkpoint. It replaces the one before; an attempt that is no longer open is ignored. Sent
+    /// again on every new connection.
+    Checkpoint {
+        /// Which.
+        attempt: AttemptId,
     },
     /// An attempt has ended. Body: output, stdout, stderr. Sent again on every new connection until `Confirm` has come.
     Ended(Ended),
@@ -60,6 +69,12 @@ pub enum FromWorker {
     },
     /// The worker leaves: `Returned` and `Ended` for all its attempts went before. Nothing comes after.
     Goodbye,
+    /// The worker's daemon leaves and its jobs run on under their hosts, which wait this long for it to come back. Nothing
+    /// comes after.
+    Absent {
+        /// For so long the worker isn't lost.
+        back_within: Duration,
+    },
 }
 
 /// What a worker is and has.
@@ -83,6 +98,10 @@ pub struct Register {
     pub ships: bool,
     /// Every attempt that is here: waiting, running, or ended and not confirmed.
     pub attempts: Vec<HeldAttempt>,
+    /// The store that they come from, as told in `Registered`; none if there are none. Attempts of another store than the
+    /// scheduler's are not compared with anything: the worker keeps them aside and registers anew without them.
+    #[serde(default)]
+    pub store: Option<u64>,
 }
 
 /// One entry of a worker's inventory.
@@ -134,6 +153,8 @@ pub enum AttemptEnd {
 pub enum ToWorker {
     /// Answer to `Register`.
     Registered {
+        /// Which store the scheduler has: a random number made with it.
+        store: u64,
         /// Counts the scheduler's starts on this store.
         epoch: u64,
         /// How often to send a heartbeat.
@@ -143,12 +164,17 @@ pub enum ToWorker {
         /// Attempts of the inventory that are no longer open: to be killed and forgotten.
         closed: Vec<AttemptId>,
     },
+    /// Answer to `Heartbeat`, sent urgently.
+    Renewed {
+        /// From the heartbeat.
+        number: u64,
+    },
     /// Another heartbeat interval from now on.
     SetHeartbeat {
         /// How often to send a heartbeat.
         heartbeat: Duration,
     },
-    /// Run this. Body: the payload. A repeat for an attempt that is here is ignored.
+    /// Run this. Body: the payload, then the checkpoint. A repeat for an attempt that is here is ignored.
     Start(Start),
     /// Stop this attempt: terminate, kill after the grace period. Answered by `Ended`; an unknown attempt is ignored.
     Stop {
@@ -205,12 +231,11 @@ pub struct Start {
     pub bundle: BundleRef,
     /// The service's name.
     pub service: String,
-    /// The job's label; empty if none.
-    pub label: String,
-    /// How many slots it takes.
-    pub slots: u32,
-    /// Environment variables to set.
-    pub env: Vec<(String, String)>,
+    /// How it is to be run: label, slots, environment, limits.
+    pub options: JobOptions,
+    /// Length of the checkpoint that an earlier attempt has left, at the body's end.
+    #[serde(default)]
+    pub checkpoint_bytes: Option<u32>,
     /// How often its application wants the round trip to the progress server measured.
     pub progress_rtt_test: Duration,
 }
