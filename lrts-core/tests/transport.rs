@@ -485,7 +485,7 @@ async fn silent_peers_are_dropped() {
     up(&mut receiver).await;
     let lively = joined(&mut server).await;
     let mut silent = TcpStream::connect(server.local_address()).await.unwrap();
-    let hello = b"\x01\x00\x01";
+    let hello = [&b"\x01"[..], &lrts_core::protocol::VERSION.to_be_bytes()].concat();
     let body = b"\x93\xa6client\xa1a\xa1b";
     let frames = [&[1, hello.len() as u8][..], &hello[..], &[0, body.len() as u8][..], &body[..]].concat();
     silent.write_all(&[greeting(), ready(b""), frames].concat()).await.unwrap();

@@ -5,7 +5,6 @@
 //! only the newest of several, comes to the same. Bodies (payloads, results, output, checkpoints) travel beside records, see
 //! [`Bodies`](crate::store::Bodies).
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use lrts_core::ids::{ApplicationId, AttemptId, JobId, SessionId, WorkerId};
@@ -53,6 +52,8 @@ pub(crate) struct SessionImage {
     pub(crate) application: ApplicationId,
     pub(crate) bundle: BundleRef,
     pub(crate) services: Vec<String>,
+    /// Its program has been here, or can't be had: what was submitted counts as accepted.
+    pub(crate) decided: bool,
     /// Its application was stopped: its jobs are forgotten as soon as they are terminal.
     pub(crate) stopped: bool,
 }
@@ -72,7 +73,7 @@ pub(crate) struct NewJob {
 pub(crate) struct Submitted {
     pub(crate) session: SessionId,
     pub(crate) first: u64,
-    pub(crate) options: Arc<[JobOptions]>,
+    pub(crate) options: Vec<JobOptions>,
     pub(crate) jobs: Vec<NewJob>,
     /// Sequences among them that made no job, ascending: refused, or of a key whose job was known. Nothing of their payloads
     /// is kept.
@@ -174,6 +175,8 @@ pub(crate) struct Draining {
     pub(crate) reason: String,
     /// The daemon's process when it was decided.
     pub(crate) pid: u32,
+    /// After which time what it still has goes elsewhere. Counts anew after a restart of the scheduler.
+    pub(crate) deadline: Option<Duration>,
 }
 
 /// All that a store has, for a restarted engine. Ages are as of loading, by the wall clock, and never negative.

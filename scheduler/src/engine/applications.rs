@@ -1,27 +1,22 @@
-//! Applications: sessions, what they submit, and how they come and go.
+//! Applications: how they come and go, and which jobs they have.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
 use lrts_core::ids::{ApplicationId, JobId, SessionId};
-use lrts_core::limits::{BODY_BYTES, SERVICE_NAME_BYTES, SERVICES_PER_BUNDLE, SUBMIT_JOBS};
-use lrts_core::spec::{JobOptions, OnDisconnect};
+use lrts_core::limits::{LISTED_RANGES, SERVICE_NAME_BYTES, SERVICES_PER_BUNDLE};
+use lrts_core::protocol::application::JobSet;
+use lrts_core::spec::OnDisconnect;
 use lrts_core::status::{Failure, FailureKind, JobState};
 
 use super::attempts::cancelled;
-use super::bundles::Availability;
-use super::events::{Action, Attach, Credit, Message, NewJob, Note, Peer, Reason, Record, Totals};
-use super::jobs::{Delivery, JobHandle, ReadyKey, Service};
-use super::slab::NONE;
+use super::events::{Action, Attach, Credit, Message, Note, Peer, Reason, Totals};
+use super::jobs::{Delivery, JobHandle, Phase, ReadyKey, Service};
+use super::sessions::{FORGOTTEN, FORGOTTEN_TAKEN, Program, Session};
 use super::{Engine, Party, Timer};
-
-/// In a session's table: nothing is known of this job any more.
-pub(super) const FORGOTTEN: u32 = NONE;
-/// In a session's table: nothing is known of this job any more except that its result was taken.
-pub(super) const FORGOTTEN_TAKEN: u32 = NONE - 1;
+use crate::record::{ApplicationImage, Record, SessionImage};
 
 /// So many places of forgotten jobs are never worth a look.
 const RETENTION_SLACK: usize = 1_024;
@@ -31,10 +26,9 @@ const RETENTION_SLACK: usize = 1_024;
 pub(super) struct Application {
     pub(super) id: ApplicationId,
     pub(super) presence: Presence,
-    on_disconnect: OnDisconnect,
-    pub(super) progress_rtt_test: Duration,
+    pub(super) terms: ApplicationImage,
     /// All its sessions that are remembered.
-    sessions: BTreeSet<u32>,
+    pub(super) sessions: BTreeSet<u32>,
     pub(super) credit: Credit,
     /// Wanted results that wait for credit.
     pub(super) outbox: VecDeque<JobHandle>,
@@ -66,62 +60,6 @@ pub(super) enum Presence {
     Away { since: Moment },
 }
 
-/// One start of an application.
-#[derive(Debug)]
-pub(super) struct Session {
-    pub(super) id: SessionId,
-    pub(super) application: u32,
-    pub(super) bundle: u32,
-    services: Vec<u32>,
-    /// Sequences up to here never came: a scheduler that lost its store took them, and the session goes on behind them.
-    base: u64,
-    /// What became of each later sequence: its job, or [`FORGOTTEN`] (refused ones are), or [`FORGOTTEN_TAKEN`].
-    table: Vec<u32>,
-    /// Every sequence up to here was accepted or refused, and the application may be told.
-    pub(super) accepted: u64,
-    /// How many of its jobs are remembered.
-    jobs: u64,
-    /// Who was told of the jobs that it wants.
-    pub(super) listener: Option<Peer>,
-    /// It has ended: its jobs are forgotten as soon as they are terminal.
-    stopped: bool,
-}
-
-impl Session {
-    /// The last sequence that was submitted.
-    pub(super) fn received(&self) -> u64 {
-        self.base + self.table.len() as u64
-    }
-
-    /// The sequences that came.
-    pub(super) fn known(&self) -> RangeInclusive<u64> {
-        self.base + 1..=self.received()
-    }
-
-    /// Where in the table a sequence is, if it came.
-    fn index(&self, sequence: u64) -> Option<usize> {
-        let index = usize::try_from(sequence.checked_sub(self.base)?.checked_sub(1)?).ok()?;
-        (index < self.table.len()).then_some(index)
-    }
-
-    /// The job with this sequence, if it is remembered.
-    pub(super) fn job(&self, sequence: u64) -> Option<u32> {
-        let job = self.table[self.index(sequence)?];
-        (job != FORGOTTEN && job != FORGOTTEN_TAKEN).then_some(job)
-    }
-
-    /// Whether this job's result was taken before the job was forgotten.
-    pub(super) fn was_taken(&self, sequence: u64) -> bool {
-        self.index(sequence).is_some_and(|index| self.table[index] == FORGOTTEN_TAKEN)
-    }
-
-    /// The sequences of these ranges that were submitted.
-    pub(super) fn submitted(&self, ranges: &[(u64, u64)]) -> Vec<u64> {
-        let (oldest, newest) = self.known().into_inner();
-        ranges.iter().flat_map(|&(first, last)| first.max(oldest)..=last.min(newest)).collect()
-    }
-}
-
 impl Engine {
     pub(super) fn attach(&mut self, peer: Peer, attach: Attach) {
         if let Err(what) = self.check_attach(peer, &attach) {
@@ -137,30 +75,26 @@ impl Engine {
         // Looked up only now: one that was stopped is forgotten when it has left.
         let application = self.application_ids.get(&id).copied().unwrap_or_else(|| self.new_application(id));
         self.forget_away_timers(application);
+        let (on_disconnect, progress_rtt_test) = (attach.on_disconnect, attach.progress_rtt_test);
+        self.set_terms(application, ApplicationImage { on_disconnect, progress_rtt_test });
         let record = &mut self.applications[application];
-        record.on_disconnect = attach.on_disconnect;
-        record.progress_rtt_test = attach.progress_rtt_test;
         record.credit = attach.credit;
         record.totals_sent = Totals::default();
         record.totals_sent_at = None;
         let session = match self.session_ids.get(&session_id) {
             Some(&session) => session,
             None => {
-                self.persist(Record::SessionOpened {
-                    session: session_id,
-                    application: id,
-                    bundle: bundle.clone(),
-                    services: services.clone(),
-                    on_disconnect: attach.on_disconnect,
-                });
-                let bundle = self.bundles.intern(bundle);
-                self.new_session(application, session_id, bundle, services)
+                let image =
+                    SessionImage { application: id, bundle, services, decided: false, stopped: false };
+                let session = self.new_session(application, session_id, image);
+                self.keep_session(session);
+                session
             }
         };
         self.applications[application].presence = Presence::Here { peer, session };
         self.peers.insert(peer, Party::Application(application));
         self.sessions[session].listener = Some(peer);
-        self.use_bundle(self.sessions[session].bundle);
+        self.use_bundle(self.bundle_of(session));
         let accepted_through = self.sessions[session].accepted;
         self.send(peer, Message::Attached { epoch: self.settings.epoch, accepted_through });
         self.note(Note::ApplicationAttached { application: id, session: session_id });
@@ -183,12 +117,17 @@ impl Engine {
                 "a service name that begins `{start}`: longer than {SERVICE_NAME_BYTES} bytes"
             ));
         }
+        if attach.session == SessionId::keyed(attach.application) {
+            return Err("a session that is the place of the application's keys".to_owned());
+        }
         let Some(&session) = self.session_ids.get(&attach.session) else { return Ok(()) };
         let session = &self.sessions[session];
-        let names = session.services.iter().map(|&service| &*self.services[service].name);
-        let same = self.applications[session.application].id == attach.application
-            && self.bundles[session.bundle].reference == attach.bundle
-            && names.eq(attach.services.iter().map(String::as_str));
+        let same = session.program.as_ref().is_some_and(|program| {
+            let names = program.services.iter().map(|&service| &*self.services[service].name);
+            self.applications[session.application].id == attach.application
+                && self.bundles[program.bundle].reference == attach.bundle
+                && names.eq(attach.services.iter().map(String::as_str))
+        });
         if same {
             Ok(())
         } else {
@@ -196,12 +135,20 @@ impl Engine {
         }
     }
 
-    fn new_application(&mut self, id: ApplicationId) -> u32 {
+    fn set_terms(&mut self, application: u32, terms: ApplicationImage) {
+        let record = &mut self.applications[application];
+        if record.terms != terms || record.sessions.is_empty() {
+            record.terms = terms.clone();
+            let application = record.id;
+            self.persist(Record::Application { application, image: terms });
+        }
+    }
+
+    pub(super) fn new_application(&mut self, id: ApplicationId) -> u32 {
         let application = self.applications.insert(Application {
             id,
             presence: Presence::Away { since: self.now },
-            on_disconnect: OnDisconnect::Keep,
-            progress_rtt_test: Duration::ZERO,
+            terms: ApplicationImage { on_disconnect: OnDisconnect::Keep, progress_rtt_test: Duration::ZERO },
             sessions: BTreeSet::new(),
             credit: Credit::default(),
             outbox: VecDeque::new(),
@@ -220,8 +167,10 @@ impl Engine {
         application
     }
 
-    fn new_session(&mut self, application: u32, id: SessionId, bundle: u32, services: Vec<String>) -> u32 {
-        let services = services
+    pub(super) fn new_session(&mut self, application: u32, id: SessionId, image: SessionImage) -> u32 {
+        let bundle = self.bundles.intern(image.bundle);
+        let services = image
+            .services
             .into_iter()
             .map(|name| {
                 let name: Arc<str> = name.into();
@@ -233,18 +182,15 @@ impl Engine {
                 service
             })
             .collect();
-        let session = self.sessions.insert(Session {
-            id,
-            application,
-            bundle,
-            services,
-            base: 0,
-            table: Vec::new(),
-            accepted: 0,
-            jobs: 0,
-            listener: None,
-            stopped: false,
-        });
+        let mut session = Session::new(id, application, Some(Program { bundle, services }));
+        session.decided = image.decided;
+        session.stopped = image.stopped;
+        self.add_session(session)
+    }
+
+    pub(super) fn add_session(&mut self, session: Session) -> u32 {
+        let (id, application) = (session.id, session.application);
+        let session = self.sessions.insert(session);
         self.session_ids.insert(id, session);
         self.applications[application].sessions.insert(session);
         session
@@ -266,131 +212,6 @@ impl Engine {
         (self.sessions[session].application == application).then_some(session)
     }
 
-    pub(super) fn submit(&mut self, peer: Peer, first: u64, options: Vec<JobOptions>, jobs: Vec<NewJob>) {
-        let Some((application, session)) = self.attached(peer) else { return };
-        let record = &self.sessions[session];
-        if jobs.len() > SUBMIT_JOBS || options.len() > SUBMIT_JOBS {
-            return self.violation(peer, format!("a submit of more than {SUBMIT_JOBS} jobs"));
-        }
-        if first > u64::MAX - jobs.len() as u64 {
-            return self.violation(peer, format!("a submit from {first} on: there are no such sequences"));
-        }
-        if record.stopped {
-            return self.violation(peer, "a submit after the application was stopped");
-        }
-        let record = &mut self.sessions[session];
-        if record.received() == 0 {
-            // The session may have begun at a scheduler that lost it.
-            record.base = first.saturating_sub(1);
-            record.accepted = record.base;
-        }
-        let received = record.received();
-        if first == 0 || first > received + 1 {
-            return self.violation(peer, format!("a submit from {first} on where {} was next", received + 1));
-        }
-        // Those that came before, on this connection or an earlier one.
-        let known = usize::try_from(received + 1 - first).unwrap_or(usize::MAX).min(jobs.len());
-        let fresh = jobs[known..].to_vec();
-        if fresh.is_empty() {
-            let through = record.accepted;
-            return self.send(peer, Message::Accepted { through });
-        }
-        self.submit_fresh(application, session, peer, options, fresh);
-        if self.is_decided(self.sessions[session].bundle) {
-            self.advance_accepted(session);
-        }
-    }
-
-    fn submit_fresh(
-        &mut self,
-        application: u32,
-        session: u32,
-        peer: Peer,
-        options: Vec<JobOptions>,
-        jobs: Vec<NewJob>,
-    ) {
-        let refusals: Vec<Option<String>> =
-            options.iter().map(|options| options.validate().err().map(|error| error.to_string())).collect();
-        let options: Arc<[JobOptions]> = options.into();
-        let first = self.sessions[session].received() + 1;
-        let bundle = self.sessions[session].bundle;
-        let mut specs: BTreeMap<(u16, u16), u32> = BTreeMap::new();
-        let mut refused = Vec::new();
-        for (sequence, job) in (first..).zip(&jobs) {
-            if let Some(reason) = self.refusal(session, job, &refusals) {
-                self.sessions[session].table.push(FORGOTTEN);
-                refused.push((sequence, reason));
-                continue;
-            }
-            let spec = match specs.get(&(job.service, job.options)) {
-                Some(&spec) => spec,
-                None => {
-                    let service = self.sessions[session].services[usize::from(job.service)];
-                    let spec = self.spec_for(service, &options[usize::from(job.options)]);
-                    specs.insert((job.service, job.options), spec);
-                    spec
-                }
-            };
-            let index = self.jobs.insert(session, sequence, spec, self.now);
-            let record = &mut self.sessions[session];
-            record.table.push(index);
-            record.jobs += 1;
-            self.applications[application].totals.queued += 1;
-            self.use_bundle(bundle);
-            self.queue_job(index);
-        }
-        self.totals_changed(application);
-        let sequences = refused.iter().map(|&(sequence, _)| sequence).collect();
-        let id = self.sessions[session].id;
-        self.persist(Record::Submitted { session: id, first, options, jobs, refused: sequences });
-        for (sequence, reason) in refused {
-            self.send(peer, Message::Refused { sequence, reason });
-        }
-        if let Availability::Failed(reason) = self.bundles[bundle].availability.clone() {
-            self.fail_queued(bundle, &reason);
-        }
-    }
-
-    /// Why a job isn't taken, if it isn't.
-    fn refusal(&self, session: u32, job: &NewJob, refusals: &[Option<String>]) -> Option<String> {
-        let services = self.sessions[session].services.len();
-        if usize::from(job.service) >= services {
-            return Some(format!(
-                "service number {} of a program with {services}: services are named when the application starts",
-                job.service
-            ));
-        }
-        if u64::from(job.payload_bytes) > BODY_BYTES {
-            return Some(format!(
-                "a payload of {} bytes: at most {BODY_BYTES} are allowed, larger data belongs into files",
-                job.payload_bytes
-            ));
-        }
-        match refusals.get(usize::from(job.options)) {
-            Some(refusal) => refusal.clone(),
-            None => Some(format!("options number {} of a submit with {}", job.options, refusals.len())),
-        }
-    }
-
-    fn is_decided(&self, bundle: u32) -> bool {
-        self.bundles[bundle].availability != Availability::Awaited
-    }
-
-    /// The session's bundle is here, or will never be: all that was submitted is accepted.
-    pub(super) fn advance_accepted(&mut self, session: u32) {
-        let record = &mut self.sessions[session];
-        if record.accepted == record.received() {
-            return;
-        }
-        record.accepted = record.received();
-        let (application, through) = (record.application, record.accepted);
-        if let Presence::Here { peer, session: current } = self.applications[application].presence
-            && current == session
-        {
-            self.send(peer, Message::Accepted { through });
-        }
-    }
-
     pub(super) fn cancel_of_application(&mut self, peer: Peer, session: SessionId, ranges: &[(u64, u64)]) {
         let Some(session) = self.session_of(peer, session) else { return };
         for sequence in self.sessions[session].submitted(ranges) {
@@ -408,6 +229,71 @@ impl Engine {
         }
     }
 
+    pub(super) fn cancel_application(&mut self, id: ApplicationId) {
+        let Some(&application) = self.application_ids.get(&id) else { return };
+        let failure = Failure::new(FailureKind::Cancelled, "cancelled by `lrts cancel --application`");
+        self.cancel_all(application, &failure);
+    }
+
+    fn cancel_all(&mut self, application: u32, failure: &Failure) {
+        for session in self.applications[application].sessions.clone() {
+            for job in self.sessions[session].remembered() {
+                self.cancel_job(job, failure.clone());
+            }
+        }
+    }
+
+    /// Tells an application which jobs it has, or whether it has this one.
+    pub(super) fn list(&mut self, peer: Peer, request: u64, only: Option<JobId>) {
+        let Some((application, _)) = self.attached(peer) else { return };
+        let mut found: BTreeMap<(Arc<str>, SessionId), Vec<u64>> = BTreeMap::new();
+        let jobs = match only {
+            Some(id) => {
+                Vec::from_iter(self.find_job(id).filter(|&job| self.spec_of(job).application == application))
+            }
+            None => {
+                let sessions = self.applications[application].sessions.iter();
+                sessions.flat_map(|&session| self.sessions[session].remembered()).collect()
+            }
+        };
+        for job in jobs {
+            let node = &self.jobs.nodes[job];
+            // What was taken can't be had again. Somebody who asks for it by name is told so when he waits.
+            if node.delivery == Delivery::Taken && only.is_none() {
+                continue;
+            }
+            let service = Arc::clone(&self.services[self.spec_of(job).service].name);
+            found.entry((service, self.sessions[node.session].id)).or_default().push(node.sequence);
+        }
+        let sets = found.into_iter().flat_map(|((service, session), sequences)| {
+            let JobSet { session, ranges } = JobSet::from_sequences(session, sequences);
+            let sets =
+                ranges.chunks(LISTED_RANGES).map(move |ranges| JobSet { session, ranges: ranges.to_vec() });
+            sets.map(|set| (service.to_string(), set)).collect::<Vec<_>>()
+        });
+        let sets: Vec<(String, JobSet)> = sets.collect();
+        let mut batch = Vec::new();
+        let mut ranges = 0;
+        for set in sets {
+            if ranges + set.1.ranges.len() > LISTED_RANGES && !batch.is_empty() {
+                let jobs = std::mem::take(&mut batch);
+                self.send(peer, Message::Listed { request, jobs, last: false });
+                ranges = 0;
+            }
+            ranges += set.1.ranges.len();
+            batch.push(set);
+        }
+        self.send(peer, Message::Listed { request, jobs: batch, last: true });
+    }
+
+    /// An application means to come back, whatever it said of disconnects.
+    pub(super) fn detach(&mut self, peer: Peer) {
+        let Some((application, _)) = self.attached(peer) else { return };
+        let terms = self.applications[application].terms.clone();
+        self.set_terms(application, ApplicationImage { on_disconnect: OnDisconnect::Keep, ..terms });
+        self.send(peer, Message::Detached);
+    }
+
     /// The job of this id, if it is remembered.
     pub(super) fn find_job(&self, id: JobId) -> Option<u32> {
         self.sessions[*self.session_ids.get(&id.session)?].job(id.sequence)
@@ -419,8 +305,8 @@ impl Engine {
         // The last that its display shows: all that was done, and what is cancelled as still to be done.
         self.send_totals(application);
         for session in self.applications[application].sessions.clone() {
-            self.sessions[session].stopped = true;
-            for job in self.remembered(session) {
+            self.stop_session(session);
+            for job in self.sessions[session].remembered() {
                 if self.jobs.nodes[job].is_terminal() {
                     self.forget_job(job);
                 } else {
@@ -431,10 +317,29 @@ impl Engine {
         self.send(peer, Message::Stopped);
     }
 
-    /// All jobs of a session that are remembered.
-    fn remembered(&self, session: u32) -> Vec<u32> {
-        let known = |job: &u32| *job != FORGOTTEN && *job != FORGOTTEN_TAKEN;
-        self.sessions[session].table.iter().copied().filter(known).collect()
+    fn stop_session(&mut self, session: u32) {
+        if !std::mem::replace(&mut self.sessions[session].stopped, true) {
+            self.keep_session(session);
+        }
+    }
+
+    /// Keeps what is known of a session. That of keys follows from its jobs.
+    pub(super) fn keep_session(&mut self, session: u32) {
+        let record = &self.sessions[session];
+        let Some(program) = &record.program else { return };
+        let image = SessionImage {
+            application: self.applications[record.application].id,
+            bundle: self.bundles[program.bundle].reference.clone(),
+            services: program
+                .services
+                .iter()
+                .map(|&service| self.services[service].name.to_string())
+                .collect(),
+            decided: record.decided,
+            stopped: record.stopped,
+        };
+        let session = record.id;
+        self.persist(Record::Session { session, image });
     }
 
     /// A job has become terminal: its result is sent if it is wanted; a stopped session has no use for it.
@@ -449,11 +354,15 @@ impl Engine {
     /// Forgets a terminal job, and what it was the last of.
     pub(super) fn forget_job(&mut self, job: u32) {
         let id = self.job_id(job);
+        if let Phase::Ended { report, .. } = self.jobs.nodes[job].phase {
+            self.release_result(report);
+        }
+        self.changed.remove(&job);
         let node = self.forget_node(job);
-        self.persist(Record::JobForgotten { job: id });
+        let taken = node.delivery == Delivery::Taken;
+        self.persist(Record::JobForgotten { job: id, taken });
         let session = &mut self.sessions[node.session];
-        let index = session.index(node.sequence).expect("a job's sequence came");
-        session.table[index] = if node.delivery == Delivery::Taken { FORGOTTEN_TAKEN } else { FORGOTTEN };
+        session.set(node.sequence, if taken { FORGOTTEN_TAKEN } else { FORGOTTEN });
         session.jobs -= 1;
         let application = session.application;
         self.tidy_retention();
@@ -484,6 +393,7 @@ impl Engine {
             self.forget_away_timers(application);
             self.application_ids.remove(&id);
             self.applications.remove(application);
+            self.persist(Record::ApplicationForgotten { application: id });
         }
     }
 
@@ -492,7 +402,7 @@ impl Engine {
         self.session_ids.remove(&record.id);
         let owner = &mut self.applications[record.application];
         owner.sessions.remove(&session);
-        for service in record.services {
+        for service in record.program.map(|program| program.services).unwrap_or_default() {
             self.services[service].sessions -= 1;
             if self.services[service].sessions == 0 {
                 let gone = self.services.remove(service);
@@ -508,10 +418,10 @@ impl Engine {
         let Presence::Here { session, .. } = record.presence else { return };
         record.presence = Presence::Away { since: now };
         record.outbox.clear();
-        let (id, on_disconnect) = (record.id, record.on_disconnect);
-        self.release_bundle(self.sessions[session].bundle);
+        let id = record.id;
+        self.release_bundle(self.bundle_of(session));
         self.note(Note::ApplicationLeft { application: id });
-        self.timers.extend(away_timers(application, now, on_disconnect, self.settings.result_retention));
+        self.start_absence(application);
         self.forget_if_over(application);
     }
 
@@ -519,7 +429,8 @@ impl Engine {
     fn forget_away_timers(&mut self, application: u32) {
         let record = &self.applications[application];
         let Presence::Away { since } = record.presence else { return };
-        let timers = away_timers(application, since, record.on_disconnect, self.settings.result_retention);
+        let timers =
+            away_timers(application, since, record.terms.on_disconnect, self.settings.result_retention);
         for timer in timers {
             self.timers.remove(&timer);
         }
@@ -530,18 +441,14 @@ impl Engine {
         let Some(record) = self.applications.get(application) else { return };
         let Presence::Away { since } = record.presence else { return };
         let away = self.now.since(since);
-        if let OnDisconnect::CancelAfter(allowed) = record.on_disconnect
+        if let OnDisconnect::CancelAfter(allowed) = record.terms.on_disconnect
             && away >= allowed
             && record.totals.queued + record.totals.running > 0
         {
-            let (id, sessions) = (record.id, record.sessions.clone());
+            let id = record.id;
             self.note(Note::ApplicationCancelled { application: id });
             let reason = format!("cancelled: its application was away for {} s", away.as_secs());
-            for session in sessions {
-                for job in self.remembered(session) {
-                    self.cancel_job(job, Failure::new(FailureKind::Cancelled, reason.clone()));
-                }
-            }
+            self.cancel_all(application, &Failure::new(FailureKind::Cancelled, reason));
         }
         if self.applications.get(application).is_some() {
             self.forget_if_over(application);
@@ -551,6 +458,17 @@ impl Engine {
     /// Where a job stands, if it is remembered.
     pub(crate) fn state(&self, id: JobId) -> Option<JobState> {
         self.find_job(id).map(|job| self.jobs.nodes[job].state())
+    }
+}
+
+impl Engine {
+    /// An application is away from now on, or was when the scheduler started: its absence is looked at in time.
+    pub(super) fn start_absence(&mut self, application: u32) {
+        let record = &self.applications[application];
+        let Presence::Away { since } = record.presence else { return };
+        let timers =
+            away_timers(application, since, record.terms.on_disconnect, self.settings.result_retention);
+        self.timers.extend(timers);
     }
 }
 

@@ -12,11 +12,12 @@ use lrts_core::spec::JobOptions;
 use lrts_core::status::{Failure, FailureKind, JobState};
 
 use super::Engine;
-use super::events::{AttemptOutcome, Message, Note, Peer, Record, Report};
+use super::events::{AttemptOutcome, Message, Note, Peer};
 use super::jobs::{EndedJob, Phase};
 use super::retry::{self, Charges};
 use super::slab::NONE;
 use super::workers::{Standing, Verdict};
+use crate::record::{Record, Report};
 
 /// Whether an attempt's result counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,8 +52,11 @@ pub(super) struct Attempt {
     pub(super) next: u32,
     pub(super) worker: u32,
     pub(super) application: u32,
+    pub(super) bundle: u32,
     pub(super) slots: u32,
     pub(super) priority: i32,
+    /// Whether no other attempt of its job may run while this one may.
+    pub(super) exclusive: bool,
     /// Whether its service was known to take little time.
     pub(super) short: bool,
     pub(super) fate: Fate,
@@ -74,8 +78,9 @@ impl Engine {
     pub(super) fn dispatch(&mut self, job: u32, worker: u32, position: Position) {
         let id = AttemptId { job: self.job_id(job), attempt: self.jobs.nodes[job].attempts + 1 };
         let spec = self.spec_of(job);
-        let (application, slots, recipe) = (spec.application, spec.slots, spec.recipe.clone());
-        let priority = recipe.options.get_priority();
+        let (application, bundle, slots) = (spec.application, spec.bundle, spec.slots);
+        let recipe = spec.recipe.clone();
+        let (priority, exclusive) = (recipe.options.get_priority(), recipe.options.is_exclusive());
         let short = self.services[spec.service].is_short();
         self.move_job(job, Phase::Placed);
         let node = &mut self.jobs.nodes[job];
@@ -88,8 +93,10 @@ impl Engine {
             next,
             worker,
             application,
+            bundle,
             slots,
             priority,
+            exclusive,
             short,
             fate: Fate::Open,
             position,
@@ -112,15 +119,16 @@ impl Engine {
             }
         }
         let record = &self.workers.all[worker];
-        let (worker_id, peer) = (record.id, record.peer().expect("only ready workers are chosen"));
+        let peer = record.peer().expect("only ready workers are chosen");
         self.workers.rekey(worker);
         self.use_slots(application, slots);
-        self.persist(Record::AttemptOpened { attempt: id, worker: worker_id });
-        self.send(peer, Message::Start { attempt: id, execution, recipe });
+        self.job_changed(job);
+        let checkpoint = self.newest_checkpoint(job);
+        self.send(peer, Message::Start { attempt: id, execution, recipe, checkpoint });
     }
 
     /// The attempt that a worker speaks of, if it still has one of that name.
-    fn attempt_at(&mut self, peer: Peer, id: AttemptId) -> Option<(u32, Option<u32>)> {
+    pub(super) fn attempt_at(&mut self, peer: Peer, id: AttemptId) -> Option<(u32, Option<u32>)> {
         let worker = self.heard_worker(peer)?;
         Some((worker, self.workers.all[worker].attempts.get(&id).copied()))
     }
@@ -142,11 +150,10 @@ impl Engine {
 
     /// Counts an execution.
     pub(super) fn execution_began(&mut self, attempt: u32) {
-        let Attempt { job, id, worker, .. } = self.attempts[attempt];
+        let Attempt { job, bundle, worker, .. } = self.attempts[attempt];
         self.jobs.nodes[job].executions += 1;
-        let bundle = self.spec_of(job).bundle;
         self.workers.all[worker].verdicts.insert(bundle, Verdict::Proven);
-        self.persist(Record::AttemptBegan { attempt: id });
+        self.job_changed(job);
     }
 
     /// An attempt needn't be taken back any more for a higher priority.
@@ -203,14 +210,33 @@ impl Engine {
         let cancelling = self.jobs.nodes[job].cancelling;
         let valid = outcome == AttemptOutcome::Finished && !cancelling;
         self.persist(Record::AttemptEnded { attempt: id, valid });
-        let began = self.attempts[attempt].began;
+        let Attempt { began, bundle, worker, .. } = self.attempts[attempt];
         self.unlink_from_job(attempt);
-        let worker = self.workers.all[self.attempts[attempt].worker].id;
+        let worker_id = self.workers.all[worker].id;
+        // Before the worker is forgotten with its last attempt.
+        let blames_worker = match &outcome {
+            AttemptOutcome::Failed(failure) if retry::is_crash(failure.kind) => {
+                !cancelling && {
+                    self.jobs.nodes[job].crashes += 1;
+                    self.died_at(job, worker, ran)
+                }
+            }
+            AttemptOutcome::Finished | AttemptOutcome::Failed(_) => {
+                self.ended_well(worker, bundle);
+                false
+            }
+            AttemptOutcome::Stopped | AttemptOutcome::Lost { .. } => false,
+        };
         self.drop_attempt(attempt);
-        let run = Run { attempt: Some(id.attempt), worker: Some(worker), began, ran, output_bytes };
+        let run = Run { attempt: Some(id.attempt), worker: Some(worker_id), began, ran, output_bytes };
         match outcome {
             _ if cancelling => self.end_job(job, Some(cancelled()), run),
             AttemptOutcome::Finished => self.end_job(job, None, run),
+            AttemptOutcome::Failed(failure) if blames_worker => {
+                // Another one takes it at once.
+                self.jobs.last_failures.insert(job, failure);
+                self.run_again(job, run);
+            }
             AttemptOutcome::Failed(failure) => self.charge(job, failure, run),
             AttemptOutcome::Stopped => self.run_again(job, run),
             AttemptOutcome::Lost { .. } if self.jobs.verdicts.contains_key(&job) => self.run_again(job, run),
@@ -226,12 +252,11 @@ impl Engine {
         self.send(peer, Message::Confirm { attempts: vec![id] });
     }
 
-    /// Counts a failure against its job, which is run again or ends.
+    /// Counts a failure against its job, which is run again or ends. Deaths were counted already.
     fn charge(&mut self, job: u32, failure: Failure, run: Run) {
+        self.job_changed(job);
         let node = &mut self.jobs.nodes[job];
-        if retry::is_crash(failure.kind) {
-            node.crashes += 1;
-        } else {
+        if !retry::is_crash(failure.kind) {
             node.failures += 1;
         }
         let charges = Charges { failures: node.failures, crashes: node.crashes };
@@ -255,6 +280,7 @@ impl Engine {
             return self.end_job(job, Some(failure), run);
         }
         self.jobs.verdicts.insert(job, (failure, run));
+        self.job_changed(job);
         self.move_job(job, Phase::Held);
     }
 
@@ -277,8 +303,7 @@ impl Engine {
 
     /// An open attempt isn't at its worker any more and brought nothing: charged to nobody.
     pub(super) fn close_unbegun(&mut self, attempt: u32) {
-        let Attempt { job, id, fate, began, worker, .. } = self.attempts[attempt];
-        self.persist(Record::AttemptClosed { attempt: id });
+        let Attempt { job, fate, began, worker, .. } = self.attempts[attempt];
         let worker = self.workers.all[worker].id;
         self.unlink_from_job(attempt);
         self.drop_attempt(attempt);
@@ -306,7 +331,11 @@ impl Engine {
             Fate::Fenced => self.drop_attempt(attempt),
             Fate::Lapsed => {}
             Fate::Open => {
+                if record.exclusive {
+                    return self.end_lease(attempt);
+                }
                 record.fate = Fate::Lapsed;
+                self.job_changed(job);
                 self.forget_ahead(attempt);
                 self.free_slots(application, slots);
                 let worker = self.workers.all[worker].id;
@@ -315,9 +344,25 @@ impl Engine {
         }
     }
 
+    /// An exclusive attempt's worker is lost, and its own watchdog ends it at this moment at the latest: it is closed. The job
+    /// is placed again one interval later, which is the margin for clocks that don't run alike.
+    fn end_lease(&mut self, attempt: u32) {
+        let Attempt { job, began, worker, .. } = self.attempts[attempt];
+        let worker = self.workers.all[worker].id;
+        self.unlink_from_job(attempt);
+        self.drop_attempt(attempt);
+        if self.jobs.nodes[job].cancelling {
+            let run = Run::without_end(began.map(|began| (worker, began)), self.now);
+            self.end_job(job, Some(cancelled()), run);
+        } else {
+            self.back_off(job, self.interval());
+        }
+    }
+
     /// Kills an open attempt by order: from now on nothing that it says counts.
     pub(super) fn fence(&mut self, attempt: u32) {
-        let Attempt { id, worker, .. } = self.attempts[attempt];
+        let Attempt { job, id, worker, .. } = self.attempts[attempt];
+        self.drop_checkpoint(job, id.attempt);
         self.unlink_from_job(attempt);
         let record = &self.workers.all[worker];
         let (peer, lost) = (record.peer(), record.standing == Standing::Lost);
@@ -338,15 +383,17 @@ impl Engine {
     /// Takes an attempt out of its job's list of open ones.
     pub(super) fn unlink_from_job(&mut self, attempt: u32) {
         let Attempt { job, next, .. } = self.attempts[attempt];
+        self.job_changed(job);
         if self.jobs.nodes[job].open == attempt {
             self.jobs.nodes[job].open = next;
-            return;
+        } else {
+            let mut before = self.jobs.nodes[job].open;
+            while self.attempts[before].next != attempt {
+                before = self.attempts[before].next;
+            }
+            self.attempts[before].next = next;
         }
-        let mut before = self.jobs.nodes[job].open;
-        while self.attempts[before].next != attempt {
-            before = self.attempts[before].next;
-        }
-        self.attempts[before].next = next;
+        self.tidy_checkpoints(job);
     }
 
     /// Drops an attempt's record, which is in no job's list any more, and frees its slots.
@@ -404,8 +451,7 @@ impl Engine {
             return;
         }
         node.cancelling = true;
-        let id = self.job_id(job);
-        self.persist(Record::CancelAccepted { job: id });
+        self.job_changed(job);
         match self.live_attempt(job) {
             None => self.end_unplaced(job, failure),
             Some(attempt) => {
@@ -431,27 +477,33 @@ impl Engine {
         while self.jobs.nodes[job].open != NONE {
             self.fence(self.jobs.nodes[job].open);
         }
-        let node = &self.jobs.nodes[job];
-        let queued = run.began.unwrap_or(self.now).since(node.submitted);
-        let report = Report {
-            failure,
-            attempt: run.attempt.unwrap_or(node.attempts),
-            attempts: node.executions,
-            worker: run.worker,
-            queued,
-            ran: run.ran,
-        };
+        self.jobs.checkpoints.remove(&job);
+        self.job_changed(job);
+        let report = self.report_of(job, failure, run);
         let state = report.failure.as_ref().map_or(JobState::Finished, |failure| failure.kind.state());
         let bundle = self.spec_of(job).bundle;
         let id = self.job_id(job);
-        self.persist(Record::JobEnded { job: id, report: report.clone() });
         self.note(Note::JobEnded { job: id, failed: state != JobState::Finished });
         let output_bytes = if state == JobState::Finished { run.output_bytes } else { 0 };
         let report = self.jobs.ended.insert(EndedJob { report, output_bytes });
         self.move_job(job, Phase::Ended { state, report });
         self.release_bundle(bundle);
         self.retention.push_back((self.now + self.settings.result_retention, self.jobs.handle(job)));
+        self.retain_result(output_bytes);
         self.ended_job(job);
+    }
+
+    /// How a job went, if it ends now with this run as its last.
+    pub(super) fn report_of(&self, job: u32, failure: Option<Failure>, run: Run) -> Report {
+        let node = &self.jobs.nodes[job];
+        Report {
+            failure,
+            attempt: run.attempt.unwrap_or(node.attempts),
+            attempts: node.executions,
+            worker: run.worker,
+            queued: run.began.unwrap_or(self.now).since(node.submitted),
+            ran: run.ran,
+        }
     }
 }
 
@@ -474,6 +526,17 @@ impl Run {
             worker: began.map(|(worker, _)| worker),
             began: began.map(|(_, began)| began),
             ran: began.map_or(Duration::ZERO, |(_, began)| now.since(began)),
+            output_bytes: 0,
+        }
+    }
+
+    /// The one that a report is of, which began at this moment if it began at all.
+    pub(super) fn of_report(report: &Report, began: Moment) -> Self {
+        Self {
+            attempt: Some(report.attempt),
+            worker: report.worker,
+            began: report.worker.map(|_| began),
+            ran: report.ran,
             output_bytes: 0,
         }
     }

@@ -138,8 +138,8 @@ impl Engine {
     /// Submits that waited for the bundle are accepted, and its queues are open.
     fn bundle_decided(&mut self, bundle: u32) {
         for session in self.sessions.indices() {
-            if self.sessions[session].bundle == bundle {
-                self.advance_accepted(session);
+            if self.sessions[session].program.as_ref().is_some_and(|program| program.bundle == bundle) {
+                self.program_decided(session);
             }
         }
         self.refresh_queues_of(bundle);
@@ -175,7 +175,8 @@ impl Engine {
             if matches!(self.workers.all[worker].standing, Standing::Lost) {
                 continue;
             }
-            if self.can_start(worker, bundle) {
+            // Of one that hasn't registered since the scheduler started, nothing is known.
+            if self.workers.all[worker].platform.is_none() || self.can_start(worker, bundle) {
                 return Starters::Some;
             }
             reasons.extend(self.workers.all[worker].refusal(bundle).map(str::to_owned));

@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lrts_core::ids::{ApplicationId, AttemptId, BundleDigest, JobId, SessionId, WorkerId};
+use lrts_core::protocol::application::{JobSet, KeyedJob, RefusalCause};
 use lrts_core::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
 use lrts_core::status::Failure;
+
+use crate::record::{NewJob, Record, Report};
 
 /// One connection; never used for another one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -19,8 +22,8 @@ pub(crate) type Ranges = Vec<(u64, u64)>;
 pub(crate) enum Event {
     /// An application said who it is.
     Attached { peer: Peer, attach: Attach },
-    /// An application scheduled jobs, numbered on from `first`.
-    Submitted { peer: Peer, first: u64, options: Vec<JobOptions>, jobs: Vec<NewJob> },
+    /// An application scheduled jobs.
+    Submitted { peer: Peer, submit: Submit },
     /// An application waits for results.
     Wanted { peer: Peer, session: SessionId, ranges: Ranges, urgent: bool },
     /// An application has room for more results.
@@ -29,14 +32,20 @@ pub(crate) enum Event {
     Taken { peer: Peer, session: SessionId, ranges: Ranges },
     /// An application wishes to stop some of its jobs.
     CancelAsked { peer: Peer, session: SessionId, ranges: Ranges },
+    /// An application asks which jobs it has, or whether it has this one.
+    ListAsked { peer: Peer, request: u64, job: Option<JobId> },
+    /// An application leaves and means to come back.
+    DetachAsked { peer: Peer },
     /// An application wishes to end.
     StopAsked { peer: Peer },
     /// A worker said who it is and what it has.
     Registered { peer: Peer, registration: Registration, held: Vec<Held> },
-    /// A worker is alive.
-    HeartbeatReceived { peer: Peer },
+    /// A worker is alive, and wants to hear so.
+    HeartbeatReceived { peer: Peer, number: u64 },
     /// An attempt's process runs the service.
     Began { peer: Peer, attempt: AttemptId, pid: u32 },
+    /// An attempt has brought a checkpoint.
+    CheckpointCame { peer: Peer, attempt: AttemptId },
     /// An attempt has ended. `output_bytes` is the length of its result.
     Ended { peer: Peer, attempt: AttemptId, outcome: AttemptOutcome, ran: Duration, output_bytes: u64 },
     /// A worker gave attempts back before they began.
@@ -47,6 +56,8 @@ pub(crate) enum Event {
     BundleRefusedByWorker { peer: Peer, bundle: BundleRef, reason: String, attempts: Vec<AttemptId> },
     /// A worker has left in order.
     SaidGoodbye { peer: Peer },
+    /// A worker's daemon has left, its jobs run on.
+    SaidAbsent { peer: Peer, back_within: Duration },
     /// A connection has ended.
     Disconnected { peer: Peer },
     /// A bundle is here, verified and synced. A repeat is ignored.
@@ -57,6 +68,10 @@ pub(crate) enum Event {
     BundleForgotten { digest: BundleDigest },
     /// A command wishes to stop these jobs.
     JobsCancelled { jobs: Vec<JobId> },
+    /// A command wishes to stop all jobs of an application.
+    ApplicationCancelled { application: ApplicationId },
+    /// A command wishes that a worker takes nothing new, and that what it still has after this time goes elsewhere.
+    DrainOrdered { worker: WorkerId, deadline: Option<Duration> },
     /// Time has passed.
     Tick,
 }
@@ -82,14 +97,16 @@ pub(crate) struct Credit {
     pub(crate) bytes: u64,
 }
 
-/// One job of a submit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct NewJob {
-    /// Index into [`Attach::services`].
-    pub(crate) service: u16,
-    /// Index into the submit's options.
-    pub(crate) options: u16,
-    pub(crate) payload_bytes: u32,
+/// Jobs of one message, numbered on from `first`.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Submit {
+    pub(crate) first: u64,
+    pub(crate) options: Vec<JobOptions>,
+    pub(crate) jobs: Vec<NewJob>,
+    /// Ascending by index.
+    pub(crate) keys: Vec<KeyedJob>,
+    /// Why the store can't take them, if it can't.
+    pub(crate) no_room: Option<String>,
 }
 
 /// What a worker is and has.
@@ -104,6 +121,8 @@ pub(crate) struct Registration {
     pub(crate) installed: Vec<String>,
     /// Whether bundles may be shipped there.
     pub(crate) ships: bool,
+    /// The store that what it holds comes from.
+    pub(crate) store: Option<u64>,
 }
 
 /// One entry of a worker's inventory.
@@ -156,64 +175,6 @@ pub(crate) enum Reason {
     LeaseExpired,
 }
 
-/// What must outlive the scheduler's process, in a durable store.
-#[derive(Clone, PartialEq, Debug)]
-pub(crate) enum Record {
-    /// A session began.
-    SessionOpened {
-        session: SessionId,
-        application: ApplicationId,
-        bundle: BundleRef,
-        services: Vec<String>,
-        on_disconnect: OnDisconnect,
-    },
-    /// Jobs were accepted, numbered on from `first`: those of one submit that share options share one entry here. Bodies: the
-    /// payloads of all of them, also of the refused.
-    Submitted {
-        session: SessionId,
-        first: u64,
-        options: Arc<[JobOptions]>,
-        jobs: Vec<NewJob>,
-        /// Sequences among them that were refused.
-        refused: Vec<u64>,
-    },
-    /// An attempt is about to be dispatched.
-    AttemptOpened { attempt: AttemptId, worker: WorkerId },
-    /// An attempt's process runs: one execution more.
-    AttemptBegan { attempt: AttemptId },
-    /// An attempt has ended. Bodies: its result, output and bars. The result is kept if it is `valid`.
-    AttemptEnded { attempt: AttemptId, valid: bool },
-    /// An attempt came back before it began, or isn't at its worker any more.
-    AttemptClosed { attempt: AttemptId },
-    /// The user wants the job to stop.
-    CancelAccepted { job: JobId },
-    /// A job is terminal. Its payload isn't needed any more.
-    JobEnded { job: JobId, report: Report },
-    /// A result was returned to the caller and isn't needed any more.
-    Taken { job: JobId },
-    /// Nothing is known about a job any more, except that it was there.
-    JobForgotten { job: JobId },
-    /// Nothing is known about a session any more.
-    SessionForgotten { session: SessionId },
-}
-
-/// How a job went.
-#[derive(Clone, PartialEq, Debug)]
-pub(crate) struct Report {
-    /// Why it has no result, unless it finished.
-    pub(crate) failure: Option<Failure>,
-    /// The attempt that this is of, 0 if there was none.
-    pub(crate) attempt: u32,
-    /// How many of its attempts began.
-    pub(crate) attempts: u32,
-    /// Where the last attempt ran; none if none began.
-    pub(crate) worker: Option<WorkerId>,
-    /// From the submit to the beginning of the last attempt, or to the end where none began.
-    pub(crate) queued: Duration,
-    /// How long the last attempt ran.
-    pub(crate) ran: Duration,
-}
-
 /// How many jobs of an application stand where.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Totals {
@@ -241,21 +202,27 @@ pub(crate) enum Message {
     /// Every sequence up to here is committed, or was refused.
     Accepted { through: u64 },
     /// A job that isn't taken.
-    Refused { sequence: u64, reason: String },
+    Refused { sequence: u64, reason: String, cause: RefusalCause },
     /// A job has ended. Its output and bars are in the store.
     Result { job: JobId, report: Report },
     /// A wanted job was taken before, or is unknown.
     Gone { job: JobId, taken: bool },
     /// How many jobs stand where.
     Totals(Totals),
+    /// Some of an application's jobs, by service.
+    Listed { request: u64, jobs: Vec<(String, JobSet)>, last: bool },
+    /// Answer to an application that means to come back.
+    Detached,
     /// Answer to an application that stopped.
     Stopped,
     /// Answer to a worker that registered.
-    Registered { epoch: u64, heartbeat: Duration, lost_after: Duration, closed: Vec<AttemptId> },
+    Registered { store: u64, epoch: u64, heartbeat: Duration, lost_after: Duration, closed: Vec<AttemptId> },
+    /// Answer to a heartbeat.
+    Renewed { number: u64 },
     /// Another heartbeat interval.
     SetHeartbeat { heartbeat: Duration },
-    /// Run this. The payload is in the store.
-    Start { attempt: AttemptId, execution: u32, recipe: Arc<Recipe> },
+    /// Run this. The payload is in the store, and the checkpoint of this attempt, if there is one.
+    Start { attempt: AttemptId, execution: u32, recipe: Arc<Recipe>, checkpoint: Option<u32> },
     /// Stop this attempt.
     Stop { attempt: AttemptId },
     /// Give this attempt back if it hasn't begun.
@@ -296,6 +263,25 @@ pub(crate) enum Note {
     },
     WorkerLeft {
         worker: WorkerId,
+    },
+    /// Its daemon has left, its jobs run on.
+    WorkerAbsent {
+        worker: WorkerId,
+        back_within: Duration,
+    },
+    /// It takes nothing new.
+    WorkerDrains {
+        worker: WorkerId,
+        reason: String,
+    },
+    /// It holds attempts of another scheduler's store.
+    WorkerOfAnotherStore {
+        worker: WorkerId,
+        attempts: usize,
+    },
+    /// Results that nobody has taken are forgotten to make room.
+    ResultsDropped {
+        jobs: usize,
     },
     /// Too many workers fell silent together: none of them is given up.
     BrakeEngaged {

@@ -17,7 +17,9 @@ impl Engine {
         self.check_attempts();
         self.check_workers();
         self.check_counts();
-        assert!(self.actions.is_empty(), "all actions of an event are handed out");
+        let left = self.actions.len() + self.records.len() + self.changed.len();
+        assert_eq!(left, 0, "all that came of an event is handed out");
+        self.check_kept();
     }
 
     fn check_queues(&self) {
@@ -130,7 +132,10 @@ impl Engine {
             assert_eq!(worker.held, held, "a worker's slots are counted");
             assert!(ahead.into_iter().eq(BTreeSet::from_iter(worker.ahead.iter().copied())));
             keys.extend(worker.key);
-            assert_eq!(worker.key.is_some(), matches!(worker.standing, Standing::Ready(_)));
+            let takes = matches!(worker.standing, Standing::Ready(_)) && worker.draining.is_none();
+            assert_eq!(worker.key.is_some(), takes);
+            let timer = worker.drain_timer;
+            assert!(timer.is_none_or(|at| self.timers.contains(&(at, Timer::Drain(index)))), "watched");
             let timer = worker.lease_timer;
             assert!(timer.is_some_and(|at| self.timers.contains(&(at, Timer::Lease(index)))), "watched");
             assert!(
@@ -141,6 +146,29 @@ impl Engine {
         assert_eq!(keys, self.workers.open, "who is ready can be chosen");
         let known = self.workers.all.iter().filter(|(_, worker)| worker.standing != Standing::Lost).count();
         assert_eq!(self.workers.known, known);
+    }
+
+    /// What few jobs have is there for jobs that are there, and bytes are counted.
+    fn check_kept(&self) {
+        let mut keyed = BTreeSet::new();
+        for (index, session) in self.sessions.iter() {
+            let remembered = session.remembered();
+            assert_eq!(remembered.len() as u64, session.jobs, "a session's jobs are counted");
+            for job in remembered {
+                assert_eq!(self.jobs.nodes[job].session, index, "a job is in its session's table");
+                if session.is_keyed() {
+                    keyed.insert(job);
+                }
+            }
+        }
+        assert!(self.jobs.keys.keys().eq(&keyed), "keyed jobs have keys");
+        for (job, kept) in &self.jobs.checkpoints {
+            let node = &self.jobs.nodes[*job];
+            assert!(!node.is_terminal(), "checkpoints of ended jobs go");
+            assert!(kept.iter().all(|&attempt| attempt <= node.attempts));
+        }
+        let bytes: u64 = self.jobs.ended.iter().map(|(_, ended)| ended.output_bytes).sum();
+        assert_eq!(self.retained_bytes, bytes, "bytes of results are counted");
     }
 
     fn check_counts(&self) {

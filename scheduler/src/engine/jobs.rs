@@ -16,9 +16,11 @@ use lrts_core::spec::JobOptions;
 use lrts_core::status::{Failure, JobState};
 
 use super::attempts::Run;
-use super::events::{Recipe, Report};
+use super::events::Recipe;
 use super::slab::{NONE, Slab};
+use super::submits::Key;
 use super::{Engine, Timer};
+use crate::record::Report;
 
 /// Recent specs of a service that a submit is compared with. More variety than this makes more records, nothing worse.
 const RECENT_SPECS: usize = 8;
@@ -204,6 +206,10 @@ pub(super) struct Jobs {
     pub(super) last_failures: BTreeMap<u32, Failure>,
     /// How jobs end that have failed for good while an older attempt was open, unless that brings a result.
     pub(super) verdicts: BTreeMap<u32, (Failure, Run)>,
+    /// The keys of those that have one.
+    pub(super) keys: BTreeMap<u32, Key>,
+    /// Attempts whose checkpoints are kept, the newest checkpoint last.
+    pub(super) checkpoints: BTreeMap<u32, Vec<u32>>,
     /// How many jobs are in each state, in the order of [`JobState::ALL`].
     pub(super) counts: [u64; JobState::ALL.len()],
     generations: u32,
@@ -218,6 +224,8 @@ impl Jobs {
             ended: Slab::new(),
             last_failures: BTreeMap::new(),
             verdicts: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            checkpoints: BTreeMap::new(),
             counts: [0; JobState::ALL.len()],
             generations: 0,
         }
@@ -339,7 +347,7 @@ impl Engine {
             bundle: self.bundles[bundle].reference.clone(),
             service: Arc::clone(&record.name),
             options: options.clone(),
-            progress_rtt_test: owner.progress_rtt_test,
+            progress_rtt_test: owner.terms.progress_rtt_test,
         });
         let (priority, slots) = (options.get_priority(), options.get_slots());
         let queue = self.queue_for(service, priority, slots);
@@ -429,6 +437,7 @@ impl Engine {
         let node = self.jobs.nodes.remove(job);
         self.jobs.counts[count_of(node.state())] -= 1;
         self.jobs.last_failures.remove(&job);
+        self.jobs.keys.remove(&job);
         if let Phase::Ended { report, .. } = node.phase {
             self.jobs.ended.remove(report);
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lrts_core::clock::Moment;
 use lrts_core::limits::ORPHAN_GRACE;
 
-use super::events::{Action, Message, Note, Reason};
+use super::events::{Action, Message, Note, Peer, Reason};
 use super::workers::Standing;
 use super::{Engine, Timer};
 
@@ -74,7 +74,11 @@ impl Engine {
         let record = &mut self.workers.all[worker];
         let at = match record.standing {
             Standing::Ready(_) => record.heard + interval * 2,
-            Standing::Silent(_) | Standing::Away => record.heard + lost_after,
+            Standing::Silent(_) => record.heard + lost_after,
+            // One that said so may stay away longer.
+            Standing::Away => {
+                record.heard + record.absent.map_or(lost_after, |absent| absent.max(lost_after))
+            }
             Standing::Lost => record.heard + ORPHAN_GRACE,
         };
         self.reschedule_lease_check(worker, at);
@@ -86,6 +90,13 @@ impl Engine {
             self.timers.remove(&(old, Timer::Lease(worker)));
         }
         self.timers.insert((at, Timer::Lease(worker)));
+    }
+
+    /// A worker is alive. The answer lets it count its lease from when it spoke.
+    pub(super) fn heartbeat(&mut self, peer: Peer, number: u64) {
+        if self.heard_worker(peer).is_some() {
+            self.actions.push(Action::SendAtOnce { to: peer, message: Message::Renewed { number } });
+        }
     }
 
     /// Starts all leases afresh if the engine comes so late to what is due that the scheduler itself must have been stopped or
@@ -122,7 +133,12 @@ impl Engine {
             self.workers.rekey(worker);
             self.note(Note::WorkerSuspect { worker: id });
         }
-        if silent < lost_after {
+        let record = &self.workers.all[worker];
+        let trusted = match (record.standing, record.absent) {
+            (Standing::Away, Some(absent)) => absent.max(lost_after),
+            _ => lost_after,
+        };
+        if silent < trusted {
             return self.schedule_lease_check(worker);
         }
         if let Standing::Silent(_) = self.workers.all[worker].standing

@@ -2,7 +2,8 @@
 //!
 //! | Module | Decides |
 //! |---|---|
-//! | [`applications`] | sessions, submits, what is accepted; attaching, leaving, stopping |
+//! | [`applications`] | attaching, leaving, coming back, stopping |
+//! | [`sessions`], [`submits`] | which jobs are taken, and that one key is one job |
 //! | [`delivery`] | which result is sent when, under the application's credit; totals |
 //! | [`jobs`] | 64 bytes per job, queues, the moves from state to state |
 //! | [`attempts`] | what an attempt's beginning and end mean for its job |
@@ -11,6 +12,9 @@
 //! | [`placement`] | which job goes where next, ahead of time too, and what is taken back |
 //! | [`retry`] | whether a failed job runs again, and when |
 //! | [`bundles`] | which programs are here, who can't start them |
+//! | [`checkpoints`] | which state of a job its next attempt gets |
+//! | [`suspicion`] | when a worker, not its jobs, is to blame for deaths |
+//! | [`images`] | what is kept of a job, and how an engine is made of what was kept |
 //! | [`queries`] | what the commands show |
 //!
 //! The same events at the same moments give the same actions: maps are ordered, jitter is seeded, nothing reads a clock.
@@ -19,8 +23,10 @@
 mod applications;
 mod attempts;
 mod bundles;
+mod checkpoints;
 mod delivery;
 mod events;
+mod images;
 #[cfg(test)]
 mod invariants;
 mod jobs;
@@ -28,7 +34,10 @@ mod leases;
 mod placement;
 mod queries;
 mod retry;
+mod sessions;
 mod slab;
+mod submits;
+mod suspicion;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "tests look for one kind of message among many")]
 mod tests;
@@ -40,25 +49,30 @@ use std::time::Duration;
 use lrts_core::clock::Moment;
 use lrts_core::ids::{ApplicationId, SessionId};
 
-use applications::{Application, Session};
+use applications::Application;
 use attempts::Attempt;
 use bundles::Bundles;
 use jobs::{JobHandle, Jobs, Service};
 use leases::Brake;
 use retry::Jitter;
+use sessions::Session;
 use slab::Slab;
 use workers::Workers;
 
 pub(crate) use events::{
-    Action, Attach, AttemptOutcome, Credit, Event, Held, Message, NewJob, Note, Peer, Reason, Recipe, Record,
-    Registration, Report, Totals,
+    Action, Attach, AttemptOutcome, Credit, Event, Held, Message, Note, Peer, Reason, Recipe, Registration,
+    Submit, Totals,
 };
-pub(crate) use queries::{JobListing, OutputPlace, WorkerListing};
+pub(crate) use queries::{ApplicationListing, JobListing, OutputPlace, WorkerListing};
+
+use crate::record::Record;
 
 /// What the engine is told once.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// Counts the scheduler's starts on its store.
+    /// Which store the scheduler has.
+    pub(crate) store: u64,
+    /// Counts the scheduler's starts on it.
     pub(crate) epoch: u64,
     /// Seed of the jitter.
     pub(crate) seed: u64,
@@ -68,6 +82,8 @@ pub(crate) struct Settings {
     pub(crate) lost_after: Duration,
     /// How long ended jobs and absent applications are remembered.
     pub(crate) result_retention: Duration,
+    /// Most bytes of results that are kept; the oldest go first.
+    pub(crate) result_bytes: u64,
 }
 
 /// What is to be looked at when its moment comes. All but [`Timer::Lease`] may be out of date by then, which is checked.
@@ -81,6 +97,8 @@ enum Timer {
     Away(u32),
     /// A worker may have become suspect or lost, or a lost one's attempts are to be closed.
     Lease(u32),
+    /// What a draining worker still has is to go elsewhere.
+    Drain(u32),
 }
 
 /// Who is at the other end of a connection.
@@ -95,7 +113,10 @@ pub(crate) struct Engine {
     settings: Settings,
     /// The moment of the event that is being handled.
     now: Moment,
-    /// What came of the event so far.
+    /// What is to be kept because of it so far, and jobs of which more than that is.
+    records: Vec<Record>,
+    changed: BTreeSet<u32>,
+    /// What else came of the event so far.
     actions: Vec<Action>,
     peers: BTreeMap<Peer, Party>,
     jobs: Jobs,
@@ -119,6 +140,8 @@ pub(crate) struct Engine {
     timers: BTreeSet<(Moment, Timer)>,
     /// Ended jobs, in the order in which they are forgotten.
     retention: VecDeque<(Moment, JobHandle)>,
+    /// Bytes of their results.
+    retained_bytes: u64,
     jitter: Jitter,
 }
 
@@ -126,6 +149,8 @@ impl Engine {
     pub(crate) fn new(settings: Settings) -> Self {
         Self {
             now: Moment::default(),
+            records: Vec::new(),
+            changed: BTreeSet::new(),
             actions: Vec::new(),
             peers: BTreeMap::new(),
             jobs: Jobs::new(),
@@ -144,6 +169,7 @@ impl Engine {
             brake: Brake::default(),
             timers: BTreeSet::new(),
             retention: VecDeque::new(),
+            retained_bytes: 0,
             jitter: Jitter::new(settings.seed),
             settings,
         }
@@ -157,19 +183,20 @@ impl Engine {
         self.run_timers();
         match event {
             Event::Attached { peer, attach } => self.attach(peer, attach),
-            Event::Submitted { peer, first, options, jobs } => self.submit(peer, first, options, jobs),
+            Event::Submitted { peer, submit } => self.submit(peer, submit),
             Event::Wanted { peer, session, ranges, urgent } => self.want(peer, session, &ranges, urgent),
             Event::CreditGranted { peer, credit } => self.grant_credit(peer, credit),
             Event::Taken { peer, session, ranges } => self.take(peer, session, &ranges),
             Event::CancelAsked { peer, session, ranges } => {
                 self.cancel_of_application(peer, session, &ranges)
             }
+            Event::ListAsked { peer, request, job } => self.list(peer, request, job),
+            Event::DetachAsked { peer } => self.detach(peer),
             Event::StopAsked { peer } => self.stop(peer),
             Event::Registered { peer, registration, held } => self.register(peer, registration, held),
-            Event::HeartbeatReceived { peer } => {
-                self.heard(peer);
-            }
+            Event::HeartbeatReceived { peer, number } => self.heartbeat(peer, number),
             Event::Began { peer, attempt, pid } => self.began(peer, attempt, pid),
+            Event::CheckpointCame { peer, attempt } => self.checkpoint_came(peer, attempt),
             Event::Ended { peer, attempt, outcome, ran, output_bytes } => {
                 self.ended(peer, attempt, outcome, ran, output_bytes);
             }
@@ -179,15 +206,30 @@ impl Engine {
                 self.refused_by_worker(peer, bundle, reason, &attempts);
             }
             Event::SaidGoodbye { peer } => self.goodbye(peer),
+            Event::SaidAbsent { peer, back_within } => self.absent(peer, back_within),
             Event::Disconnected { peer } => self.disconnected(peer),
             Event::BundleCompleted { digest, platform } => self.bundle_completed(digest, platform),
             Event::BundleFailed { digest, reason } => self.bundle_failed(digest, reason),
             Event::BundleForgotten { digest } => self.bundle_forgotten(digest),
             Event::JobsCancelled { jobs } => self.cancel_by_command(&jobs),
+            Event::ApplicationCancelled { application } => self.cancel_application(application),
+            Event::DrainOrdered { worker, deadline } => self.drain_by_command(worker, deadline),
             Event::Tick => {}
         }
         self.place_queued();
-        std::mem::take(&mut self.actions)
+        self.take_actions()
+    }
+
+    /// All that came of an event. Records first, since whatever is said may rely on them; of each job that changed, its last
+    /// image only.
+    fn take_actions(&mut self) -> Vec<Action> {
+        for job in std::mem::take(&mut self.changed) {
+            let record = Record::Job { job: self.job_id(job), image: self.image_of(job) };
+            self.records.push(record);
+        }
+        let mut actions: Vec<Action> = self.records.drain(..).map(Action::Persist).collect();
+        actions.append(&mut self.actions);
+        actions
     }
 
     /// When [`Event::Tick`] is due at the latest.
@@ -207,6 +249,7 @@ impl Engine {
                 Timer::Totals(application) => self.send_totals(application),
                 Timer::Away(application) => self.away(application),
                 Timer::Lease(worker) => self.check_lease(worker),
+                Timer::Drain(worker) => self.drain_overdue(worker),
             }
         }
         while let Some(&(at, job)) = self.retention.front()
@@ -229,7 +272,12 @@ impl Engine {
     }
 
     fn persist(&mut self, record: Record) {
-        self.actions.push(Action::Persist(record));
+        self.records.push(record);
+    }
+
+    /// What is kept of a job is out of date.
+    fn job_changed(&mut self, job: u32) {
+        self.changed.insert(job);
     }
 
     fn send(&mut self, to: Peer, message: Message) {

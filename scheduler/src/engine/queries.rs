@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use lrts_core::clock::Moment;
 use lrts_core::ids::{ApplicationId, AttemptId, JobId, WorkerId};
+use lrts_core::protocol::command::WorkerState;
 use lrts_core::status::JobState;
 
 use super::Engine;
+use super::applications::Presence;
 use super::attempts::Fate;
 use super::bundles::Availability;
-use super::events::Peer;
+use super::events::{Peer, Totals};
 use super::jobs::{Node, Phase};
 use super::slab::NONE;
 use super::workers::{Standing, Verdict};
@@ -49,9 +51,18 @@ pub(crate) struct WorkerListing {
     pub(crate) slots: u32,
     /// Attempts that run there.
     pub(crate) running: u32,
-    /// Whether it is ready, else it is suspect.
-    pub(crate) ready: bool,
+    pub(crate) state: WorkerState,
     pub(crate) silent: Duration,
+}
+
+/// An application as people see it.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct ApplicationListing {
+    pub(crate) application: ApplicationId,
+    /// For how long it has been away; none while it is connected.
+    pub(crate) away: Option<Duration>,
+    /// How many of its jobs stand where.
+    pub(crate) jobs: Totals,
 }
 
 /// Where a job's output is to be had.
@@ -194,6 +205,31 @@ impl Engine {
         join(&waits, &refusals.join("; "))
     }
 
+    pub(crate) fn application_listings(&self, now: Moment) -> Vec<ApplicationListing> {
+        let applications = self.application_ids.values().map(|&application| &self.applications[application]);
+        applications
+            .map(|application| ApplicationListing {
+                application: application.id,
+                away: match application.presence {
+                    Presence::Here { .. } => None,
+                    Presence::Away { since } => Some(now.since(since)),
+                },
+                jobs: application.totals,
+            })
+            .collect()
+    }
+
+    /// How many jobs of an application haven't ended, if it is known.
+    pub(crate) fn unfinished(&self, application: ApplicationId) -> Option<u64> {
+        let totals = self.applications[*self.application_ids.get(&application)?].totals;
+        Some(totals.queued + totals.running)
+    }
+
+    /// How many attempts a worker has, if it is known.
+    pub(crate) fn attempts_at(&self, worker: WorkerId) -> Option<u64> {
+        Some(self.workers.all[*self.workers.by_id.get(&worker)?].attempts.len() as u64)
+    }
+
     pub(crate) fn worker_listings(&self, now: Moment) -> Vec<WorkerListing> {
         let workers = self.workers.by_id.values().map(|&worker| &self.workers.all[worker]);
         workers
@@ -208,7 +244,11 @@ impl Engine {
                     .values()
                     .filter(|&&attempt| self.attempts[attempt].began.is_some())
                     .count() as u32,
-                ready: matches!(worker.standing, Standing::Ready(_)),
+                state: match worker.standing {
+                    Standing::Ready(_) if worker.draining.is_some() => WorkerState::Draining,
+                    Standing::Ready(_) => WorkerState::Ready,
+                    Standing::Silent(_) | Standing::Away | Standing::Lost => WorkerState::Suspect,
+                },
                 silent: now.since(worker.heard),
             })
             .collect()

@@ -11,10 +11,12 @@ use lrts_core::limits::SLOTS;
 use lrts_core::spec::{BundleRef, Platform};
 
 use super::attempts::{Attempt, Fate, Position};
-use super::events::{Action, Held, Message, Note, Peer, Reason, Record, Registration};
+use super::events::{Action, Held, Message, Note, Peer, Reason, Registration};
 use super::jobs::Phase;
 use super::slab::{NONE, Slab};
+use super::suspicion::Streak;
 use super::{Engine, Party, Timer};
+use crate::record::{Draining, Record, WorkerImage};
 
 /// How far a worker is trusted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,7 +55,8 @@ pub(super) struct Worker {
     pub(super) host: String,
     pub(super) pid: u32,
     pub(super) slots: u32,
-    platform: Platform,
+    /// None if it hasn't registered since the scheduler started.
+    pub(super) platform: Option<Platform>,
     installed: BTreeSet<String>,
     ships: bool,
     pub(super) standing: Standing,
@@ -74,6 +77,15 @@ pub(super) struct Worker {
     pub(super) key: Option<OpenKey>,
     pub(super) laden: Option<(u64, u32)>,
     pub(super) verdicts: BTreeMap<u32, Verdict>,
+    /// How long it may stay away, if it said that its daemon leaves.
+    pub(super) absent: Option<Duration>,
+    /// Why it takes nothing new, if so.
+    pub(super) draining: Option<Draining>,
+    /// When what it still has is to go elsewhere.
+    pub(super) drain_timer: Option<Moment>,
+    pub(super) streak: Streak,
+    /// When an execution of each program has last ended by itself here.
+    pub(super) ended_well: BTreeMap<u32, Moment>,
 }
 
 impl Worker {
@@ -154,7 +166,7 @@ impl Workers {
             (0, short) => record.ahead_us / u64::from(short),
             _ => 0,
         };
-        let ready = matches!(record.standing, Standing::Ready(_));
+        let ready = matches!(record.standing, Standing::Ready(_)) && record.draining.is_none();
         let key = ready.then_some((Reverse(record.free()), load, worker));
         let laden = (ready && !record.ahead.is_empty()).then_some((record.ahead_us, worker));
         if laden != record.laden {
@@ -200,6 +212,7 @@ impl Engine {
     pub(super) fn can_start(&mut self, worker: u32, bundle: u32) -> bool {
         let record = &mut self.workers.all[worker];
         let program = &self.bundles[bundle];
+        let Some(own) = &record.platform else { return false };
         let verdict =
             record.verdicts.entry(bundle).or_insert_with(|| match (&program.reference, &program.platform) {
                 (BundleRef::Installed(name), _) if !record.installed.contains(name) => Verdict::Unsuited,
@@ -207,14 +220,12 @@ impl Engine {
                 (BundleRef::Shipped(_), _) if !record.ships => {
                     Verdict::Refused(format!("{} runs installed programs only", record.host))
                 }
-                (BundleRef::Shipped(_), Some(platform)) if !record.platform.runs(platform) => {
-                    Verdict::Refused(format!(
-                        "{} is {}, the program was built for {}",
-                        record.host,
-                        describe(&record.platform),
-                        describe(platform)
-                    ))
-                }
+                (BundleRef::Shipped(_), Some(platform)) if !own.runs(platform) => Verdict::Refused(format!(
+                    "{} is {}, the program was built for {}",
+                    record.host,
+                    describe(own),
+                    describe(platform)
+                )),
                 (BundleRef::Shipped(_), _) => Verdict::Likely,
             });
         matches!(verdict, Verdict::Likely | Verdict::Proven)
@@ -225,13 +236,23 @@ impl Engine {
             return self
                 .violation(peer, format!("{} slots: a worker offers 1 to {SLOTS}", registration.slots));
         }
-        if self.peers.contains_key(&peer) {
-            return self.violation(peer, "registered twice on one connection");
-        }
         let id = registration.worker;
-        let worker = self.welcome(peer, registration);
+        if let Some(party) = self.peers.get(&peer)
+            && self.workers.by_id.get(&id).map(|&worker| Party::Worker(worker)) != Some(*party)
+        {
+            return self.violation(peer, "registered as somebody else on one connection");
+        }
         let attempts = held.len();
-        let closed = self.compare_inventory(worker, &held);
+        let foreign = registration.store.is_some_and(|store| store != self.settings.store);
+        let worker = self.welcome(peer, registration);
+        let closed = if foreign {
+            // It registers anew with what is this store's. Until then nothing is known of its slots.
+            self.note(Note::WorkerOfAnotherStore { worker: id, attempts });
+            self.workers.all[worker].slots = 0;
+            Vec::new()
+        } else {
+            self.compare_inventory(worker, &held)
+        };
         self.note(Note::WorkerRegistered {
             worker: id,
             host: self.workers.all[worker].host.clone(),
@@ -240,8 +261,8 @@ impl Engine {
         });
         let heartbeat = self.announce_interval(Some(worker));
         let lost_after = self.lost_after();
-        let epoch = self.settings.epoch;
-        self.send(peer, Message::Registered { epoch, heartbeat, lost_after, closed });
+        let (store, epoch) = (self.settings.store, self.settings.epoch);
+        self.send(peer, Message::Registered { store, epoch, heartbeat, lost_after, closed });
         self.stop_cancelled(worker, peer);
         self.workers.rekey(worker);
         for queue in std::mem::take(&mut self.barred) {
@@ -252,36 +273,14 @@ impl Engine {
 
     /// Makes or renews a worker's record.
     fn welcome(&mut self, peer: Peer, registration: Registration) -> u32 {
-        let Registration { worker: id, host, pid, slots, platform, installed, ships } = registration;
+        let Registration { worker: id, host, pid, slots, platform, installed, ships, store: _ } =
+            registration;
         let worker = match self.workers.by_id.get(&id) {
             Some(&worker) => worker,
-            None => {
-                let worker = self.workers.all.insert(Worker {
-                    id,
-                    host: String::new(),
-                    pid,
-                    slots,
-                    platform: platform.clone(),
-                    installed: BTreeSet::new(),
-                    ships,
-                    standing: Standing::Lost,
-                    heard: self.now,
-                    lease_timer: None,
-                    attempts: BTreeMap::new(),
-                    held: 0,
-                    ahead: VecDeque::new(),
-                    ahead_us: 0,
-                    short: 0,
-                    key: None,
-                    laden: None,
-                    verdicts: BTreeMap::new(),
-                });
-                self.workers.by_id.insert(id, worker);
-                worker
-            }
+            None => self.new_worker(id),
         };
         let record = &mut self.workers.all[worker];
-        if let Some(old) = record.peer() {
+        if let Some(old) = record.peer().filter(|&old| old != peer) {
             self.peers.remove(&old);
             self.actions.push(Action::Disconnect { peer: old, reason: Reason::Superseded });
         }
@@ -291,16 +290,118 @@ impl Engine {
         record.host = host;
         record.pid = pid;
         record.slots = slots;
-        record.platform = platform;
+        record.platform = Some(platform);
         record.installed = installed.into_iter().collect();
         record.ships = ships;
         record.heard = self.now;
         record.standing = Standing::Ready(peer);
+        let was_absent = record.absent.take().is_some();
+        // Another process of it means that somebody has seen to it.
+        let restarted = record.draining.take_if(|draining| draining.pid != pid).is_some();
         // What it refused may have been mended since; what it has begun is in its cache.
         record.verdicts.retain(|_, verdict| *verdict == Verdict::Proven);
         self.peers.insert(peer, Party::Worker(worker));
         self.schedule_lease_check(worker);
+        if restarted {
+            self.cancel_drain_timer(worker);
+        }
+        if was_absent || restarted {
+            self.keep_worker(worker);
+        }
         worker
+    }
+
+    /// A record of a worker that isn't there.
+    pub(super) fn new_worker(&mut self, id: WorkerId) -> u32 {
+        let worker = self.workers.all.insert(Worker {
+            id,
+            host: String::new(),
+            pid: 0,
+            slots: 0,
+            platform: None,
+            installed: BTreeSet::new(),
+            ships: false,
+            standing: Standing::Lost,
+            heard: self.now,
+            lease_timer: None,
+            attempts: BTreeMap::new(),
+            held: 0,
+            ahead: VecDeque::new(),
+            ahead_us: 0,
+            short: 0,
+            key: None,
+            laden: None,
+            verdicts: BTreeMap::new(),
+            absent: None,
+            draining: None,
+            drain_timer: None,
+            streak: Streak::default(),
+            ended_well: BTreeMap::new(),
+        });
+        self.workers.by_id.insert(id, worker);
+        worker
+    }
+
+    /// Keeps what is to be known of a worker beyond its attempts.
+    fn keep_worker(&mut self, worker: u32) {
+        let Worker { id, absent, draining, .. } = &self.workers.all[worker];
+        let image = WorkerImage { absent: *absent, draining: draining.clone() };
+        let record = Record::Worker {
+            worker: *id,
+            image: Some(image).filter(|image| *image != WorkerImage::default()),
+        };
+        self.persist(record);
+    }
+
+    /// A worker takes nothing new. What it still has goes elsewhere after `deadline`, if there is one.
+    pub(super) fn drain(&mut self, worker: u32, reason: String, deadline: Option<Duration>) {
+        let record = &mut self.workers.all[worker];
+        let (id, pid) = (record.id, record.pid);
+        record.draining = Some(Draining { reason: reason.clone(), pid, deadline });
+        self.note(Note::WorkerDrains { worker: id, reason });
+        self.keep_worker(worker);
+        self.schedule_drain(worker);
+        self.workers.rekey(worker);
+        for attempt in Vec::from(self.workers.all[worker].ahead.clone()) {
+            if self.attempts[attempt].fate == Fate::Open && !self.attempts[attempt].recalled {
+                self.recall(attempt);
+            }
+        }
+    }
+
+    /// Sees to it that a draining worker's deadline is kept.
+    pub(super) fn schedule_drain(&mut self, worker: u32) {
+        self.cancel_drain_timer(worker);
+        let record = &mut self.workers.all[worker];
+        if let Some(deadline) = record.draining.as_ref().and_then(|draining| draining.deadline) {
+            let at = self.now + deadline;
+            record.drain_timer = Some(at);
+            self.timers.insert((at, Timer::Drain(worker)));
+        }
+    }
+
+    fn cancel_drain_timer(&mut self, worker: u32) {
+        if let Some(at) = self.workers.all[worker].drain_timer.take() {
+            self.timers.remove(&(at, Timer::Drain(worker)));
+        }
+    }
+
+    pub(super) fn drain_by_command(&mut self, id: WorkerId, deadline: Option<Duration>) {
+        if let Some(&worker) = self.workers.by_id.get(&id) {
+            self.drain(worker, "drained by `lrts drain`".to_owned(), deadline);
+        }
+    }
+
+    /// The time of a draining worker is over: what it still has is stopped there, charged to nobody, and placed elsewhere.
+    pub(super) fn drain_overdue(&mut self, worker: u32) {
+        let record = &mut self.workers.all[worker];
+        record.drain_timer = None;
+        let Some(peer) = record.peer() else { return };
+        for (attempt, index) in record.attempts.clone() {
+            if self.attempts[index].fate == Fate::Open {
+                self.send(peer, Message::Stop { attempt });
+            }
+        }
     }
 
     /// Brings the records of a worker's attempts in line with what it says it has. Returns those it is to forget.
@@ -329,8 +430,9 @@ impl Engine {
         let job = record.job;
         if let Some(running) = found.running {
             record.pid = found.pid;
-            if record.began.is_none() {
-                record.began = Some(self.now - running);
+            // The worker knows better than a scheduler that wasn't there.
+            let is_news = record.began.replace(self.now - running).is_none();
+            if is_news {
                 self.execution_began(attempt);
             }
         }
@@ -352,6 +454,8 @@ impl Engine {
             }
             let record = &mut self.attempts[attempt];
             record.fate = Fate::Open;
+            self.job_changed(job);
+            let record = &self.attempts[attempt];
             let (application, slots) = (record.application, record.slots);
             self.use_slots(application, slots);
             self.move_job(job, phase);
@@ -362,10 +466,9 @@ impl Engine {
 
     /// An attempt of a copy that isn't wanted any more: its worker is told to forget it.
     fn drop_open(&mut self, attempt: u32) {
-        let id = self.attempt_id(attempt);
+        self.drop_checkpoint(self.attempts[attempt].job, self.attempts[attempt].id.attempt);
         self.unlink_from_job(attempt);
         self.drop_attempt(attempt);
-        self.persist(Record::AttemptClosed { attempt: id });
     }
 
     /// Counts a worker's slots anew: what has begun takes its slots, what hasn't takes those that are left.
@@ -435,6 +538,20 @@ impl Engine {
         self.give_up(worker);
     }
 
+    /// A worker's daemon has left, and its jobs run on.
+    pub(super) fn absent(&mut self, peer: Peer, back_within: Duration) {
+        let Some(worker) = self.heard_worker(peer) else { return };
+        self.peers.remove(&peer);
+        let record = &mut self.workers.all[worker];
+        record.absent = Some(back_within);
+        record.standing = Standing::Away;
+        let id = record.id;
+        self.workers.rekey(worker);
+        self.note(Note::WorkerAbsent { worker: id, back_within });
+        self.keep_worker(worker);
+        self.schedule_lease_check(worker);
+    }
+
     /// None of a worker's attempts is there any more. A lost worker's record goes with them.
     pub(super) fn close_all(&mut self, worker: u32) {
         let attempts: Vec<u32> = self.workers.all[worker].attempts.values().copied().collect();
@@ -463,8 +580,12 @@ impl Engine {
             if let Some(at) = record.lease_timer {
                 self.timers.remove(&(at, Timer::Lease(worker)));
             }
-            self.workers.by_id.remove(&record.id);
-            self.workers.all.remove(worker);
+            self.cancel_drain_timer(worker);
+            let gone = self.workers.all.remove(worker);
+            self.workers.by_id.remove(&gone.id);
+            if gone.absent.is_some() || gone.draining.is_some() {
+                self.persist(Record::Worker { worker: gone.id, image: None });
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use lrts_core::spec::{JobOptions, OnDisconnect};
 use lrts_core::status::{FailureKind, JobState};
 
 use super::cluster::{Cluster, DIGEST, RETENTION, attach_of, attempt, job_of, platform};
-use crate::engine::{Action, Credit, Event, Message, Reason, Totals};
+use crate::engine::{Action, Credit, Event, Message, Reason, Submit, Totals};
 
 #[test]
 fn submits_are_accepted_once_their_program_is_here() {
@@ -72,9 +72,10 @@ fn jobs_that_cannot_be_are_refused_and_the_watermark_passes_them() {
     let mut cluster = Cluster::new();
     let (peer, session) = cluster.application("a", 1);
     let options = vec![JobOptions::new(), JobOptions::new().slots(0)];
-    let bad_options = crate::engine::NewJob { options: 1, ..job_of(0) };
+    let bad_options = crate::record::NewJob { options: 1, ..job_of(0) };
     let jobs = vec![job_of(9), bad_options, job_of(0)];
-    let submitted = cluster.handle(Event::Submitted { peer, first: 1, options, jobs });
+    let submit = Submit { first: 1, options, jobs, keys: vec![], no_room: None };
+    let submitted = cluster.handle(Event::Submitted { peer, submit });
     let refused = |sequence| {
         submitted.0.iter().any(|action| {
             matches!(action, Action::Send { message: Message::Refused { sequence: s, .. }, .. } if *s == sequence)

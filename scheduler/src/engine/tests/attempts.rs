@@ -6,7 +6,8 @@ use lrts_core::spec::JobOptions;
 use lrts_core::status::{FailureKind, JobState};
 
 use super::cluster::{Cluster, RUN, attempt, failed};
-use crate::engine::{Action, AttemptOutcome, Event, Message, Record};
+use crate::engine::{Action, AttemptOutcome, Event, Message};
+use crate::record::Record;
 
 #[test]
 fn a_job_runs_and_its_result_goes_to_who_waits_for_it() {
@@ -17,8 +18,7 @@ fn a_job_runs_and_its_result_goes_to_who_waits_for_it() {
 
     let placed = cluster.submit(application, 1, JobOptions::new(), &[0]);
     assert_eq!(placed.starts(), [(worker, attempt(job, 1))]);
-    let opened =
-        placed.0.iter().position(|action| matches!(action, Action::Persist(Record::AttemptOpened { .. })));
+    let opened = placed.0.iter().position(|action| matches!(action, Action::Persist(Record::Job { .. })));
     let sent = placed
         .0
         .iter()
@@ -49,7 +49,7 @@ fn errors_use_up_retries_and_wait_before_each() {
     let first = cluster.ended(worker, attempt(job, 1), failed(FailureKind::Error));
     assert!(first.starts().is_empty());
     assert!(cluster.reason(job).contains("why"));
-    cluster.handle(Event::HeartbeatReceived { peer: worker });
+    cluster.heartbeat(worker);
     let again = cluster.pass(Duration::from_millis(1_300));
     assert_eq!(again.starts(), [(worker, attempt(job, 2))]);
 

@@ -8,13 +8,16 @@ use lrts_core::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
 use lrts_core::status::{Failure, FailureKind, JobState};
 
 use crate::engine::{
-    Action, Attach, AttemptOutcome, Credit, Engine, Event, Held, Message, NewJob, Peer, Reason, Record,
-    Registration, Report, Settings,
+    Action, Attach, AttemptOutcome, Credit, Engine, Event, Held, Message, Peer, Reason, Registration,
+    Settings, Submit,
 };
+use crate::record::{NewJob, Record, Report};
 
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(5);
 pub(super) const LOST_AFTER: Duration = Duration::from_secs(20);
 pub(super) const RETENTION: Duration = Duration::from_hours(1);
+pub(super) const STORE: u64 = 7;
+pub(super) const RESULT_BYTES: u64 = 1 << 30;
 pub(super) const DIGEST: BundleDigest = BundleDigest([7; 32]);
 pub(super) const RUN: Duration = Duration::from_secs(2);
 
@@ -34,7 +37,15 @@ pub(super) fn platform() -> Platform {
 }
 
 pub(super) fn settings(seed: u64) -> Settings {
-    Settings { epoch: 1, seed, heartbeat: HEARTBEAT, lost_after: LOST_AFTER, result_retention: RETENTION }
+    Settings {
+        store: STORE,
+        epoch: 1,
+        seed,
+        heartbeat: HEARTBEAT,
+        lost_after: LOST_AFTER,
+        result_retention: RETENTION,
+        result_bytes: RESULT_BYTES,
+    }
 }
 
 pub(super) fn attach_of(application: &str, session: SessionId) -> Attach {
@@ -58,6 +69,7 @@ pub(super) fn registration(worker: WorkerId, slots: u32) -> Registration {
         platform: platform(),
         installed: Vec::new(),
         ships: true,
+        store: None,
     }
 }
 
@@ -130,7 +142,8 @@ impl Cluster {
         services: &[u16],
     ) -> Outcome {
         let jobs = services.iter().map(|&service| job_of(service)).collect();
-        self.handle(Event::Submitted { peer, first, options: vec![options], jobs })
+        let submit = Submit { first, options: vec![options], jobs, keys: Vec::new(), no_room: None };
+        self.handle(Event::Submitted { peer, submit })
     }
 
     pub(super) fn want(&mut self, peer: Peer, job: JobId) -> Outcome {
@@ -141,6 +154,10 @@ impl Cluster {
     pub(super) fn cancel(&mut self, peer: Peer, job: JobId) -> Outcome {
         let ranges = vec![(job.sequence, job.sequence)];
         self.handle(Event::CancelAsked { peer, session: job.session, ranges })
+    }
+
+    pub(super) fn heartbeat(&mut self, peer: Peer) -> Outcome {
+        self.handle(Event::HeartbeatReceived { peer, number: 1 })
     }
 
     pub(super) fn began(&mut self, peer: Peer, attempt: AttemptId) -> Outcome {

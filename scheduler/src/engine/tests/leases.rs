@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use lrts_core::ids::WorkerId;
 use lrts_core::limits::ORPHAN_GRACE;
+use lrts_core::protocol::command::WorkerState;
 use lrts_core::spec::{BundleRef, JobOptions};
 use lrts_core::status::{FailureKind, JobState};
 
-use super::cluster::{Cluster, DIGEST, HEARTBEAT, LOST_AFTER, attempt, failed, settings};
+use super::cluster::{Cluster, DIGEST, HEARTBEAT, LOST_AFTER, STORE, attempt, failed, settings};
 use crate::engine::{Action, AttemptOutcome, Event, Held, Message, Note, Reason};
 
 #[test]
@@ -23,7 +24,7 @@ fn a_silent_workers_job_goes_to_the_next_worker() {
 
     let early = cluster.pass(LOST_AFTER / 2 - Duration::from_millis(1));
     assert!(early.starts().is_empty());
-    cluster.handle(Event::HeartbeatReceived { peer: other });
+    cluster.heartbeat(other);
     let lost = cluster.pass(Duration::from_millis(1));
     assert_eq!(lost.disconnects(silent), Some(&Reason::LeaseExpired));
     assert_eq!(lost.starts(), [(other, attempt(job, 2))]);
@@ -38,7 +39,7 @@ fn a_closed_connection_is_suspect_and_not_lost() {
     cluster.submit(application, 1, JobOptions::new(), &[1, 1]);
     cluster.began(worker, attempt(job, 1));
     cluster.handle(Event::Disconnected { peer: worker });
-    assert!(!cluster.engine.worker_listings(cluster.now)[0].ready);
+    assert_eq!(cluster.engine.worker_listings(cluster.now)[0].state, WorkerState::Suspect);
     cluster.pass(LOST_AFTER - Duration::from_millis(1));
     assert_eq!(cluster.state(job), JobState::Running);
 
@@ -63,7 +64,8 @@ fn an_inventory_that_lacks_an_attempt_requeues_its_job_uncharged() {
     let (worker, back) = cluster.rejoin(1, 1, vec![unknown]);
     assert_eq!(back.starts(), [(worker, attempt(job, 2))]);
     let closed = vec![unknown.attempt];
-    let registered = Message::Registered { epoch: 1, heartbeat: HEARTBEAT, lost_after: LOST_AFTER, closed };
+    let registered =
+        Message::Registered { store: STORE, epoch: 1, heartbeat: HEARTBEAT, lost_after: LOST_AFTER, closed };
     assert!(back.says(worker, &registered));
 }
 
@@ -81,9 +83,9 @@ fn cut_off() -> (Cluster, super::super::Peer, lrts_core::ids::JobId) {
     let second = cluster.worker(2, 1);
     cluster.began(second, attempt(job, 2));
     cluster.pass(Duration::from_secs(5));
-    cluster.handle(Event::HeartbeatReceived { peer: second });
+    cluster.heartbeat(second);
     cluster.pass(Duration::from_secs(5));
-    cluster.handle(Event::HeartbeatReceived { peer: second });
+    cluster.heartbeat(second);
     (cluster, second, job)
 }
 
@@ -113,7 +115,8 @@ fn a_copy_that_never_began_gives_way() {
     let held = Held { attempt: attempt(job, 1), running: None, pid: 0 };
     let (first, back) = cluster.rejoin(1, 1, vec![held]);
     let closed = vec![attempt(job, 1)];
-    let registered = Message::Registered { epoch: 1, heartbeat: HEARTBEAT, lost_after: LOST_AFTER, closed };
+    let registered =
+        Message::Registered { store: STORE, epoch: 1, heartbeat: HEARTBEAT, lost_after: LOST_AFTER, closed };
     assert!(back.says(first, &registered));
     cluster.finished(second, attempt(job, 2));
     assert_eq!(cluster.state(job), JobState::Finished);
@@ -145,7 +148,8 @@ fn success_elsewhere_closes_the_copy_of_a_lost_worker() {
     let held = Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(30)), pid: 42 };
     let (first, back) = cluster.rejoin(1, 1, vec![held]);
     let closed = vec![attempt(job, 1)];
-    let registered = Message::Registered { epoch: 1, heartbeat: HEARTBEAT, lost_after: LOST_AFTER, closed };
+    let registered =
+        Message::Registered { store: STORE, epoch: 1, heartbeat: HEARTBEAT, lost_after: LOST_AFTER, closed };
     assert!(back.says(first, &registered));
 }
 
@@ -306,7 +310,7 @@ fn a_few_silent_workers_are_given_up_as_usual() {
     for _ in 0..4 {
         cluster.pass(HEARTBEAT);
         for &peer in &peers[3..] {
-            cluster.handle(Event::HeartbeatReceived { peer });
+            cluster.heartbeat(peer);
         }
     }
     assert_eq!(cluster.engine.connected_workers(), 7);

@@ -6,4 +6,3 @@ mod applications;
 mod attempts;
 mod leases;
 mod placement;
-mod sim;

@@ -1,0 +1,339 @@
+//! What is kept of a job, and an engine made of what was kept.
+//!
+//! A restarted scheduler trusts each worker that held open attempts for one more lease: until then their jobs aren't placed
+//! again, and when the worker registers, its inventory says which attempts are still there. Everything else goes on at once.
+
+use std::time::Duration;
+
+use lrts_core::clock::Moment;
+use lrts_core::ids::{AttemptId, JobId, SessionId, WorkerId};
+use lrts_core::limits::RETRY_BACKOFF_MIN;
+use lrts_core::status::JobState;
+
+use super::applications::Presence;
+use super::attempts::{Attempt, Fate, Position, Run};
+use super::jobs::{Delivery, EndedJob, Phase};
+use super::sessions::{FORGOTTEN, FORGOTTEN_TAKEN, Session};
+use super::slab::NONE;
+use super::submits::Key;
+use super::workers::Standing;
+use super::{Engine, Settings};
+use crate::record::{JobImage, KeyedRecord, Loaded, LoadedJob, OpenAttempt, Stage, Submitted, WorkerImage};
+
+impl Engine {
+    /// What is to be kept of a job.
+    pub(super) fn image_of(&self, job: u32) -> JobImage {
+        let node = &self.jobs.nodes[job];
+        let mut open = Vec::new();
+        let mut next = node.open;
+        while next != NONE {
+            let attempt = &self.attempts[next];
+            open.push(OpenAttempt {
+                attempt: attempt.id.attempt,
+                worker: self.workers.all[attempt.worker].id,
+                began: attempt.began.is_some(),
+                lapsed: attempt.fate == Fate::Lapsed,
+            });
+            next = attempt.next;
+        }
+        let mut checkpoints = self.jobs.checkpoints.get(&job).cloned().unwrap_or_default();
+        checkpoints.sort_unstable();
+        let stage = match node.phase {
+            Phase::Ended { report, .. } => {
+                let EndedJob { report, output_bytes } = &self.jobs.ended[report];
+                let taken = node.delivery == Delivery::Taken;
+                Stage::Ended { report: report.clone(), output_bytes: *output_bytes, taken }
+            }
+            Phase::Held => {
+                let (failure, run) = &self.jobs.verdicts[&job];
+                Stage::Held {
+                    failure: failure.clone(),
+                    report: self.report_of(job, Some(failure.clone()), *run),
+                }
+            }
+            Phase::Queued { .. } | Phase::Backoff | Phase::Placed | Phase::Running => Stage::Live,
+        };
+        JobImage {
+            attempts: node.attempts,
+            executions: node.executions,
+            failures: node.failures,
+            crashes: node.crashes,
+            cancelling: node.cancelling,
+            last_failure: self.jobs.last_failures.get(&job).cloned(),
+            open,
+            checkpoints,
+            stage,
+        }
+    }
+
+    /// An engine that goes on with what an earlier one had ordered to be kept. Its actions are to be carried out.
+    pub(crate) fn restore(settings: Settings, loaded: Loaded, now: Moment) -> Self {
+        let mut engine = Self::new(settings);
+        engine.now = now;
+        let Loaded { applications, sessions, submits, jobs, workers } = loaded;
+        for (id, image) in applications {
+            let application = engine.new_application(id);
+            engine.applications[application].terms = image;
+            engine.applications[application].presence = Presence::Away { since: now };
+        }
+        for (id, image) in sessions {
+            // An application is kept before its sessions.
+            if let Some(&application) = engine.application_ids.get(&image.application) {
+                engine.new_session(application, id, image);
+            }
+        }
+        for (worker, image) in workers {
+            engine.restore_worker(worker, image);
+        }
+        for (age, submitted) in submits {
+            engine.restore_submitted(age, &submitted);
+        }
+        let mut ended = Vec::new();
+        for (id, age, job) in jobs {
+            let Some(index) = engine.find_job(id) else { continue };
+            match job {
+                LoadedJob::Known(image) => {
+                    if matches!(image.stage, Stage::Ended { .. }) {
+                        ended.push((age, index));
+                    }
+                    engine.restore_job(index, id, image);
+                }
+                LoadedJob::Forgotten { taken } => engine.restore_forgotten(index, taken),
+            }
+        }
+        engine.restore_retention(ended);
+        engine.finish_restore();
+        engine
+    }
+
+    fn restore_worker(&mut self, id: WorkerId, image: WorkerImage) -> u32 {
+        let worker = self.new_worker(id);
+        let record = &mut self.workers.all[worker];
+        record.standing = Standing::Away;
+        record.absent = image.absent;
+        record.pid = image.draining.as_ref().map_or(0, |draining| draining.pid);
+        record.draining = image.draining;
+        self.workers.known += 1;
+        worker
+    }
+
+    fn restore_submitted(&mut self, age: Duration, submitted: &Submitted) {
+        let Submitted { session: id, first, options, jobs, skipped, keyed } = submitted;
+        let Some(&session) = self.session_ids.get(id) else { return };
+        self.sessions[session].begin_behind(first - 1);
+        let submitted = self.now - age;
+        for (sequence, job) in (*first..).zip(jobs) {
+            if skipped.binary_search(&sequence).is_ok() {
+                self.sessions[session].push(FORGOTTEN);
+                continue;
+            }
+            let spec = self.spec_of_submit(session, job.service, &options[usize::from(job.options)]);
+            let index = match keyed.binary_search_by_key(&sequence, |keyed| keyed.sequence) {
+                Err(_) => {
+                    let index = self.jobs.insert(session, sequence, spec, submitted);
+                    self.count_new_job(session, index);
+                    self.sessions[session].push(index);
+                    index
+                }
+                Ok(at) => {
+                    self.sessions[session].push(FORGOTTEN);
+                    self.restore_keyed(session, &keyed[at], spec, submitted)
+                }
+            };
+            self.queue_job(index);
+        }
+    }
+
+    fn restore_keyed(&mut self, carrier: u32, keyed: &KeyedRecord, spec: u32, submitted: Moment) -> u32 {
+        let KeyedRecord { job, key, digest, .. } = keyed;
+        let application = self.sessions[carrier].application;
+        let session = match self.session_ids.get(&job.session) {
+            Some(&session) => session,
+            None => self.add_session(Session::new(job.session, application, None)),
+        };
+        // A key that was forgotten since and came again: the newest record is the one that counts.
+        if let Some(older) = self.sessions[session].job(job.sequence) {
+            self.restore_forgotten(older, false);
+        }
+        let index = self.jobs.insert(session, job.sequence, spec, submitted);
+        self.count_new_job(session, index);
+        self.sessions[session].set(job.sequence, index);
+        self.jobs.keys.insert(index, Key { text: key.clone(), digest: *digest });
+        index
+    }
+
+    fn restore_forgotten(&mut self, job: u32, taken: bool) {
+        let session = self.jobs.nodes[job].session;
+        let bundle = self.spec_of(job).bundle;
+        if !self.jobs.nodes[job].is_terminal() {
+            self.release_bundle(bundle);
+            self.applications[self.sessions[session].application].totals.queued -= 1;
+            self.move_job(job, Phase::Backoff);
+        }
+        let node = self.forget_node(job);
+        self.sessions[session].set(node.sequence, if taken { FORGOTTEN_TAKEN } else { FORGOTTEN });
+        self.sessions[session].jobs -= 1;
+    }
+
+    fn restore_job(&mut self, job: u32, id: JobId, image: JobImage) {
+        let JobImage {
+            attempts,
+            executions,
+            failures,
+            crashes,
+            cancelling,
+            last_failure,
+            open,
+            checkpoints,
+            stage,
+        } = image;
+        let node = &mut self.jobs.nodes[job];
+        node.attempts = attempts;
+        node.executions = executions;
+        node.failures = failures;
+        node.crashes = crashes;
+        node.cancelling = cancelling;
+        let waits = last_failure.is_some();
+        if let Some(failure) = last_failure {
+            self.jobs.last_failures.insert(job, failure);
+        }
+        if !checkpoints.is_empty() {
+            self.jobs.checkpoints.insert(job, checkpoints);
+        }
+        for open in open.iter().rev() {
+            self.restore_attempt(job, id, *open);
+        }
+        let live = open.iter().find(|open| !open.lapsed);
+        match stage {
+            Stage::Ended { report, output_bytes, taken } => {
+                let state =
+                    report.failure.as_ref().map_or(JobState::Finished, |failure| failure.kind.state());
+                if taken {
+                    self.jobs.nodes[job].delivery = Delivery::Taken;
+                }
+                let bundle = self.spec_of(job).bundle;
+                let report = self.jobs.ended.insert(EndedJob { report, output_bytes });
+                self.move_job(job, Phase::Ended { state, report });
+                self.release_bundle(bundle);
+                if !taken {
+                    self.retained_bytes += output_bytes;
+                }
+            }
+            Stage::Held { failure, report } => {
+                let began = self.jobs.nodes[job].submitted + report.queued;
+                let run = Run::of_report(&report, began);
+                self.jobs.verdicts.insert(job, (failure, run));
+                self.move_job(job, Phase::Held);
+            }
+            Stage::Live => match live {
+                Some(OpenAttempt { began: true, .. }) => self.move_job(job, Phase::Running),
+                Some(OpenAttempt { began: false, .. }) => self.move_job(job, Phase::Placed),
+                // It was waiting when the scheduler ended; how long is not known any more.
+                None if waits => self.back_off(job, RETRY_BACKOFF_MIN),
+                None => {}
+            },
+        }
+    }
+
+    fn restore_attempt(&mut self, job: u32, id: JobId, open: OpenAttempt) {
+        let OpenAttempt { attempt, worker: worker_id, began, lapsed } = open;
+        let worker = match self.workers.by_id.get(&worker_id) {
+            Some(&worker) => worker,
+            None => self.restore_worker(worker_id, WorkerImage::default()),
+        };
+        let spec = self.spec_of(job);
+        let (application, slots, bundle) = (spec.application, spec.slots, spec.bundle);
+        let options = &spec.recipe.options;
+        let (priority, exclusive) = (options.get_priority(), options.is_exclusive());
+        let next = self.jobs.nodes[job].open;
+        let id = AttemptId { job: id, attempt };
+        let fate = if lapsed { Fate::Lapsed } else { Fate::Open };
+        let index = self.attempts.insert(Attempt {
+            job,
+            id,
+            next,
+            worker,
+            application,
+            bundle,
+            slots,
+            priority,
+            exclusive,
+            short: false,
+            fate,
+            position: Position::Slot,
+            // The worker's inventory says since when.
+            began: began.then_some(self.now),
+            pid: 0,
+            recalled: false,
+        });
+        self.jobs.nodes[job].open = index;
+        let record = &mut self.workers.all[worker];
+        record.attempts.insert(id, index);
+        record.slots += slots;
+        record.take_slots(&self.attempts[index]);
+        if !lapsed {
+            self.use_slots(application, slots);
+        }
+    }
+
+    /// Ended jobs are forgotten in the order in which they ended.
+    fn restore_retention(&mut self, mut ended: Vec<(Duration, u32)>) {
+        ended.sort_unstable_by(|one, other| other.cmp(one));
+        for (age, job) in ended {
+            // Not counted from before the scheduler's boot, which a moment can't express.
+            let left = self.settings.result_retention.saturating_sub(age);
+            self.retention.push_back((self.now + left, self.jobs.handle(job)));
+        }
+    }
+
+    /// Leases and absences begin, and what has nothing left to wait for goes on.
+    fn finish_restore(&mut self) {
+        for worker in self.workers.all.indices() {
+            let record = &mut self.workers.all[worker];
+            let lapsed = |&attempt: &u32| self.attempts[attempt].fate == Fate::Lapsed;
+            if !record.attempts.is_empty() && record.attempts.values().all(lapsed) {
+                record.standing = Standing::Lost;
+                self.workers.known -= 1;
+            }
+            self.workers.rekey(worker);
+            self.schedule_lease_check(worker);
+            self.schedule_drain(worker);
+        }
+        for application in self.applications.indices() {
+            let starts = self.applications[application].sessions.iter();
+            let (keyed, starts): (Vec<u32>, Vec<u32>) =
+                starts.partition(|&&session| self.sessions[session].is_keyed());
+            let stopped = !starts.is_empty() && starts.iter().all(|&session| self.sessions[session].stopped);
+            for session in keyed {
+                self.sessions[session].stopped = stopped;
+            }
+            self.start_absence(application);
+        }
+        for session in self.sessions.indices() {
+            let record = &mut self.sessions[session];
+            if record.decided && !record.is_keyed() {
+                record.accepted = record.received();
+            }
+        }
+        for job in self.jobs.nodes.indices() {
+            let node = &self.jobs.nodes[job];
+            if node.cancelling && !node.is_terminal() && self.live_attempt(job).is_none() {
+                // Only its end was not kept any more.
+                self.end_unplaced(job, super::attempts::cancelled());
+            } else if node.is_terminal() && self.sessions[node.session].stopped {
+                self.forget_job(job);
+            }
+        }
+    }
+
+    /// What came of restoring, to be carried out before anything else.
+    pub(crate) fn take_restored(&mut self) -> Vec<super::Action> {
+        self.take_actions()
+    }
+
+    /// Whether anything is known of this session.
+    #[cfg(test)]
+    pub(crate) fn knows_session(&self, session: SessionId) -> bool {
+        self.session_ids.contains_key(&session)
+    }
+}

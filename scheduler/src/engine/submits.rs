@@ -1,0 +1,286 @@
+//! Submits: which jobs are taken, and when an application may rely on it. One key is one job, however often it comes.
+
+use std::collections::BTreeMap;
+
+use lrts_core::ids::{JobId, SessionId};
+use lrts_core::limits::{BODY_BYTES, KEY_BYTES, SUBMIT_JOBS};
+use lrts_core::protocol::application::{KeyedJob, RefusalCause};
+use lrts_core::spec::JobOptions;
+
+use super::Engine;
+use super::applications::Presence;
+use super::bundles::Availability;
+use super::events::{Action, Message, Peer, Submit};
+use super::sessions::{FORGOTTEN, Session};
+use crate::record::{KeyedRecord, NewJob, Record, Submitted};
+
+/// What tells a job with a key from another one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Key {
+    pub(super) text: String,
+    /// Of its service and payload.
+    pub(super) digest: u64,
+}
+
+/// Why a job isn't taken.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Refused {
+    reason: String,
+    cause: RefusalCause,
+}
+
+impl Refused {
+    fn invalid(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), cause: RefusalCause::Invalid }
+    }
+}
+
+/// Who submits.
+#[derive(Clone, Copy)]
+struct Submitter {
+    application: u32,
+    session: u32,
+    peer: Peer,
+}
+
+impl Engine {
+    pub(super) fn submit(&mut self, peer: Peer, submit: Submit) {
+        let Some((application, session)) = self.attached(peer) else { return };
+        let Submit { first, options, mut jobs, mut keys, no_room } = submit;
+        let record = &self.sessions[session];
+        if jobs.len() > SUBMIT_JOBS || options.len() > SUBMIT_JOBS {
+            return self.violation(peer, format!("a submit of more than {SUBMIT_JOBS} jobs"));
+        }
+        if first > u64::MAX - jobs.len() as u64 {
+            return self.violation(peer, format!("a submit from {first} on: there are no such sequences"));
+        }
+        if record.stopped {
+            return self.violation(peer, "a submit after the application was stopped");
+        }
+        let record = &mut self.sessions[session];
+        record.begin_behind(first.saturating_sub(1));
+        let received = record.received();
+        if first == 0 || first > received + 1 {
+            return self.violation(peer, format!("a submit from {first} on where {} was next", received + 1));
+        }
+        // Those that came before, on this connection or an earlier one.
+        let known = usize::try_from(received + 1 - first).unwrap_or(usize::MAX).min(jobs.len());
+        jobs.drain(..known);
+        keys.retain(|key| key.index as usize >= known);
+        keys.iter_mut().for_each(|key| key.index -= known as u32);
+        if jobs.is_empty() {
+            let through = record.accepted;
+            return self.send(peer, Message::Accepted { through });
+        }
+        let fresh = Submit { first: received + 1, options, jobs, keys, no_room };
+        self.submit_fresh(Submitter { application, session, peer }, fresh);
+        if self.bundles[self.bundle_of(session)].availability != Availability::Awaited {
+            self.program_decided(session);
+        }
+    }
+
+    fn submit_fresh(&mut self, from: Submitter, submit: Submit) {
+        let Submit { first, options, jobs, keys, no_room } = submit;
+        let bad_options: Vec<Option<String>> =
+            options.iter().map(|options| options.validate().err().map(|error| error.to_string())).collect();
+        let mut keys = keys.into_iter().peekable();
+        let mut specs: BTreeMap<(u16, u16), u32> = BTreeMap::new();
+        let (mut refusals, mut skipped, mut keyed) = (Vec::new(), Vec::new(), Vec::new());
+        for ((index, sequence), job) in (0..).zip(first..).zip(&jobs) {
+            let key = keys.next_if(|key| key.index == index);
+            let taken = self
+                .check(from.session, job, &bad_options, no_room.as_deref())
+                .and_then(|()| self.place_of(from.application, key));
+            let place = match taken {
+                Ok(Some(place)) => place,
+                Ok(None) => {
+                    // Its job is here already.
+                    self.sessions[from.session].push(FORGOTTEN);
+                    skipped.push(sequence);
+                    continue;
+                }
+                Err(refused) => {
+                    self.sessions[from.session].push(FORGOTTEN);
+                    skipped.push(sequence);
+                    refusals.push((sequence, refused));
+                    continue;
+                }
+            };
+            let spec = match specs.get(&(job.service, job.options)) {
+                Some(&spec) => spec,
+                None => {
+                    let spec =
+                        self.spec_of_submit(from.session, job.service, &options[usize::from(job.options)]);
+                    specs.insert((job.service, job.options), spec);
+                    spec
+                }
+            };
+            match place {
+                Place::Sequence => {
+                    let index = self.add_job(from.session, sequence, spec);
+                    self.sessions[from.session].push(index);
+                }
+                Place::Key { session, job, key } => {
+                    self.sessions[from.session].push(FORGOTTEN);
+                    let Key { text, digest } = key.clone();
+                    keyed.push(KeyedRecord { sequence, job, key: text, digest });
+                    let index = self.add_job(session, job.sequence, spec);
+                    self.sessions[session].set(job.sequence, index);
+                    self.jobs.keys.insert(index, key);
+                }
+            }
+        }
+        self.totals_changed(from.application);
+        let id = self.sessions[from.session].id;
+        self.persist(Record::Submitted(Submitted { session: id, first, options, jobs, skipped, keyed }));
+        for (sequence, Refused { reason, cause }) in refusals {
+            let message = Message::Refused { sequence, reason, cause };
+            match cause {
+                // It can't wait for a commit, which waits for room.
+                RefusalCause::NoRoom => self.actions.push(Action::SendAtOnce { to: from.peer, message }),
+                RefusalCause::Invalid | RefusalCause::KeyConflict => self.send(from.peer, message),
+            }
+        }
+        let bundle = self.bundle_of(from.session);
+        if let Availability::Failed(reason) = self.bundles[bundle].availability.clone() {
+            self.fail_queued(bundle, &reason);
+        }
+    }
+
+    /// The spec of jobs that a session submits.
+    pub(super) fn spec_of_submit(&mut self, session: u32, service: u16, options: &JobOptions) -> u32 {
+        let program = self.sessions[session].program.as_ref().expect("only programs submit");
+        self.spec_for(program.services[usize::from(service)], options)
+    }
+
+    /// Makes a job and puts it into its queue. Its place in the session's table is the caller's to set.
+    fn add_job(&mut self, session: u32, sequence: u64, spec: u32) -> u32 {
+        let index = self.jobs.insert(session, sequence, spec, self.now);
+        self.count_new_job(session, index);
+        self.queue_job(index);
+        index
+    }
+
+    /// A job has been made: it counts for its session, its application and its bundle.
+    pub(super) fn count_new_job(&mut self, session: u32, job: u32) {
+        self.sessions[session].jobs += 1;
+        let (application, bundle) = (self.sessions[session].application, self.spec_of(job).bundle);
+        self.applications[application].totals.queued += 1;
+        self.use_bundle(bundle);
+    }
+
+    /// Where a new job belongs; none if it is here already.
+    fn place_of(&mut self, application: u32, key: Option<KeyedJob>) -> Result<Option<Place>, Refused> {
+        let Some(KeyedJob { key: text, digest, .. }) = key else { return Ok(Some(Place::Sequence)) };
+        if text.is_empty() || text.len() > KEY_BYTES {
+            let bytes = text.len();
+            return Err(Refused::invalid(format!("key of {bytes} bytes: 1 to {KEY_BYTES} are allowed")));
+        }
+        let job = JobId::keyed(self.applications[application].id, &text);
+        let session = self.keyed_session(application)?;
+        if let Some(known) = self.sessions[session].job(job.sequence) {
+            let key = &self.jobs.keys[&known];
+            return if key.text != text {
+                Err(Refused::invalid(format!(
+                    "key `{text}`: its digest is that of key `{}`: choose another",
+                    key.text
+                )))
+            } else if key.digest != digest {
+                let reason = format!(
+                    "key `{text}`: job {job} has it, with another service or payload: choose another key, or stop the \
+                     application to forget its jobs"
+                );
+                Err(Refused { reason, cause: RefusalCause::KeyConflict })
+            } else {
+                Ok(None)
+            };
+        }
+        if self.sessions[session].stopped {
+            let reason = "the application was stopped and its jobs are still being cancelled: try again when they have ended";
+            return Err(Refused::invalid(reason));
+        }
+        Ok(Some(Place::Key { session, job, key: Key { text, digest } }))
+    }
+
+    /// The session of an application's jobs with a key, made if it isn't there.
+    fn keyed_session(&mut self, application: u32) -> Result<u32, Refused> {
+        let id = SessionId::keyed(self.applications[application].id);
+        let session = match self.session_ids.get(&id) {
+            Some(&session) => session,
+            None => self.add_session(Session::new(id, application, None)),
+        };
+        let record = &mut self.sessions[session];
+        if !record.is_keyed() || record.application != application {
+            return Err(Refused::invalid("another application has taken the place of this one's keys"));
+        }
+        // Those of a start that was stopped are gone.
+        record.stopped &= record.jobs > 0;
+        Ok(session)
+    }
+
+    /// Whether a job is as a job must be, and there is room for it.
+    fn check(
+        &self,
+        session: u32,
+        job: &NewJob,
+        bad_options: &[Option<String>],
+        no_room: Option<&str>,
+    ) -> Result<(), Refused> {
+        let services = self.sessions[session].program.as_ref().map_or(0, |program| program.services.len());
+        if usize::from(job.service) >= services {
+            return Err(Refused::invalid(format!(
+                "service number {} of a program with {services}: services are named when the application starts",
+                job.service
+            )));
+        }
+        if u64::from(job.payload_bytes) > BODY_BYTES {
+            return Err(Refused::invalid(format!(
+                "a payload of {} bytes: at most {BODY_BYTES} are allowed, larger data belongs into files",
+                job.payload_bytes
+            )));
+        }
+        match bad_options.get(usize::from(job.options)) {
+            None => {
+                let (number, count) = (job.options, bad_options.len());
+                return Err(Refused::invalid(format!("options number {number} of a submit with {count}")));
+            }
+            Some(Some(reason)) => return Err(Refused::invalid(reason)),
+            Some(None) => {}
+        }
+        match no_room {
+            Some(reason) => Err(Refused { reason: reason.to_owned(), cause: RefusalCause::NoRoom }),
+            None => Ok(()),
+        }
+    }
+
+    /// The program of a session that is one start of an application.
+    pub(super) fn bundle_of(&self, session: u32) -> u32 {
+        self.sessions[session].program.as_ref().expect("a start has a program").bundle
+    }
+
+    /// The session's program is here, or will never be: all that was submitted is accepted.
+    pub(super) fn program_decided(&mut self, session: u32) {
+        if !std::mem::replace(&mut self.sessions[session].decided, true) {
+            self.keep_session(session);
+        }
+        let record = &mut self.sessions[session];
+        if record.accepted == record.received() {
+            return;
+        }
+        record.accepted = record.received();
+        let (application, through) = (record.application, record.accepted);
+        if let Presence::Here { peer, session: current } = self.applications[application].presence
+            && current == session
+        {
+            self.send(peer, Message::Accepted { through });
+        }
+    }
+}
+
+/// Where a new job belongs.
+enum Place {
+    /// Under its sequence.
+    Sequence,
+    /// Under its key.
+    Key { session: u32, job: JobId, key: Key },
+}
