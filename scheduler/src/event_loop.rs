@@ -18,7 +18,11 @@ use crate::bundles::{Bundles, Request};
 use crate::commands::Commands;
 use crate::convert::{self, BadMessage, Input, InputBodies, Outgoing};
 use crate::engine::{self, Action, AttemptOutcome, Engine, Event, Note, Peer, Reason};
+use crate::outbox::{Due, Outbox};
 use crate::store::{Entry, Store};
+
+/// How long the end waits for the store.
+const CLOSE_TIME: Duration = Duration::from_secs(5);
 
 /// The scheduler at work.
 pub(crate) struct EventLoop {
@@ -27,6 +31,7 @@ pub(crate) struct EventLoop {
     engine: Engine,
     store: Box<dyn Store>,
     commits: Commits,
+    outbox: Outbox,
     bundles: Bundles,
     commands: Commands,
     connections: BTreeMap<ConnectionId, Connection>,
@@ -72,6 +77,7 @@ impl EventLoop {
                 done,
                 done_sender,
             },
+            outbox: Outbox::default(),
             bundles,
             connections: BTreeMap::new(),
             by_peer: BTreeMap::new(),
@@ -82,6 +88,11 @@ impl EventLoop {
 
     /// Runs until somebody asks for the end, then says goodbye to all peers.
     pub(crate) async fn run(mut self, shutdown: &Shutdown) {
+        for action in self.engine.take_restored() {
+            self.perform(action, &mut InputBodies::Nothing);
+        }
+        self.inbox.extend(self.bundles.complete_already());
+        self.turn();
         loop {
             let engine_due = self.engine.next_deadline();
             let due = engine_due.into_iter().chain(self.commands.next_deadline()).min();
@@ -90,6 +101,12 @@ impl EventLoop {
                 Some(()) = self.commits.done.recv() => self.committed(),
                 event = self.server.next() => self.server_event(event),
                 outcome = self.bundles.next() => self.inbox.extend(self.bundles.uploaded(outcome)),
+                read = self.outbox.next() => {
+                    for due in self.outbox.came(read) {
+                        self.carry_out(due);
+                    }
+                }
+                answer = self.commands.next() => self.commands.output_read(answer),
                 () = clock::sleep_until(due) => {
                     self.inbox.push_back(Event::Tick);
                     self.commands.tick(&self.engine, &*self.store);
@@ -101,6 +118,11 @@ impl EventLoop {
         tokio::select! {
             () = self.server.close() => {}
             () = shutdown.immediate() => {}
+        }
+        // What is under way was not acknowledged, so it need not be waited for if that takes long.
+        let closed = tokio::task::spawn_blocking(move || self.store.close());
+        if tokio::time::timeout(CLOSE_TIME, closed).await.is_err() {
+            warn!("the disk is too slow: the store is left as it is");
         }
     }
 
@@ -140,6 +162,7 @@ impl EventLoop {
         if let Some(Connection { peer, .. }) = self.connections.remove(&connection) {
             self.by_peer.remove(&peer);
             self.bundles.left(connection);
+            self.outbox.forget(peer);
             self.inbox.push_back(Event::Disconnected { peer });
         }
     }
@@ -157,7 +180,12 @@ impl EventLoop {
             }
         };
         match input {
-            Ok(Input::Event(event, bodies)) => self.handle_event(event, bodies),
+            Ok(Input::Event(mut event, bodies)) => {
+                if let Event::Submitted { submit, .. } = &mut event {
+                    submit.no_room = self.store.refuses(message.body.len() as u64);
+                }
+                self.handle_event(event, bodies);
+            }
             Ok(Input::Bundle(request)) => self.bundle(connection, request),
             Ok(Input::Output { request, output }) => {
                 self.commands.output_came(request, output, &*self.store);
@@ -207,25 +235,29 @@ impl EventLoop {
 
     fn handle_event(&mut self, event: Event, mut bodies: InputBodies) {
         for action in self.engine.handle(event, Moment::now()) {
-            match action {
-                Action::Persist(record) => {
-                    let bodies = bodies.for_record(&record);
-                    self.commits.batch.push(Entry { record, bodies });
-                }
-                Action::Send { to, message } => {
-                    if !self.commits.batch.is_empty() {
-                        self.commits.after_batch.push((to, message));
-                    } else if let Some(waiting) = &mut self.commits.under_way {
-                        waiting.push((to, message));
-                    } else {
-                        self.send(to, message);
-                    }
-                }
-                Action::SendAtOnce { to, message } => self.send(to, message),
-                Action::Disconnect { peer, reason } => self.disconnect(peer, reason),
-                Action::BundleInUse { digest, in_use } => self.bundles.set_in_use(digest, in_use),
-                Action::Note(note) => log(note),
+            self.perform(action, &mut bodies);
+        }
+    }
+
+    fn perform(&mut self, action: Action, bodies: &mut InputBodies) {
+        match action {
+            Action::Persist(record) => {
+                let bodies = bodies.for_record(&record);
+                self.commits.batch.push(Entry { record, bodies });
             }
+            Action::Send { to, message } => {
+                if !self.commits.batch.is_empty() {
+                    self.commits.after_batch.push((to, message));
+                } else if let Some(waiting) = &mut self.commits.under_way {
+                    waiting.push((to, message));
+                } else {
+                    self.send(to, message);
+                }
+            }
+            Action::SendAtOnce { to, message } => self.send_at_once(to, message),
+            Action::Disconnect { peer, reason } => self.disconnect(peer, reason),
+            Action::BundleInUse { digest, in_use } => self.bundles.set_in_use(digest, in_use),
+            Action::Note(note) => log(note),
         }
     }
 
@@ -252,23 +284,43 @@ impl EventLoop {
     }
 
     fn send(&mut self, to: Peer, message: engine::Message) {
-        let Some(&connection) = self.by_peer.get(&to) else { return };
-        let message = match convert::outgoing(message, &*self.store) {
-            Outgoing::Send(message) => message,
-            Outgoing::StaleStart(attempt) => {
+        if !self.by_peer.contains_key(&to) {
+            return;
+        }
+        if let Some(due) = self.outbox.push(to, convert::outgoing(message, &*self.store)) {
+            self.carry_out(due);
+        }
+    }
+
+    /// Sends what depends on nothing, past all that waits.
+    fn send_at_once(&mut self, to: Peer, message: engine::Message) {
+        match convert::outgoing(message, &*self.store) {
+            Outgoing::Ready(message) => self.carry_out(Due::Send(to, message)),
+            with_body => {
+                if let Some(due) = self.outbox.push(to, with_body) {
+                    self.carry_out(due);
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, due: Due) {
+        match due {
+            Due::Send(to, message) => {
+                let Some(&connection) = self.by_peer.get(&to) else { return };
+                if let Err(error) = self.handle.send(connection, message) {
+                    // The peer's end is an event of its own, and what it didn't get is settled when it is back.
+                    debug!(%connection, %error, "message not sent");
+                }
+            }
+            Due::NoPayload(peer, start, error) => {
                 // Of an attempt whose job has ended since, this is ignored. Otherwise the store has lost the payload, and no
                 // other start would bring it back.
-                let what = "the scheduler has lost the job's payload: schedule it again";
+                let what = format!("the scheduler has lost the job's payload, schedule it again: {error}");
                 let outcome = AttemptOutcome::Failed(Failure::new(FailureKind::Error, what));
-                let (ran, output_bytes) = (Duration::ZERO, 0);
-                self.inbox.push_back(Event::Ended { peer: to, attempt, outcome, ran, output_bytes });
-                return;
+                let (attempt, ran, output_bytes) = (start.attempt, Duration::ZERO, 0);
+                self.inbox.push_back(Event::Ended { peer, attempt, outcome, ran, output_bytes });
             }
-            Outgoing::Stale => return,
-        };
-        if let Err(error) = self.handle.send(connection, message) {
-            // The peer's end is an event of its own, and what it didn't get is settled when it is back.
-            debug!(%connection, %error, "message not sent");
         }
     }
 
@@ -276,6 +328,7 @@ impl EventLoop {
         let Some(connection) = self.by_peer.remove(&peer) else { return };
         self.connections.remove(&connection);
         self.bundles.left(connection);
+        self.outbox.forget(peer);
         let refusal = match reason {
             Reason::Superseded => {
                 let message = "a newer connection of the same application or worker has taken over";
@@ -309,6 +362,24 @@ fn log(note: Note) {
             warn!(%worker, attempts, "worker lost: its jobs are placed again")
         }
         Note::WorkerLeft { worker } => info!(%worker, "worker left"),
+        Note::WorkerAbsent { worker, back_within } => {
+            info!(%worker, back_within_s = back_within.as_secs(), "worker's daemon left, its jobs run on");
+        }
+        Note::WorkerDrains { worker, reason } => warn!(%worker, reason, "worker takes nothing new"),
+        Note::WorkerOfAnotherStore { worker, attempts } => {
+            warn!(
+                %worker,
+                attempts,
+                "worker holds attempts of another scheduler's store: they run on there, start that scheduler with its old \
+                 state directory to have them back"
+            );
+        }
+        Note::ResultsDropped { jobs } => {
+            warn!(
+                jobs,
+                "results that nobody has taken are forgotten: there are more than --result-store allows"
+            );
+        }
         Note::BrakeEngaged { silent, known } => {
             warn!(
                 silent,

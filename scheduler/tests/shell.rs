@@ -21,7 +21,7 @@ use lrts_core::status::JobState;
 use lrts_core::transport::{
     Hello, Link, LinkConfig, LinkEvent, LinkReceiver, LinkSender, Message, Role, SocketDir,
 };
-use lrts_scheduler::{Config, RunError};
+use lrts_scheduler::{Config, RunError, StoreError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::task::JoinHandle;
@@ -121,13 +121,15 @@ fn register() -> FromWorker {
         installed: Vec::new(),
         ships: true,
         attempts: Vec::new(),
+        store: None,
     })
 }
 
 fn submit(payloads: &[&str]) -> (FromApplication, Bytes) {
     let mut jobs = Vec::new();
     payloads.iter().for_each(|payload| JobRange::push(&mut jobs, 0, 0, payload.len() as u32));
-    let head = FromApplication::Submit { first: 1, options: vec![JobOptions::new().label("x")], jobs };
+    let options = vec![JobOptions::new().label("x")];
+    let head = FromApplication::Submit { first: 1, options, jobs, keys: Vec::new() };
     (head, payloads.concat().into())
 }
 
@@ -180,7 +182,10 @@ async fn a_job_travels_with_its_program_to_a_worker_and_its_result_back() {
     };
     assert_eq!((closed, heartbeat), (vec![], Duration::from_secs(5)));
     let (ToWorker::Start(start), payload) = worker.hear().await else { panic!("no job") };
-    assert_eq!((start.attempt.job, &*start.service, &*start.label), (SESSION.job(1), "double", "x"));
+    assert_eq!(
+        (start.attempt.job, &*start.service, start.options.get_label()),
+        (SESSION.job(1), "double", "x")
+    );
     assert_eq!(payload, "one");
     let (ToWorker::Start(second), payload) = worker.hear().await else { panic!("no second job") };
     assert_eq!((second.attempt.job, payload), (SESSION.job(2), Bytes::new()));
@@ -308,7 +313,7 @@ async fn a_state_directory_serves_one_scheduler_at_a_time() {
     let mut second = config.clone();
     second.address.set_port(0);
     let refused = lrts_scheduler::run(second, |_| panic!("it must not start"), Shutdown::new()).await;
-    assert!(matches!(refused, Err(RunError::StateDirInUse(_))), "{refused:?}");
+    assert!(matches!(refused, Err(RunError::Store(StoreError::InUse { .. }))), "{refused:?}");
     scheduler.end().await;
     Scheduler::start(config).await.end().await;
 }

@@ -118,6 +118,9 @@ pub struct Status {
     pub workers: u64,
     /// Since the scheduler started.
     pub uptime_s: f64,
+    /// What hinders the scheduler from keeping things: a full or failing disk. Empty if nothing does.
+    #[serde(default)]
+    pub store_trouble: String,
 }
 
 /// A row of `lrts jobs`.

@@ -381,9 +381,14 @@ impl Engine {
         let record = &self.applications[application];
         let Presence::Away { since } = record.presence else { return };
         let expired = self.now.since(since) >= self.settings.result_retention;
-        for session in record.sessions.clone() {
+        let sessions = record.sessions.clone();
+        // Jobs with a key outlive the start that submitted them, but not what is known of its program.
+        let has_keyed = sessions
+            .iter()
+            .any(|&session| self.sessions[session].is_keyed() && self.sessions[session].jobs > 0);
+        for session in sessions {
             let record = &self.sessions[session];
-            if record.jobs == 0 && (record.stopped || expired) {
+            if record.jobs == 0 && (record.stopped || expired) && !has_keyed {
                 self.forget_session(session);
             }
         }
