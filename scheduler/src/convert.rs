@@ -13,8 +13,8 @@ use tracing::error;
 
 use crate::bundles::Request;
 use crate::engine::{
-    ApplicationListing, Attach, AttemptOutcome, Credit, Event, Held, JobListing, Message, Peer, Recipe,
-    Registration, Submit, Totals, WorkerListing,
+    ApplicationListing, Attach, AttemptOutcome, Credit, Event, Held, JobListing, ListedJobs, Message, Peer,
+    Recipe, Registration, Submit, Totals, WorkerListing,
 };
 use crate::record::{NewJob, Record, Report, Submitted};
 use crate::store::{Bodies, EndedBodies, Fetched, Health, ReadError, ResultBodies, StartBodies, Store};
@@ -278,6 +278,7 @@ pub(crate) fn outgoing(message: Message, store: &dyn Store) -> Outgoing {
             Outgoing::Result(job, report, bodies)
         }
         Message::Listed { request, jobs, last } => {
+            let jobs = jobs.into_iter().map(listed).collect();
             to_application(ToApplication::Listed { request, jobs, last })
         }
         Message::Detached => to_application(ToApplication::Detached),
@@ -317,6 +318,11 @@ pub(crate) fn outgoing(message: Message, store: &dyn Store) -> Outgoing {
         Message::Recall { attempt } => to_worker(ToWorker::Recall { attempt }),
         Message::Confirm { attempts } => to_worker(ToWorker::Confirm { attempts }),
     }
+}
+
+fn listed(jobs: ListedJobs) -> (String, JobSet) {
+    let ListedJobs { service, session, ranges } = jobs;
+    (service.to_string(), JobSet { session, ranges })
 }
 
 /// A message that isn't held up by others.

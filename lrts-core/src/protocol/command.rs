@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ApplicationId, JobId, WorkerId};
 use crate::status::JobState;
+pub use crate::status::WorkerState;
 
 /// What a command asks the scheduler.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -163,17 +164,4 @@ pub struct WorkerRow {
     pub state: WorkerState,
     /// When it was last heard of.
     pub silent: Duration,
-}
-
-/// Where a worker stands.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum WorkerState {
-    /// Takes attempts.
-    Ready,
-    /// Silent or disconnected: takes nothing until it is heard again.
-    Suspect,
-    /// Takes nothing new and finishes what it has.
-    Draining,
 }

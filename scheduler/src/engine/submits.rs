@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use lrts_core::ids::{JobId, SessionId};
 use lrts_core::limits::{BODY_BYTES, KEY_BYTES, SUBMIT_JOBS};
-use lrts_core::protocol::application::{KeyedJob, RefusalCause};
-use lrts_core::spec::JobOptions;
+use lrts_core::spec::{JobOptions, KeyedJob};
+use lrts_core::status::RefusalCause;
 
 use super::Engine;
 use super::applications::Presence;
