@@ -21,6 +21,10 @@ use crate::engine::{self, Action, AttemptOutcome, Engine, Event, Note, Peer, Rea
 use crate::outbox::{Due, Outbox};
 use crate::store::{Entry, Store};
 
+/// Bodies that may wait for the disk, in bytes. Beyond it only what is urgent is read from peers, so that a disk that is full or
+/// slow fills no memory and silences no worker.
+const BACKLOG_BYTES: u64 = 256 << 20;
+
 /// How long the end waits for the store.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 
@@ -52,6 +56,9 @@ struct Connection {
 struct Commits {
     /// To be committed next.
     batch: Vec<Entry>,
+    /// Bytes of its bodies, and of those that are under way.
+    batch_bytes: u64,
+    under_way_bytes: u64,
     /// To be sent once `batch` is.
     after_batch: Vec<(Peer, engine::Message)>,
     /// To be sent once the batch that is under way is; none if none is.
@@ -72,6 +79,8 @@ impl EventLoop {
             store,
             commits: Commits {
                 batch: Vec::new(),
+                batch_bytes: 0,
+                under_way_bytes: 0,
                 after_batch: Vec::new(),
                 under_way: None,
                 done,
@@ -95,11 +104,12 @@ impl EventLoop {
         self.turn();
         loop {
             let engine_due = self.engine.next_deadline();
+            let has_room = self.commits.batch_bytes + self.commits.under_way_bytes <= BACKLOG_BYTES;
             let due = engine_due.into_iter().chain(self.commands.next_deadline()).min();
             tokio::select! {
                 () = shutdown.requested() => break,
                 Some(()) = self.commits.done.recv() => self.committed(),
-                event = self.server.next() => self.server_event(event),
+                event = self.server.next_if(has_room) => self.server_event(event),
                 outcome = self.bundles.next() => self.inbox.extend(self.bundles.uploaded(outcome)),
                 read = self.outbox.next() => {
                     for due in self.outbox.came(read) {
@@ -182,7 +192,7 @@ impl EventLoop {
         match input {
             Ok(Input::Event(mut event, bodies)) => {
                 if let Event::Submitted { submit, .. } = &mut event {
-                    submit.no_room = self.store.refuses(message.body.len() as u64);
+                    submit.no_room = self.store.refuses(self.commits.batch_bytes + message.body.len() as u64);
                 }
                 self.handle_event(event, bodies);
             }
@@ -243,6 +253,7 @@ impl EventLoop {
         match action {
             Action::Persist(record) => {
                 let bodies = bodies.for_record(&record);
+                self.commits.batch_bytes += bodies.bytes();
                 self.commits.batch.push(Entry { record, bodies });
             }
             Action::Send { to, message } => {
@@ -267,6 +278,7 @@ impl EventLoop {
             return;
         }
         let batch = std::mem::take(&mut self.commits.batch);
+        self.commits.under_way_bytes = std::mem::take(&mut self.commits.batch_bytes);
         self.commits.under_way = Some(std::mem::take(&mut self.commits.after_batch));
         let done = self.commits.done_sender.clone();
         let epoch = self.store.epoch();
@@ -278,6 +290,7 @@ impl EventLoop {
     }
 
     fn committed(&mut self) {
+        self.commits.under_way_bytes = 0;
         for (to, message) in self.commits.under_way.take().unwrap_or_default() {
             self.send(to, message);
         }

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::progress::BarRecord;
 use crate::ids::{ApplicationId, BundleDigest, JobId, SessionId, WorkerId, ranges};
-pub use crate::spec::{KeyedJob, content_digest};
 use crate::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
+pub use crate::spec::{KeyedJob, content_digest};
 use crate::status::Failure;
 pub use crate::status::RefusalCause;
 
