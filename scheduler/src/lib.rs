@@ -24,6 +24,8 @@ mod config;
 mod convert;
 mod engine;
 mod event_loop;
+mod record;
+mod state_dir;
 mod store;
 
 use std::fs::File;
@@ -39,6 +41,7 @@ use lrts_core::transport::{BindError, Role, Server, ServerConfig, SocketDir};
 use tracing::{info, warn};
 
 pub use config::{Config, ConfigError};
+pub use store::{Damage, StoreError};
 
 use bundles::Bundles;
 use engine::{Engine, Settings};
