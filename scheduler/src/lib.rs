@@ -43,6 +43,7 @@ use lrts_core::transport::{BindError, Role, Server, ServerConfig, SocketDir};
 use tracing::{info, warn};
 
 pub use config::{Config, ConfigError};
+pub use store::{Damage, StoreError};
 
 use bundles::Bundles;
 use engine::{Engine, Settings};
