@@ -57,7 +57,7 @@ pub(crate) enum Bodies {
 
 impl Bodies {
     /// How many bytes of the disk they will take, near enough.
-    fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         let bytes = match self {
             Bodies::Nothing => 0,
             Bodies::Payloads(payloads) => payloads.iter().map(Bytes::len).sum(),
