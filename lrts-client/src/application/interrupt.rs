@@ -158,21 +158,20 @@ fn interrupted() {
     running.iter().for_each(|(shared, _)| shared.display.finish());
     service::say("lrts: interrupted, leaving the jobs to the cluster (Ctrl-C again quits at once)");
     for (shared, mut done) in running {
-        let told = shared.detach_within(FLUSH_TIME);
+        let confirmed = shared.detach_within(FLUSH_TIME);
         block_until(done.wait_for(|&done| done), Some(Moment::now() + END_TIME));
+        let Some(confirmed) = confirmed else { continue };
         let program = std::env::args_os().next().unwrap_or_else(|| OsString::from("PROGRAM"));
-        service::say(&farewell(shared.application, told, &program.to_string_lossy()));
+        service::say(&farewell(shared.application, confirmed, &program.to_string_lossy()));
     }
     std::process::exit(EXIT_CODE);
 }
 
 /// What a person has to know of the jobs, and how to come back to them.
-fn farewell(application: ApplicationId, told: bool, program: &str) -> String {
-    let what = match told {
+fn farewell(application: ApplicationId, confirmed: bool, program: &str) -> String {
+    let what = match confirmed {
         true => "the jobs go on and their results are kept",
-        false => {
-            "the scheduler has not confirmed it, so what it has of the jobs goes on as for a lost connection"
-        }
+        false => "the scheduler has not confirmed that, so jobs that it has go on as after a lost connection",
     };
     format!(
         "lrts: {what}; to come back: LRTS_APPLICATION_ID={} {}",

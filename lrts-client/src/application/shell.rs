@@ -555,8 +555,8 @@ impl Shared {
     }
 
     /// Leaves within the time limit: what was scheduled is flushed and the scheduler told, but nobody who waits here is woken.
-    /// False if the scheduler hasn't confirmed it.
-    pub(super) fn detach_within(&self, limit: Duration) -> bool {
+    /// Returns whether the scheduler has confirmed it; none if there are no jobs.
+    pub(super) fn detach_within(&self, limit: Duration) -> Option<bool> {
         let deadline = Moment::now() + limit;
         let flushed = async {
             let wait = self.wait(Engine::wait_for_flush);
@@ -565,9 +565,12 @@ impl Shared {
         };
         block_until(flushed, Some(deadline));
         self.change(|engine, _| engine.begin_detach());
-        let told = block_until(self.farewell(), Some(deadline.max(Moment::now() + FAREWELL_TIME)));
+        block_until(self.farewell(), Some(deadline.max(Moment::now() + FAREWELL_TIME)));
         self.close(FAREWELL_TIME);
-        told.is_some_and(|told| told.is_ok())
+        self.with_engine(|engine, _| {
+            let has_jobs = engine.may_have_jobs() || engine.unsent() > 0;
+            has_jobs.then(|| engine.is_answered())
+        })
     }
 
     async fn farewell(&self) -> Result<(), WaitError> {

@@ -379,9 +379,7 @@ impl Engine {
             Some(Fatal::Stopped | Fatal::Detached) | None => false,
             Some(Fatal::Superseded | Fatal::Version(_) | Fatal::Unauthorised(_) | Fatal::Bundle(_)) => true,
         };
-        let answered = self.ending.as_ref().is_none_or(|ending| ending.answered);
-        let has_jobs = self.submitted || self.settings.named;
-        if refused || answered || !has_jobs {
+        if refused || self.ending.is_none() || self.is_answered() || !self.may_have_jobs() {
             return Some(Ok(()));
         }
         let expired = self.waits.get(&wait)?.expired;

@@ -24,7 +24,7 @@ pub(super) const SOON: Duration = Duration::from_secs(20);
 /// What the scheduler knows; outlives its server, as a store does.
 #[derive(Default)]
 pub(super) struct Memory {
-    application: Option<ApplicationId>,
+    pub(super) application: Option<ApplicationId>,
     pub(super) session: Option<SessionId>,
     connection: Option<ConnectionId>,
     services: Vec<String>,

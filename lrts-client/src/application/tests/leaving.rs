@@ -1,6 +1,12 @@
 //! Keys, leaving, and coming back, over real sockets.
 
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+
 use lrts_core::protocol::application::JobSet;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::*;
 
@@ -98,7 +104,11 @@ fn another_start_finds_the_jobs_and_gets_each_result_once() {
     assert!(jobs.iter().all(|job| scheduler.memory().has_taken(job.id())));
 
     let third = start(named(&scheduler));
-    assert_eq!(soon(third.jobs::<Echo>()).unwrap(), [keyed.clone()], "only what has a key is left");
+    assert_eq!(
+        soon(third.jobs::<Echo>()).unwrap(),
+        std::slice::from_ref(&keyed),
+        "only what has a key is left"
+    );
     assert_eq!(soon(third.wait_for(&keyed)).unwrap().outcome, Ok(echo(99)));
     assert!(matches!(soon(third.wait_for(&jobs[5])), Err(ClientError::AlreadyTaken { .. })));
     soon(third.stop()).unwrap();
@@ -137,7 +147,7 @@ fn a_scheduler_that_comes_back_is_asked_again() {
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| soon(app.jobs::<Echo>()));
         scheduler.restart();
-        assert_eq!(asking.join().unwrap().unwrap(), [job.clone()]);
+        assert_eq!(asking.join().unwrap().unwrap(), std::slice::from_ref(&job));
     });
     scheduler.memory().silent = true;
     soon(app.cancel(&job)).unwrap();
@@ -196,4 +206,112 @@ fn without_a_scheduler_detach_says_that_it_could_not_be_told() {
     scheduler.kill();
     assert!(matches!(soon(app.detach()), Err(ClientError::NoScheduler { .. })));
     assert!(!scheduler.memory().detached);
+}
+
+/// Tells a test binary that it is the program of this test, and where its scheduler is.
+const PROGRAM_PORT: &str = "LEAVING_TEST_PORT";
+
+/// A program that schedules a job and waits for it, in a process of its own.
+struct Program {
+    child: Child,
+    stderr: BufReader<std::process::ChildStderr>,
+}
+
+impl Program {
+    fn start(scheduler: &FakeScheduler) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "application::tests::leaving::the_program", "--nocapture"])
+            .env(PROGRAM_PORT, scheduler.address.port().to_string())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        Self { child, stderr }
+    }
+
+    /// What a person at its terminal does with Ctrl-C.
+    fn interrupt(&self) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+    }
+
+    /// Reads its stderr up to a line with this in it.
+    fn says(&mut self, part: &str) {
+        let mut line = String::new();
+        while !line.contains(part) {
+            line.clear();
+            assert!(self.stderr.read_line(&mut line).unwrap() > 0, "it has ended without `{part}`");
+        }
+    }
+
+    /// Waits for its end; the rest of its stderr.
+    fn ends(mut self) -> (std::process::ExitStatus, String) {
+        let mut rest = String::new();
+        self.stderr.read_to_string(&mut rest).unwrap();
+        (self.child.wait().unwrap(), rest)
+    }
+}
+
+/// The program, where this process is one; nothing in a run of the tests.
+#[test]
+fn the_program() {
+    let Ok(port) = std::env::var(PROGRAM_PORT) else { return };
+    let information = ApplicationInformation::new("127.0.0.1", port.parse().unwrap())
+        .progress_display(ProgressDisplay::Hidden)
+        .bundle(Bundle::Installed("tests".into()));
+    let app = start(information);
+    let job = block_on(app.schedule_service(&echo(1))).unwrap();
+    eprintln!("\nscheduled");
+    let result = block_on(app.wait_for(&job));
+    eprintln!("the program goes on: {result:?}");
+}
+
+#[test]
+fn ctrl_c_detaches_and_says_how_to_come_back() {
+    let scheduler = FakeScheduler::start();
+    scheduler.memory().silent = true;
+    let mut program = Program::start(&scheduler);
+    program.says("scheduled");
+
+    program.interrupt();
+
+    let (status, said) = program.ends();
+    assert_eq!(status.code(), Some(130), "{said}");
+    assert!(!said.contains("the program goes on"), "{said}");
+    let memory = scheduler.memory();
+    assert!(memory.detached && !memory.stopped && memory.jobs.len() == 1);
+    let last = said.lines().last().unwrap();
+    assert!(last.contains("the jobs go on and their results are kept"), "{said}");
+    let (_, command) = last.split_once("to come back: LRTS_APPLICATION_ID=").expect(&said);
+    let (id, executable) = command.split_once(' ').expect(&said);
+    assert_eq!(memory.application.unwrap().to_string(), id.trim_matches('\''));
+    assert_eq!(executable, std::env::current_exe().unwrap().to_str().unwrap());
+}
+
+#[test]
+fn the_second_ctrl_c_quits_at_once() {
+    let scheduler = FakeScheduler::start();
+    scheduler.memory().hesitates = true;
+    let mut program = Program::start(&scheduler);
+    program.says("scheduled");
+    program.interrupt();
+    program.says("Ctrl-C again quits at once");
+    program.interrupt();
+    let (status, said) = program.ends();
+    assert_eq!(status.signal(), Some(libc::SIGINT), "{said}");
+    assert!(!scheduler.memory().detached);
+}
+
+#[test]
+fn ctrl_c_without_a_scheduler_does_not_wait_for_ever() {
+    let mut scheduler = FakeScheduler::start();
+    scheduler.kill();
+    let mut program = Program::start(&scheduler);
+    program.says("this application's id is");
+    program.says("scheduled");
+    program.interrupt();
+    let (status, said) = program.ends();
+    assert_eq!(status.code(), Some(130), "{said}");
+    assert!(said.contains("1 jobs had not reached the scheduler"), "{said}");
+    assert!(said.contains("has not confirmed that"), "{said}");
 }

@@ -235,9 +235,9 @@ fn a_list_is_asked_for_on_each_connection_until_it_is_complete() {
     assert_eq!(asked.len(), 2);
     let part = |sequence| ("add".to_owned(), JobSet::one(SessionId(3).job(sequence)));
     let request_of = |asked: &[FromApplication], wanted| {
-        asked.iter().find_map(|message| match message {
-            FromApplication::List { request, job } if *job == wanted => Some(*request),
-            _ => None,
+        asked.iter().find_map(|message| {
+            let FromApplication::List { request, job } = message else { return None };
+            (*job == wanted).then_some(*request)
         })
     };
     let request = request_of(&asked, None).unwrap();

@@ -6,7 +6,7 @@ mod simulation;
 use std::time::Duration;
 
 use lrts_core::ids::{AttemptId, BundleDigest, WorkerId};
-use lrts_core::limits::{RESULT_WINDOW, SEND_WINDOW_JOBS};
+use lrts_core::limits::{RESULT_WINDOW, RESULT_WINDOW_BYTES, SEND_WINDOW_JOBS};
 use lrts_core::protocol::application::Credit;
 use lrts_core::spec::{JobOptions, Platform};
 use lrts_core::status::{Failure, FailureKind};
