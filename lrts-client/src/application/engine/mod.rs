@@ -318,8 +318,9 @@ impl Engine {
                     self.submits.sequences().for_each(|sequence| self.refuse(sequence, Arc::clone(&reason)));
                 }
             }
+            ToApplication::Listed { .. } | ToApplication::Detached => {}
             ToApplication::Accepted { through } => self.accept(through),
-            ToApplication::Refused { sequence, reason } => self.refuse(sequence, reason.into()),
+            ToApplication::Refused { sequence, reason, .. } => self.refuse(sequence, reason.into()),
             ToApplication::Result { job, report } => {
                 if job.session == self.settings.session {
                     self.arrive(job.sequence, report, body);

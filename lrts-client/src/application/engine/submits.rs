@@ -113,7 +113,7 @@ impl Submits {
         let first = self.accepted_through + self.sent as u64 + 1;
         self.sent += count;
         let options = options.iter().map(|options| JobOptions::clone(options)).collect();
-        Some((FromApplication::Submit { first, options, jobs }, body))
+        Some((FromApplication::Submit { first, options, jobs, keys: Vec::new() }, body))
     }
 }
 
@@ -138,7 +138,7 @@ mod tests {
 
     fn batch(submits: &mut Submits) -> Option<(u64, usize, usize, usize)> {
         let (message, body) = submits.next_batch()?;
-        let FromApplication::Submit { first, options, jobs } = message else { panic!("not a submit") };
+        let FromApplication::Submit { first, options, jobs, .. } = message else { panic!("not a submit") };
         let count = jobs.iter().map(|range| range.count as usize).sum();
         Some((first, options.len(), count, body.len()))
     }

@@ -127,6 +127,7 @@ impl Memory {
                 let accepted_through = self.payloads.keys().next_back().copied().unwrap_or_default();
                 say(&ToApplication::Attached { epoch: 1, accepted_through }, Bytes::new());
             }
+            FromApplication::List { .. } | FromApplication::Detach => {}
             FromApplication::OfferBundle { digest, bytes, .. } => {
                 self.bundle_bytes = bytes;
                 let offset = self.bundle.len() as u64;

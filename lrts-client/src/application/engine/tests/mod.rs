@@ -333,7 +333,10 @@ fn a_refused_job_leaves_the_others_alone() {
     submit(&mut engine, 3);
     said(&mut engine);
     let wait = engine.wait_for_all(vec![1, 2, 3], T0);
-    hear(&mut engine, ToApplication::Refused { sequence: 2, reason: "disk full".into() });
+    hear(
+        &mut engine,
+        ToApplication::Refused { sequence: 2, reason: "disk full".into(), cause: Default::default() },
+    );
     hear(&mut engine, ToApplication::Accepted { through: 3 });
     let refused = job_error(2, JobFault::Refused("disk full".into()));
     assert_eq!(engine.poll_all(wait), Some(Err(refused)));

@@ -57,6 +57,7 @@ impl Model {
                 self.credit.bytes += credit.bytes;
             }
             FromApplication::Taken { jobs } => self.taken.extend(flat(jobs)),
+            FromApplication::List { .. } | FromApplication::Detach => {}
             FromApplication::OfferBundle { .. } => {}
             FromApplication::BundleChunk { .. } | FromApplication::Cancel { .. } | FromApplication::Stop => {
                 panic!("{message:?} is not expected");
