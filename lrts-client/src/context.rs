@@ -273,6 +273,8 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
+    use lrts_core::clock::Moment;
+
     use super::*;
 
     fn attached() -> (JobContext, NoticeSocket) {
@@ -344,6 +346,19 @@ mod tests {
         assert_eq!(host.receive().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(host);
         context.checkpoint(&9u8).unwrap();
+    }
+
+    #[test]
+    #[ignore = "a measurement, for a release build"]
+    fn time_of_a_checkpoint() {
+        const COUNT: u64 = 2_000_000;
+        let job = JobContext::detached();
+        for bytes in [8, 1_000, 100_000] {
+            let (state, count) = (crate::Bytes::from(vec![7; bytes]), COUNT / (bytes as u64));
+            let start = Moment::now();
+            (0..count).for_each(|number| job.checkpoint(&(number, &state)).unwrap());
+            println!("{bytes} bytes: {:.0} ns", start.elapsed().as_nanos() as f64 / count as f64);
+        }
     }
 
     #[cfg(feature = "tokio")]

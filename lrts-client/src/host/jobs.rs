@@ -21,7 +21,7 @@ use super::launch::{Common, Launched, fork_job, spawn_job};
 use super::limits::{Exceeded, Limits, out_of_memory};
 use super::notices::{FromJob, ToJob};
 use super::running::{Running, Stream, Terms};
-use super::server::{Host, NOTICES_A_TURN, Source, watch};
+use super::server::{Host, LAST_NOTICES, NOTICES_A_TURN, Source, watch};
 use super::tree;
 use super::verdict::{Evidence, Exit, verdict};
 use crate::service::say;
@@ -332,7 +332,11 @@ impl Host {
 
     /// The process of a job has ended: what is left of the attempt is kept, and told once its other processes have ended too.
     fn end(&mut self, serial: u64, reaped: &Reaped) -> Option<AttemptId> {
-        while self.read_notice(serial) {}
+        for _ in 0..LAST_NOTICES {
+            if !self.read_notice(serial) {
+                break;
+            }
+        }
         let mut job = self.running.remove(&serial)?;
         self.attempts.remove(&job.attempt);
         if let Some(wake) = job.wake {

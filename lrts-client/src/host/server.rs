@@ -30,10 +30,13 @@ const WORKER_WAIT: Duration = Duration::from_secs(60);
 /// How long the host waits until it tries again to write ends to disk, and how many it writes before other events get their
 /// turn.
 const SPILL_RETRY: Duration = Duration::from_secs(1);
-const SPILLS_A_TURN: usize = 32;
+const SPILLS_A_TURN: usize = 8;
 
 /// Notices of one socket that are handled before other events get their turn.
 pub(super) const NOTICES_A_TURN: usize = 16;
+
+/// Notices that are still taken from a connection that ends: more than its socket holds.
+pub(super) const LAST_NOTICES: usize = 4_096;
 
 /// Bytes read from a pipe at once.
 const READ_BYTES: usize = 64 * 1024;
@@ -289,6 +292,8 @@ impl Host {
             let _ = self.epoll.delete(&socket);
             return;
         }
+        // What the worker before has said still counts. Its end doesn't: there is a new one.
+        let _ = self.hear_worker(LAST_NOTICES);
         let mut worker = Connection::new(socket, version, orphan_grace);
         let now = Moment::now();
         let mut held = Vec::new();
@@ -322,16 +327,8 @@ impl Host {
 
     /// Reads from the worker, and writes what has waited.
     fn serve_worker(&mut self, flags: EpollFlags) {
-        for _ in 0..NOTICES_A_TURN {
-            let Some(worker) = &self.worker else { return };
-            match worker.socket().receive() {
-                Ok(Some(packet)) => match packet.decode::<ToHost>() {
-                    Ok(notice) => self.obey(notice, packet.descriptors),
-                    Err(_) => return self.lose_worker(),
-                },
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Ok(None) | Err(_) => return self.lose_worker(),
-            }
+        if self.hear_worker(NOTICES_A_TURN).is_err() {
+            return self.lose_worker();
         }
         if flags.contains(EpollFlags::EPOLLOUT) {
             let Some(worker) = &mut self.worker else { return };
@@ -340,6 +337,24 @@ impl Host {
                 Err(_) => self.lose_worker(),
             }
         }
+    }
+
+    /// Does what the worker says, at most so many notices.
+    ///
+    /// # Errors
+    ///
+    /// The connection has ended.
+    fn hear_worker(&mut self, most: usize) -> io::Result<()> {
+        for _ in 0..most {
+            let Some(worker) = &self.worker else { break };
+            match worker.socket().receive() {
+                Ok(Some(packet)) => self.obey(packet.decode()?, packet.descriptors),
+                Ok(None) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// The worker's connection has ended: the host goes on for as long as that worker had said.

@@ -9,6 +9,8 @@ use lrts_core::protocol::host::{FromHost, Output, ToHost};
 use lrts_core::protocol::worker::AttemptEnd;
 use lrts_core::protocol::{HOST_VERSION, OLDEST_HOST_VERSION};
 use lrts_core::spool;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::services::{Act, Await, Echo, Print, Wait};
 use crate::worker::{LONG, Worker, attempt, lives, sequence_notes, until, value};
@@ -142,6 +144,23 @@ fn of_two_workers_the_newer_one_counts() {
     while stopped.receive().unwrap().is_some() {}
     assert!(stopped.send_notice(&ToHost::End, &[]).is_err());
     worker.run(2, &Echo("x".into()));
+}
+
+#[test]
+fn what_the_worker_before_has_said_still_counts() {
+    const JOBS: u64 = 60;
+    let mut worker = Worker::with_orphan_grace(LONG);
+    let host = Pid::from_raw(worker.host.id().cast_signed());
+    kill(host, Signal::SIGSTOP).unwrap();
+    for number in 1..=JOBS {
+        worker.start(number, &Wait::default());
+    }
+    let new = worker.connect();
+    hello(&new, HOST_VERSION);
+    let _old = std::mem::replace(&mut worker.socket, new);
+    kill(host, Signal::SIGCONT).unwrap();
+    while worker.receive() != FromHost::AllHeld {}
+    assert_eq!(worker.held.len() as u64, JOBS);
 }
 
 #[test]
