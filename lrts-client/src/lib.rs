@@ -71,7 +71,7 @@ pub mod service;
 
 pub use application::{AsService, ByReference, ByValue, ClientApplication};
 pub use completed::AsCompleted;
-pub use context::JobContext;
+pub use context::{CheckpointError, JobContext};
 #[doc(hidden)]
 pub use display::testing;
 pub use display::{Bar, LogLevel, ProgressDisplay, ProgressSink};
