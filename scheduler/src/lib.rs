@@ -52,8 +52,6 @@ use record::Loaded;
 use state_dir::StateDir;
 use store::{DurableStore, Store};
 
-pub use store::{Damage, StoreError};
-
 /// Why a scheduler can't run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -26,6 +26,7 @@ fn session_image() -> SessionImage {
         application: "app".parse().unwrap(),
         bundle: BundleRef::Installed("tool".into()),
         services: vec!["a".into(), "b".into()],
+        decided: true,
         stopped: false,
     }
 }
@@ -47,7 +48,7 @@ fn everything() -> Vec<Entry> {
     };
     let worker = WorkerImage {
         absent: Some(Duration::from_secs(9)),
-        draining: Some(Draining { reason: "reboot".into(), pid: 77 }),
+        draining: Some(Draining { reason: "reboot".into(), pid: 77, deadline: None }),
     };
     let open = OpenAttempt { attempt: 2, worker: WorkerId(5), began: true, lapsed: true };
     let failure = Failure::new(FailureKind::Error, "no luck");

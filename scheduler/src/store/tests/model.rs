@@ -46,6 +46,7 @@ impl History {
                     application: "app".parse().unwrap(),
                     bundle,
                     services: vec![],
+                    decided: true,
                     stopped: false,
                 };
                 vec![record(Record::Session { session, image })]
