@@ -370,11 +370,11 @@ impl Engine {
         if let Some(reason) = self.upload.refusal() {
             return Err(WaitError::Bundle(Arc::clone(reason)));
         }
+        self.check_keys(jobs)?;
         let bytes = jobs.iter().map(|job| job.payload.len()).sum();
         if !self.submits.has_room(jobs.len(), bytes) {
             return Ok(None);
         }
-        self.check_keys(jobs)?;
         let first = self.jobs.last() + 1;
         for job in jobs.drain(..) {
             match &job.key {
