@@ -558,6 +558,8 @@ impl Shared {
     /// Returns whether the scheduler has confirmed it; none if there are no jobs.
     pub(super) fn detach_within(&self, limit: Duration) -> Option<bool> {
         let deadline = Moment::now() + limit;
+        // A result that a caller gets now would be lost with the program.
+        self.change(|engine, _| engine.freeze());
         let flushed = async {
             let wait = self.wait(Engine::wait_for_flush);
             // What was refused can be told nobody any more.
