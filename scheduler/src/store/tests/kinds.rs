@@ -14,8 +14,7 @@ use super::*;
 use crate::record::{
     ApplicationImage, Draining, KeyedRecord, LoadedJob, OpenAttempt, SessionImage, WorkerImage,
 };
-use crate::store::tables;
-use crate::store::{Damage, DurableStore, MemoryStore, StoreError};
+use crate::store::{Damage, DurableStore, MemoryStore, ResultBodies, StoreError, tables};
 
 fn open(directory: &Path) -> DurableStore {
     DurableStore::open(directory).unwrap()
@@ -85,29 +84,17 @@ fn everything() -> Vec<Entry> {
 }
 
 /// All that can be asked of these jobs is the same.
-fn same(store: &mut dyn Store, memory: &mut MemoryStore) {
+fn same(store: &dyn Store, memory: &MemoryStore) {
     let jobs = (4..12).map(|sequence| SESSION.job(sequence)).chain([keyed_record(9, "key").job]);
-    let answer = |read: Result<_, ReadError>| read.map_err(|error| error.to_string());
     for job in jobs {
-        let asked = |store: &dyn Store| (store.payload(job, None), store.result(job), store.output(job));
-        let (payload, result, output) = asked(store);
-        let (expected_payload, expected_result, expected_output) = asked(memory);
-        assert_eq!(
-            answer(wait(payload).map(Some)),
-            answer(wait(expected_payload).map(Some)),
-            "payload of {job}"
-        );
-        let answer = |read: Result<ResultBodies, ReadError>| read.map_err(|error| error.to_string());
-        assert_eq!(answer(wait(result)), answer(wait(expected_result)), "result of {job}");
-        let answer = |read: Result<(Bytes, Bytes), ReadError>| read.map_err(|error| error.to_string());
-        assert_eq!(answer(wait(output)), answer(wait(expected_output)), "output of {job}");
+        assert_eq!(text(store.payload(job, None)), text(memory.payload(job, None)), "payload of {job}");
+        assert_eq!(text(store.result(job)), text(memory.result(job)), "result of {job}");
+        assert_eq!(text(store.output(job)), text(memory.output(job)), "output of {job}");
     }
     let start = wait(store.payload(SESSION.job(5), Some(2))).unwrap();
     assert_eq!(start, wait(memory.payload(SESSION.job(5), Some(2))).unwrap());
     assert_eq!(start.checkpoint.unwrap(), "point");
 }
-
-use crate::store::ResultBodies;
 
 #[test]
 fn every_kind_survives_a_restart() {
@@ -117,7 +104,7 @@ fn every_kind_survives_a_restart() {
     assert_eq!(store.load().unwrap(), Loaded::default());
     commit(&mut store, everything());
     commit(&mut memory, everything());
-    same(&mut store, &mut memory);
+    same(&store, &memory);
     let identity = store.identity();
     Box::new(store).close();
 
@@ -127,11 +114,11 @@ fn every_kind_survives_a_restart() {
     let loaded = ageless(store.load().unwrap());
     assert_eq!((loaded.submits.len(), loaded.jobs.len()), (2, 3));
     assert_eq!(loaded, memory.load().unwrap());
-    same(&mut store, &mut memory);
+    same(&store, &memory);
 
     // Written again, it comes to the same.
     commit(&mut store, everything());
-    same(&mut store, &mut memory);
+    same(&store, &memory);
     drop(store);
     let mut store = open(directory.path());
     assert_eq!((store.epoch(), ageless(store.load().unwrap())), (3, memory.load().unwrap()));
@@ -209,7 +196,7 @@ fn forgotten_jobs_take_a_row_for_all_of_a_submit() {
     for &sequence in &jobs {
         let job = SESSION.job(sequence);
         if job != last {
-            commit(&mut store, vec![terminal(job, true), forgotten(job, sequence % 3 == 0)]);
+            commit(&mut store, vec![terminal(job, true), forgotten(job, sequence.is_multiple_of(3))]);
         }
     }
     let rows = || {
@@ -228,7 +215,10 @@ fn forgotten_jobs_take_a_row_for_all_of_a_submit() {
     let expected: Vec<_> = jobs
         .iter()
         .map(|&sequence| {
-            (SESSION.job(sequence), LoadedJob::Forgotten { taken: sequence % 3 == 0 || sequence == 77 })
+            (
+                SESSION.job(sequence),
+                LoadedJob::Forgotten { taken: sequence.is_multiple_of(3) || sequence == 77 },
+            )
         })
         .collect();
     let found: Vec<_> = loaded.jobs.into_iter().map(|(job, _, content)| (job, content)).collect();
@@ -276,12 +266,9 @@ fn a_flipped_bit_in_a_body_is_told_with_its_place() {
     let mut byte = [0];
     segment.read_exact_at(&mut byte, 300_000).unwrap();
     segment.write_all_at(&[byte[0] ^ 4], 300_000).unwrap();
-    match wait(store.payload(SESSION.job(2), None)).unwrap_err() {
-        ReadError::Damaged(Damage::Segment { file: damaged, offset }) => {
-            assert_eq!((damaged, offset), (file, 200_004), "where the second payload begins");
-        }
-        error => panic!("{error}"),
-    }
+    let error = wait(store.payload(SESSION.job(2), None)).unwrap_err();
+    let ReadError::Damaged(Damage::Segment { file: damaged, offset }) = error else { panic!("{error}") };
+    assert_eq!((damaged, offset), (file, 200_004), "where the second payload begins");
     assert_eq!(wait(store.payload(SESSION.job(1), None)).unwrap().payload, payloads[0]);
 }
 
@@ -303,12 +290,9 @@ fn a_damaged_row_is_named() {
         }
         transaction.commit().unwrap();
     }
-    match DurableStore::open(directory.path()).unwrap_err() {
-        StoreError::Damaged(Damage::Row { table, key }) => {
-            assert_eq!((table, key), ("jobs", SESSION.job(6).to_string()));
-        }
-        error => panic!("{error}"),
-    }
+    let error = DurableStore::open(directory.path()).unwrap_err();
+    let StoreError::Damaged(Damage::Row { table, key }) = error else { panic!("{error}") };
+    assert_eq!((table, key), ("jobs", SESSION.job(6).to_string()));
 }
 
 #[test]
@@ -326,4 +310,36 @@ fn a_store_has_one_scheduler_and_what_is_no_database_is_refused() {
 fn ages_are_told_and_never_negative() {
     assert_eq!(tables::age(5_000, 2_000), Duration::from_secs(3));
     assert_eq!(tables::age(2_000, 5_000), Duration::ZERO, "the clock was set back");
+}
+
+#[test]
+fn damage_anywhere_is_never_taken_for_what_was_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = open(directory.path());
+    commit(&mut store, everything());
+    drop(store);
+    let original = ageless(open(directory.path()).load().unwrap());
+    let file = directory.path().join("records.redb");
+    let clean = fs::read(&file).unwrap();
+    let (mut refused, mut unharmed) = (0, 0);
+    for seed in 0..400 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut damaged = clean.clone();
+        let at = random.usize(..damaged.len());
+        damaged[at] ^= 1 << random.u8(..8);
+        fs::write(&file, &damaged).unwrap();
+        let opened = std::panic::catch_unwind(|| DurableStore::open(directory.path()));
+        match opened {
+            Err(_) => eprintln!("PANIC at {at}"),
+            Ok(Err(error)) => {
+                assert!(matches!(error, StoreError::Damaged(_)), "{error:?} at {at}");
+                refused += 1;
+            }
+            Ok(Ok(mut store)) => {
+                if ageless(store.load().unwrap()) != original { eprintln!("DIFFERENT at {at}"); }
+                unharmed += 1;
+            }
+        }
+    }
+    eprintln!("{refused} refused, {unharmed} unharmed, of {}", clean.len());
 }

@@ -47,6 +47,11 @@ fn wait<T>(fetched: Fetched<T>) -> Result<T, ReadError> {
     }
 }
 
+/// The same, to be compared.
+fn text<T>(fetched: Fetched<T>) -> Result<T, String> {
+    wait(fetched).map_err(|error| error.to_string())
+}
+
 fn record(record: Record) -> Entry {
     Entry { record, bodies: Bodies::Nothing }
 }
