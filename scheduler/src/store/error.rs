@@ -93,7 +93,7 @@ impl StoreError {
             redb::Error::Io(source) if source.kind() != io::ErrorKind::InvalidData => {
                 Self::from_io(path, source)
             }
-            error => Self::Damaged(Damage::Database { file: path.to_owned(), error: Box::new(error) }),
+            error => Self::Damaged(Damage::Database { file: path.to_owned(), source: error.into() }),
         }
     }
 }
@@ -129,8 +129,7 @@ pub enum Damage {
         /// The file.
         file: PathBuf,
         /// What the database found.
-        #[source]
-        error: Box<redb::Error>,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 

@@ -1,6 +1,7 @@
 //! The store as a whole, on real files.
 
 mod crash;
+mod damage;
 mod full;
 mod kinds;
 mod model;
