@@ -9,7 +9,7 @@ use lrts_core::status::FailureKind;
 use crate::services::{Act, Beat, Grow, Wait};
 use crate::worker::{LONG, Worker, failure, lives, until, value};
 
-const SHORT: Duration = Duration::from_millis(300);
+const SHORT: Duration = Duration::from_millis(600);
 
 fn run_limit(start: &mut StartAttempt) {
     start.run_timeout = Some(SHORT);
@@ -18,7 +18,7 @@ fn run_limit(start: &mut StartAttempt) {
 #[test]
 fn a_job_that_runs_too_long_is_stopped_with_all_its_processes() {
     let mut worker = Worker::new();
-    let too_long = (FailureKind::TimedOut, "ran longer than its run_timeout of 300ms".to_owned());
+    let too_long = (FailureKind::TimedOut, "ran longer than its run_timeout of 600ms".to_owned());
     let wait = Wait { children: true, ..Wait::default() };
     let job = worker.start_with(1, &wait, run_limit);
     assert_eq!(failure(worker.end(job)), too_long);

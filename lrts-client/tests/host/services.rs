@@ -174,6 +174,8 @@ pub(crate) struct Wait {
     pub(crate) stubborn: bool,
     /// Returns at once, leaving its children.
     pub(crate) leave: bool,
+    /// Starts a process in a session of its own that writes the file `told` on SIGTERM, and returns once it has.
+    pub(crate) teach: bool,
     /// Moves its process into the host's group.
     pub(crate) wander: bool,
 }
@@ -203,6 +205,14 @@ impl Service for Wait {
         if self.look {
             job.is_cancelled();
         }
+        if self.teach {
+            job.is_cancelled();
+            let script = "trap 'echo > told; exit' TERM; echo > taught; while :; do sleep 0.01; done";
+            Command::new("setsid").args(["sh", "-c", script]).spawn()?;
+            while !std::path::Path::new("taught").exists() {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
         std::fs::write("ready", "")?;
         if self.leave {
             return Ok("left".to_owned());
@@ -212,6 +222,9 @@ impl Service for Wait {
                 && !self.stubborn
             {
                 return Ok(word.to_owned());
+            }
+            if self.teach && std::path::Path::new("told").exists() {
+                return Ok("told".to_owned());
             }
             if self.look && job.is_cancelled() && !self.stubborn {
                 anyhow::bail!("looked");
