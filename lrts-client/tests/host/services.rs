@@ -288,6 +288,8 @@ impl Service for Beat {
 pub(crate) struct Grow {
     pub(crate) bytes: usize,
     pub(crate) in_child: bool,
+    /// Has so many copies of itself.
+    pub(crate) copies: u32,
 }
 
 impl Service for Grow {
@@ -297,6 +299,14 @@ impl Service for Grow {
     fn run(self, _job: &JobContext) -> Result<(), ServiceError> {
         let grow = || {
             let _kept = std::hint::black_box(vec![1u8; self.bytes]);
+            for _ in 0..self.copies {
+                // SAFETY: the job has no other thread.
+                #[expect(unsafe_code, reason = "a service may fork")]
+                if let nix::unistd::ForkResult::Child = unsafe { nix::unistd::fork() }? {
+                    break;
+                }
+            }
+            std::fs::write("ready", "")?;
             loop {
                 std::thread::park();
             }
