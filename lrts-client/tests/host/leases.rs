@@ -7,6 +7,7 @@ use lrts_core::ids::AttemptId;
 use lrts_core::protocol::host::ToHost;
 use lrts_core::protocol::worker::AttemptEnd;
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::services::Wait;
 use crate::worker::{LONG, Worker, lives, until, value};
@@ -77,6 +78,21 @@ fn a_job_without_a_worker_ends_with_its_lease() {
     worker.disconnect();
     until("the end is on disk", || worker.end_file(job).exists());
     worker.reconnect();
+    assert_eq!(worker.end(job).end, ended_lease());
+}
+
+#[test]
+fn a_job_ends_with_its_lease_without_its_hosts_help() {
+    let mut worker = Worker::new();
+    let job = start_exclusive(&worker, 1, STUBBORN, lease());
+    worker.until_ready(job);
+    let processes = [worker.children(job), vec![worker.process(job)]].concat();
+    let host = Pid::from_raw(worker.host.id().cast_signed());
+    kill(host, Signal::SIGSTOP).unwrap();
+    for pid in processes {
+        until("the job's processes are gone", || !lives(pid));
+    }
+    kill(host, Signal::SIGCONT).unwrap();
     assert_eq!(worker.end(job).end, ended_lease());
 }
 
