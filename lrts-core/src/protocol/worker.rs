@@ -150,6 +150,7 @@ pub enum AttemptEnd {
 
 /// What the scheduler tells a worker.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "they are made and read one at a time")]
 pub enum ToWorker {
     /// Answer to `Register`.
     Registered {
