@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
 use std::time::Duration;
 
+use lrts_core::clock::Moment;
 use redb::{Database, Durability, ReadableDatabase};
 use tracing::{info, warn};
 
@@ -78,12 +79,14 @@ impl Shared {
 
     /// Makes the database's file as small as it can be. Commits and reads wait meanwhile.
     fn compact(&self) {
+        let start = Moment::now();
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(Err(error)) = database.as_mut().map(Database::compact) {
             // The next one who needs it opens it again.
             *database = None;
             warn!(%error, "cannot make the database smaller");
         }
+        self.room.compacted(start.elapsed());
     }
 
     /// Nobody waits for a disk that fails from now on.
@@ -137,12 +140,11 @@ impl Writer {
 
     /// Commits a batch, however long it takes. False if the store closes while the disk fails.
     fn commit(&mut self, batch: &[Entry]) -> bool {
-        let mut since_full = false;
-        while let Err(error) = self.try_whole(batch, since_full) {
+        let mut full = false;
+        while let Err(error) = self.try_whole(batch, full) {
             let message = describe(&error);
-            since_full = is_full_disk(&error);
-            let health =
-                if since_full { Health::Full(message.clone()) } else { Health::Failing(message.clone()) };
+            full = is_full_disk(&error);
+            let health = if full { Health::Full(message.clone()) } else { Health::Failing(message.clone()) };
             if std::mem::replace(&mut *self.shared.health(), health) == Health::Good {
                 warn!(
                     error = message,
