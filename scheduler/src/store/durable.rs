@@ -48,10 +48,21 @@ impl DurableStore {
     ///
     /// [`StoreError`]. Whatever it is, nothing that was kept is lost by it.
     pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
+        Self::open_as(directory, true)
+    }
+
+    /// Like [`DurableStore::open`], in a directory that ends with the process: what is written is not waited for to be on the
+    /// disk itself. It takes less memory than jobs and bodies would.
+    pub(crate) fn open_temporary(directory: &Path) -> Result<Self, StoreError> {
+        Self::open_as(directory, false)
+    }
+
+    fn open_as(directory: &Path, lasting: bool) -> Result<Self, StoreError> {
         let failed = |source| StoreError::from_io(directory, source);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
         let file = directory.join("records.redb");
-        let database = tables::open_database(&file).map_err(|error| StoreError::from_redb(&file, error))?;
+        let database =
+            tables::open_database(&file, lasting).map_err(|error| StoreError::from_redb(&file, error))?;
         let (epoch, identity) = begin_epoch(&database).map_err(|error| match error {
             TableError::Redb(error) => StoreError::from_redb(&file, error),
             TableError::Damaged(damage) => StoreError::Damaged(damage),
@@ -60,7 +71,7 @@ impl DurableStore {
         let content = super::load::load(&file, &database)?;
         let segments = directory.join("bodies");
         let writer_segments = Segments::open(segments.clone(), content.places)?;
-        let shared = Arc::new(Shared::new(file, segments, database, Cache::new(CACHE_BYTES)));
+        let shared = Arc::new(Shared::new(file, segments, lasting, database, Cache::new(CACHE_BYTES)));
 
         let (work, batches) = mpsc::channel();
         let writer = Writer::new(shared.clone(), writer_segments, content.counts, content.batches);

@@ -28,6 +28,8 @@ pub(super) struct Shared {
     pub(super) file: PathBuf,
     /// The directory of segments.
     pub(super) segments: PathBuf,
+    /// Whether it outlives the process, so that what is written must be synced.
+    lasting: bool,
     /// None while it failed and couldn't be opened again. Whoever uses it holds it shared.
     pub(super) database: RwLock<Option<Database>>,
     cache: Mutex<Cache>,
@@ -46,11 +48,18 @@ pub(super) enum Work {
 }
 
 impl Shared {
-    pub(super) fn new(file: PathBuf, segments: PathBuf, database: Database, cache: Cache) -> Self {
+    pub(super) fn new(
+        file: PathBuf,
+        segments: PathBuf,
+        lasting: bool,
+        database: Database,
+        cache: Cache,
+    ) -> Self {
         let room = Room::new(&segments);
         Self {
             file,
             segments,
+            lasting,
             database: RwLock::new(Some(database)),
             cache: Mutex::new(cache),
             health: Mutex::new(Health::Good),
@@ -73,7 +82,7 @@ impl Shared {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         // Closed first: it is locked.
         *database = None;
-        *database = Some(tables::open_database(&self.file)?);
+        *database = Some(tables::open_database(&self.file, self.lasting)?);
         Ok(())
     }
 
@@ -234,7 +243,9 @@ impl Writer {
         }
         apply.number(self.batches + 1)?;
         drop(apply);
-        self.segments.sync()?;
+        if self.shared.lasting {
+            self.segments.sync()?;
+        }
         *committing = true;
         transaction.commit().map_err(redb::Error::from)?;
         Ok(())
@@ -313,9 +324,9 @@ mod tests {
     fn a_commit_of_unknown_outcome_is_found_out() {
         let directory = tempfile::tempdir().unwrap();
         let (file, path) = (directory.path().join("records.redb"), directory.path().join("bodies"));
-        let database = tables::open_database(&file).unwrap();
+        let database = tables::open_database(&file, true).unwrap();
         let segments = Segments::open(path.clone(), Vec::new()).unwrap();
-        let shared = Arc::new(Shared::new(file.clone(), path.clone(), database, Cache::new(0)));
+        let shared = Arc::new(Shared::new(file.clone(), path.clone(), true, database, Cache::new(0)));
         let mut writer = Writer::new(shared.clone(), segments, Counts::default(), 0);
         let length = || std::fs::metadata(super::super::segments::segment_file(&path, 0)).unwrap().len();
 
