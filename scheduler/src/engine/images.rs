@@ -245,13 +245,12 @@ impl Engine {
         let (application, slots, bundle) = (spec.application, spec.slots, spec.bundle);
         let options = &spec.recipe.options;
         let (priority, exclusive) = (options.get_priority(), options.is_exclusive());
-        let next = self.jobs.nodes[job].open;
         let id = AttemptId { job: id, attempt };
         let fate = if lapsed { Fate::Lapsed } else { Fate::Open };
-        let index = self.attempts.insert(Attempt {
+        let index = self.add_attempt(Attempt {
             job,
             id,
-            next,
+            next: NONE,
             worker,
             application,
             bundle,
@@ -266,9 +265,7 @@ impl Engine {
             pid: 0,
             recalled: false,
         });
-        self.jobs.nodes[job].open = index;
         let record = &mut self.workers.all[worker];
-        record.attempts.insert(id, index);
         record.slots += slots;
         record.take_slots(&self.attempts[index]);
         if !lapsed {
