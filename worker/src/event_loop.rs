@@ -1,6 +1,7 @@
 //! The one `select!`: what comes in becomes events for the engine, and what the engine decides is carried out.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -325,12 +326,11 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         let Leftovers { ends, results, directories } = leftovers;
         for (ended, notes) in ends {
             let attempt = ended.attempt;
-            if !self.held.contains_key(&attempt) {
+            if let Entry::Vacant(vacant) = self.held.entry(attempt) {
                 info!(%attempt, end = ?ended.end, "end of an attempt found");
                 let store = notes.as_ref().map(|notes| notes.store);
                 let outcome = Some(Arc::new(Outcome::told(ended)));
-                let held = Held { notes, order: None, host: None, watched: None, outcome };
-                self.held.insert(attempt, held);
+                vacant.insert(Held { notes, order: None, host: None, watched: None, outcome });
                 self.handle(Event::EndFound { attempt, store });
             }
         }

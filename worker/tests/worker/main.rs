@@ -3,6 +3,10 @@
 #[cfg(test)]
 mod command;
 #[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod found;
+#[cfg(test)]
 mod jobs;
 #[cfg(test)]
 mod support;

@@ -90,9 +90,15 @@ impl Scheduler {
 
     /// Waits for a registration and answers it.
     pub(crate) async fn register(&mut self, closed: Vec<AttemptId>) -> Register {
+        let register = self.next_registration().await;
+        self.answer(STORE, closed);
+        register
+    }
+
+    /// The next message must be a registration.
+    pub(crate) async fn next_registration(&mut self) -> Register {
         let (message, _) = self.next().await;
         let FromWorker::Register(register) = message else { panic!("{message:?} before Register") };
-        self.answer(STORE, closed);
         register
     }
 
@@ -246,7 +252,7 @@ pub(crate) fn parent_of(pid: u32) -> u32 {
 }
 
 /// State, parent and so on, as in proc(5).
-fn stat(pid: u32) -> Option<String> {
+pub(crate) fn stat(pid: u32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     Some(stat.rsplit(") ").next()?.to_owned())
 }
