@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
@@ -90,7 +90,13 @@ impl FakeHost {
         std::fs::create_dir_all(&hosts).unwrap();
         std::fs::write(state.join("store"), format!("{STORE:016x}\n")).unwrap();
         let listener = NoticeListener::bind(&hosts.join(format!("{number}.sock"))).unwrap();
-        let process = Command::new("sleep").arg("600").process_group(0).spawn().unwrap();
+        let process = Command::new("sleep")
+            .arg("600")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .unwrap();
         let started = stat(process.id()).unwrap().split(' ').nth(19).unwrap().parse().unwrap();
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
         let record = HostRecord {

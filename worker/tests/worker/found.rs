@@ -20,6 +20,8 @@ use crate::fake::{FakeHost, Notes, finished, running};
 use crate::jobs::wait;
 use crate::support::{LOST_AFTER, STORE, Scheduler, Worker, attempt, installed, until};
 
+const HOUR: Duration = Duration::from_secs(3_600);
+
 /// Another scheduler's store.
 const OTHER: u64 = STORE + 1;
 
@@ -45,7 +47,7 @@ async fn started(host: &mut FakeHost) -> (StartAttempt, Vec<OwnedFd>) {
 async fn a_found_host_is_asked_what_it_has_before_the_worker_registers() {
     let (directory, mut host) = left_host();
     let mut scheduler = Scheduler::start().await;
-    let worker = Worker::start_in(directory, &scheduler, 2);
+    let worker = Worker::start_in(directory, &scheduler, 2, HOUR);
     // As a host does that hasn't seen yet that its old worker is gone.
     for _ in 0..2 {
         host.accept().await;
@@ -102,7 +104,7 @@ async fn a_host_that_dies_unheard_holds_nobody_up_and_the_ends_that_it_has_left_
     }
 
     let mut scheduler = Scheduler::start().await;
-    let worker = Worker::start_in(directory, &scheduler, 1);
+    let worker = Worker::start_in(directory, &scheduler, 1, HOUR);
     host.meet(&[(4, Notes::new(), running(77))]).await;
     silent.accept().await;
     silent.die();
@@ -122,7 +124,7 @@ async fn a_host_that_dies_unheard_holds_nobody_up_and_the_ends_that_it_has_left_
 async fn a_host_that_no_version_understands_is_ended() {
     let (directory, mut host) = left_host();
     let mut scheduler = Scheduler::start().await;
-    let worker = Worker::start_in(directory, &scheduler, 1);
+    let worker = Worker::start_in(directory, &scheduler, 1, HOUR);
     host.accept().await;
     host.welcome(HOST_VERSION + 1).await;
     assert_eq!(scheduler.register(Vec::new()).await.attempts.len(), 0);
@@ -134,7 +136,7 @@ async fn a_host_that_no_version_understands_is_ended() {
 async fn a_host_of_the_version_before_takes_attempts_without_limits_and_hears_no_new_word() {
     let (directory, mut host) = left_host();
     let mut scheduler = Scheduler::start().await;
-    let worker = Worker::start_in(directory, &scheduler, 2);
+    let worker = Worker::start_in(directory, &scheduler, 2, HOUR);
     // It hangs up on a version that it doesn't know, and doesn't say what it has.
     assert_eq!(host.accept().await, HOST_VERSION);
     host.hang_up();
@@ -184,7 +186,7 @@ fn content(memory: &OwnedFd) -> Vec<u8> {
 async fn checkpoints_go_up_and_come_down_whatever_their_size() {
     let (directory, mut host) = left_host();
     let mut scheduler = Scheduler::start().await;
-    let _worker = Worker::start_in(directory, &scheduler, 3);
+    let _worker = Worker::start_in(directory, &scheduler, 3, HOUR);
     host.meet(&[(1, Notes::new(), running(77))]).await;
     scheduler.register(Vec::new()).await;
     assert_eq!(host.next().await.0, ToHost::ReadCheckpoint { attempt: attempt(1) });
@@ -217,7 +219,7 @@ async fn checkpoints_go_up_and_come_down_whatever_their_size() {
 async fn a_large_payload_and_a_large_checkpoint_travel_in_this_order() {
     let (directory, mut host) = left_host();
     let mut scheduler = Scheduler::start().await;
-    let _worker = Worker::start_in(directory, &scheduler, 1);
+    let _worker = Worker::start_in(directory, &scheduler, 1, HOUR);
     host.meet(&[]).await;
     scheduler.register(Vec::new()).await;
     let (text, checkpoint) = ("x".repeat(2 * INLINE_BODY_BYTES), vec![5; INLINE_BODY_BYTES + 1]);
@@ -238,7 +240,7 @@ async fn leases_of_exclusive_attempts_reach_as_far_as_the_scheduler_has_answered
     let (directory, mut host) = left_host();
     let mut scheduler = Scheduler::start().await;
     let before = Moment::now();
-    let _worker = Worker::start_in(directory, &scheduler, 2);
+    let _worker = Worker::start_in(directory, &scheduler, 2, HOUR);
     host.meet(&[(1, Notes::new().exclusive(), running(77))]).await;
     scheduler.register(Vec::new()).await;
     let first = host.renewed().await;
@@ -260,7 +262,7 @@ async fn leases_of_exclusive_attempts_reach_as_far_as_the_scheduler_has_answered
 async fn attempts_of_another_store_run_on_and_are_told_to_their_own_scheduler() {
     let (directory, mut host) = left_host();
     let mut scheduler = Scheduler::start().await;
-    let _worker = Worker::start_in(directory, &scheduler, 3);
+    let _worker = Worker::start_in(directory, &scheduler, 3, HOUR);
     host.meet(&[(1, Notes::new().slots(2), running(77)), (2, Notes::new().store(OTHER), None)]).await;
     let register = scheduler.next_registration().await;
     let known = |held: &[lrts_core::protocol::worker::HeldAttempt]| -> Vec<_> {

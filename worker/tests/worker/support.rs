@@ -190,11 +190,16 @@ pub(crate) struct Worker {
 impl Worker {
     /// One with this many slots. Its hosts are started of this test program, and end with it.
     pub(crate) fn start(scheduler: &Scheduler, slots: u32) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), scheduler, slots)
+        Self::start_in(tempfile::tempdir().unwrap(), scheduler, slots, Duration::ZERO)
     }
 
-    /// One that finds the state of another.
-    pub(crate) fn start_in(directory: tempfile::TempDir, scheduler: &Scheduler, slots: u32) -> Self {
+    /// One that finds the state of another, and whose hosts outlive it for this long.
+    pub(crate) fn start_in(
+        directory: tempfile::TempDir,
+        scheduler: &Scheduler,
+        slots: u32,
+        orphan_grace: Duration,
+    ) -> Self {
         let state = directory.path().join("state");
         let program = |name: &str, path: PathBuf| (name.to_owned(), path);
         let config = Config {
@@ -208,7 +213,7 @@ impl Worker {
                 program("no-host", PathBuf::from("/bin/false")),
             ]
             .into(),
-            orphan_grace: Duration::ZERO,
+            orphan_grace,
             progress_executable: PathBuf::from(env!("CARGO_BIN_EXE_lrts-worker")),
             ..Config::default()
         };
