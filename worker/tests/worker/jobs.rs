@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::adoption::{Await, Daemonise};
 use crate::support::{Scheduler, Worker, attempt, decode, installed, is_alive, parent_of, shipped, until};
 
 #[derive(Serialize, Deserialize)]
@@ -65,7 +66,7 @@ impl Service for Echo {
     }
 }
 
-lrts_client::host_services_before_main!(Double, Wait, Echo);
+lrts_client::host_services_before_main!(Double, Wait, Echo, Await, Daemonise);
 
 pub(crate) fn wait() -> Wait {
     Wait { text: "I wait".to_owned() }

@@ -1,6 +1,8 @@
 //! A whole worker with real job hosts and job processes, against a scheduler that the tests play.
 
 #[cfg(test)]
+mod adoption;
+#[cfg(test)]
 mod command;
 #[cfg(test)]
 mod fake;
