@@ -74,6 +74,8 @@ pub(crate) struct EventLoop<R> {
     held: BTreeMap<AttemptId, Held>,
     /// Questions about the output of attempts that their hosts are to answer.
     questions: BTreeMap<AttemptId, Vec<u64>>,
+    /// Whether the scheduler has to be asked, once it knows the worker, for the rest of bundles that were on their way.
+    resumes_fetches: bool,
     /// Told the worker's id once it is registered.
     ready: Option<R>,
     has_left: bool,
@@ -109,6 +111,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
             reporter,
             held: BTreeMap::new(),
             questions: BTreeMap::new(),
+            resumes_fetches: false,
             ready: Some(ready),
             has_left: false,
         }
@@ -209,10 +212,8 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
             LinkEvent::Up { welcome: _ } => {
                 info!("connected to the scheduler");
                 self.outbox = Some(Outbox::open(self.link.clone(), self.state.clone()));
+                self.resumes_fetches = true;
                 self.handle(Event::Connected);
-                for (digest, offset) in self.fleet.wanted() {
-                    self.send(&FromWorker::WantBundle { digest, offset });
-                }
             }
             LinkEvent::Down { reason } => {
                 info!(reason, "connection to the scheduler has ended");
@@ -484,18 +485,25 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Register { slots, store, held } => self.send(&FromWorker::Register(Register {
-                worker: self.state.worker(),
-                host: self.machine.host.clone(),
-                pid: std::process::id(),
-                slots,
-                platform: Platform::current(),
-                boot_id: self.machine.boot_id.clone(),
-                installed: self.config.installed.keys().cloned().collect(),
-                ships: self.config.ships_bundles,
-                attempts: inventory(held),
-                store,
-            })),
+            Action::Register { slots, store, held } => {
+                self.send(&FromWorker::Register(Register {
+                    worker: self.state.worker(),
+                    host: self.machine.host.clone(),
+                    pid: std::process::id(),
+                    slots,
+                    platform: Platform::current(),
+                    boot_id: self.machine.boot_id.clone(),
+                    installed: self.config.installed.keys().cloned().collect(),
+                    ships: self.config.ships_bundles,
+                    attempts: inventory(held),
+                    store,
+                }));
+                if std::mem::take(&mut self.resumes_fetches) {
+                    for (digest, offset) in self.fleet.wanted() {
+                        self.send(&FromWorker::WantBundle { digest, offset });
+                    }
+                }
+            }
             Action::SendHeartbeat { number } => {
                 let heartbeat = codec::encode(&FromWorker::Heartbeat { number });
                 let heartbeat = Message::new(heartbeat, Bytes::new()).urgent();

@@ -127,10 +127,9 @@ impl FakeHost {
     pub(crate) async fn accept(&mut self) -> u16 {
         let socket = tokio::task::block_in_place(|| self.listener.accept()).unwrap();
         self.socket = Some(AsyncNoticeSocket::new(socket).unwrap());
-        match self.next().await.0 {
-            ToHost::Hello { version, .. } => version,
-            other => panic!("{other:?} instead of Hello"),
-        }
+        let notice = self.next().await.0;
+        let ToHost::Hello { version, .. } = notice else { panic!("{notice:?} instead of Hello") };
+        version
     }
 
     pub(crate) fn hang_up(&mut self) {
@@ -185,10 +184,9 @@ impl FakeHost {
 
     /// When leases reach to, as the worker says next.
     pub(crate) async fn renewed(&mut self) -> Moment {
-        match self.next().await.0 {
-            ToHost::RenewLeases { until } => Moment::from_nanos(until),
-            other => panic!("{other:?} instead of RenewLeases"),
-        }
+        let notice = self.next().await.0;
+        let ToHost::RenewLeases { until } = notice else { panic!("{notice:?} instead of RenewLeases") };
+        Moment::from_nanos(until)
     }
 }
 

@@ -37,10 +37,9 @@ fn state_of(directory: &tempfile::TempDir) -> PathBuf {
 }
 
 async fn started(host: &mut FakeHost) -> (StartAttempt, Vec<OwnedFd>) {
-    match host.next().await {
-        (ToHost::Start(start), packet) => (start, packet.descriptors),
-        (other, _) => panic!("{other:?} instead of Start"),
-    }
+    let (notice, packet) = host.next().await;
+    let ToHost::Start(start) = notice else { panic!("{notice:?} instead of Start") };
+    (start, packet.descriptors)
 }
 
 #[tokio::test(flavor = "multi_thread")]
