@@ -13,6 +13,7 @@ use lrts_core::protocol::codec;
 use lrts_core::protocol::worker::{AttemptEnd, FromWorker, Register, Start, ToWorker};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::spec::{BundleRef, Platform};
+use lrts_core::spool;
 use lrts_core::transport::{LinkEvent, LinkReceiver, LinkSender, Message, Refusal};
 use tracing::{debug, info, trace, warn};
 
@@ -126,6 +127,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         if matches!(end, End::AtOnce) {
             if !leaves_jobs {
                 self.fleet.kill().await;
+                keep_results(self.held, self.state).await;
             }
             return end;
         }
@@ -144,6 +146,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
                 self.fleet.leave().await;
             } else {
                 self.fleet.end().await;
+                keep_results(self.held, self.state).await;
             }
             self.reporter.shutdown().await;
             self.janitor.end().await;
@@ -602,4 +605,19 @@ fn command(fleet: &Fleet, held: &Held, command: Command) {
     if let Some(host) = held.host {
         fleet.command_host(host, command);
     }
+}
+
+/// Writes down the results that no scheduler has confirmed, since their hosts have ended: the next run of the worker finds them.
+async fn keep_results(held: BTreeMap<AttemptId, Held>, state: Arc<StateDir>) {
+    let keep = move || {
+        for (attempt, held) in held {
+            let notices = held.outcome.and_then(|outcome| outcome.to_notices(attempt, held.notes.as_ref()));
+            if let Some(notices) = notices
+                && let Err(error) = spool::write_end(&state.spool().path(attempt), &notices)
+            {
+                warn!(%attempt, %error, "result is lost");
+            }
+        }
+    };
+    let _ended_with_the_runtime = tokio::task::spawn_blocking(keep).await;
 }

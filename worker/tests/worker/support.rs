@@ -184,7 +184,7 @@ pub(crate) struct Worker {
     pub(crate) state: PathBuf,
     pub(crate) ready: oneshot::Receiver<WorkerId>,
     task: JoinHandle<Result<(), RunError>>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Worker {
@@ -222,11 +222,17 @@ impl Worker {
         let asked = shutdown.clone();
         let say = move |worker| sender.send(worker).unwrap();
         let task = tokio::spawn(async move { lrts_worker::run(config, say, asked).await });
-        Self { shutdown, state, ready, task, _directory: directory }
+        Self { shutdown, state, ready, task, directory }
     }
 
     pub(crate) async fn end(self) -> Result<(), RunError> {
-        tokio::time::timeout(PATIENCE, self.task).await.expect("the worker ends in time").unwrap()
+        self.end_and_leave().await.1
+    }
+
+    /// Waits for its end, and returns the directory that the next one can be started in.
+    pub(crate) async fn end_and_leave(self) -> (tempfile::TempDir, Result<(), RunError>) {
+        let ended = tokio::time::timeout(PATIENCE, self.task).await.expect("the worker ends in time");
+        (self.directory, ended.unwrap())
     }
 
     /// Names in one of the state directory's directories.
