@@ -288,7 +288,7 @@ async fn attempts_of_another_store_run_on_and_are_told_to_their_own_scheduler() 
 
     scheduler.disconnect();
     let register = scheduler.next_registration().await;
-    assert_eq!((register.attempts.len(), register.store), (0, None));
+    assert_eq!((register.attempts.len(), register.store), (0, Some(OTHER)));
     scheduler.answer(STORE, Vec::new());
     let register = scheduler.register(Vec::new()).await;
     assert_eq!((known(&register.attempts), register.store), (vec![attempt(1)], Some(STORE)));
