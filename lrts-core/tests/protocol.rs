@@ -147,12 +147,18 @@ fn golden() -> String {
         worker: WORKER,
         host: "node-1".into(),
         pid: 99,
+        instance: 11,
         slots: 4,
         platform: platform(),
         boot_id: "c0ffee".into(),
         installed: vec!["tools".into()],
         ships: true,
-        attempts: vec![HeldAttempt { attempt: ATTEMPT, running: Some(Duration::from_secs(9)), pid: 100 }],
+        attempts: vec![HeldAttempt {
+            attempt: ATTEMPT,
+            running: Some(Duration::from_secs(9)),
+            pid: 100,
+            ended: false,
+        }],
         store: Some(77),
     }));
     golden.add(FromWorker::Heartbeat { number: 5 });

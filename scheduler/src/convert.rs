@@ -219,10 +219,12 @@ pub(crate) fn from_worker(peer: Peer, message: &transport::Message) -> Result<In
 
 fn registration(register: Register) -> (Registration, Vec<Held>) {
     // A restarted machine shows in the inventory: it lacks the attempts of the boot before.
-    let Register { worker, host, pid, slots, platform, boot_id: _, installed, ships, attempts, store } =
+    let Register { worker, host, pid, instance, slots, platform, boot_id, installed, ships, attempts, store } =
         register;
-    let held = |held: HeldAttempt| Held { attempt: held.attempt, running: held.running, pid: held.pid };
-    let registration = Registration { worker, host, pid, slots, platform, installed, ships, store };
+    let held =
+        |HeldAttempt { attempt, running, pid, ended }: HeldAttempt| Held { attempt, running, pid, ended };
+    let registration =
+        Registration { worker, host, pid, instance, slots, platform, boot_id, installed, ships, store };
     (registration, attempts.into_iter().map(held).collect())
 }
 

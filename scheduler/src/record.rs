@@ -121,7 +121,8 @@ pub(crate) struct JobImage {
 pub(crate) struct OpenAttempt {
     pub(crate) attempt: u32,
     pub(crate) worker: WorkerId,
-    pub(crate) began: bool,
+    /// How long it had been running when the image was made; none if it hadn't begun.
+    pub(crate) ran: Option<Duration>,
     /// Whether its worker is lost.
     pub(crate) lapsed: bool,
 }
@@ -131,7 +132,7 @@ pub(crate) struct OpenAttempt {
 pub(crate) enum Stage {
     /// It hasn't.
     Live,
-    /// It has failed for good, unless an attempt at a lost worker still brings a result.
+    /// It has failed for good, unless another open attempt still brings a result.
     Held { failure: Failure, report: Report },
     /// It is terminal.
     Ended {
@@ -174,8 +175,8 @@ pub(crate) struct WorkerImage {
 pub(crate) struct Draining {
     /// Why.
     pub(crate) reason: String,
-    /// The daemon's process when it was decided, 0 if it hadn't registered since the scheduler started.
-    pub(crate) pid: u32,
+    /// The start of the daemon that it was decided for, see [`Registration`](crate::engine::Registration); 0 if that isn't known.
+    pub(crate) instance: u64,
     /// After which time what it still has goes elsewhere. Counts anew after a restart of the scheduler.
     pub(crate) deadline: Option<Duration>,
 }

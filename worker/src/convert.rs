@@ -71,7 +71,7 @@ pub(crate) fn meaning(message: ToWorker) -> Meaning {
 
 /// The inventory as it travels.
 pub(crate) fn inventory(held: Vec<Held>) -> Vec<HeldAttempt> {
-    let entry = |Held { attempt, running, pid }| HeldAttempt { attempt, running, pid };
+    let entry = |Held { attempt, running, pid, ended }| HeldAttempt { attempt, running, pid, ended };
     held.into_iter().map(entry).collect()
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lrts_core::clock::{Moment, sleep_until};
-use lrts_core::ids::{AttemptId, WorkerId};
+use lrts_core::ids::{AttemptId, WorkerId, random_u64};
 use lrts_core::progress::{Reporter, ReporterEvent, Watched};
 use lrts_core::protocol::codec;
 use lrts_core::protocol::worker::{AttemptEnd, FromWorker, Register, Start, ToWorker};
@@ -64,6 +64,8 @@ struct Held {
 pub(crate) struct EventLoop<R> {
     config: Config,
     machine: Machine,
+    /// Tells this start of the daemon from others.
+    instance: u64,
     state: Arc<StateDir>,
     engine: Engine,
     link: LinkSender,
@@ -106,6 +108,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
             janitor: Janitor::new(state.clone()),
             config,
             machine,
+            instance: random_u64(),
             state,
             link,
             outbox: None,
@@ -493,6 +496,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
                     worker: self.state.worker(),
                     host: self.machine.host.clone(),
                     pid: std::process::id(),
+                    instance: self.instance,
                     slots,
                     platform: Platform::current(),
                     boot_id: self.machine.boot_id.clone(),

@@ -86,6 +86,9 @@ pub struct Register {
     pub host: String,
     /// The daemon's process id there.
     pub pid: u32,
+    /// A random number of this start of the daemon.
+    #[serde(default)]
+    pub instance: u64,
     /// How many slots it offers.
     pub slots: u32,
     /// What it can start.
@@ -114,6 +117,9 @@ pub struct HeldAttempt {
     pub running: Option<Duration>,
     /// Its process id, 0 if it hasn't begun.
     pub pid: u32,
+    /// Whether it has ended; how is said by the `Ended` that follows.
+    #[serde(default)]
+    pub ended: bool,
 }
 
 /// How an attempt ended.

@@ -354,6 +354,7 @@ impl Engine {
             self.release_result(report);
         }
         self.changed.remove(&job);
+        self.tell_forgotten(job);
         let node = self.forget_node(job);
         let taken = node.delivery == Delivery::Taken;
         self.persist(Record::JobForgotten { job: id, taken });
@@ -363,6 +364,20 @@ impl Engine {
         let application = session.application;
         self.tidy_retention();
         self.forget_if_over(application);
+    }
+
+    /// Whoever waits for a result that retention ends hears that it won't come.
+    fn tell_forgotten(&mut self, job: u32) {
+        let node = &self.jobs.nodes[job];
+        let session = &self.sessions[node.session];
+        if let Some(peer) = session.listener
+            && self.peers.contains_key(&peer)
+            && !session.stopped
+            && matches!(node.delivery, Delivery::Wanted | Delivery::Urgent)
+        {
+            let job = self.job_id(job);
+            self.send(peer, Message::Gone { job, taken: false });
+        }
     }
 
     /// Drops the places of jobs that were forgotten before their time, once these are the most.

@@ -238,6 +238,9 @@ impl Engine {
         let run = Run { attempt: Some(id.attempt), worker: Some(worker_id), began, ran, output_bytes };
         match outcome {
             _ if cancelling => self.end_job(job, Some(cancelled()), run),
+            // A failure closes only its own attempt while another one runs.
+            AttemptOutcome::Failed(_) | AttemptOutcome::Stopped | AttemptOutcome::Lost { .. }
+                if self.live_attempt(job).is_some() => {}
             AttemptOutcome::Finished => self.end_job(job, None, run),
             AttemptOutcome::Failed(failure) if blames_worker => {
                 // Another one takes it at once.
@@ -340,7 +343,8 @@ impl Engine {
             Fate::Open => {
                 if record.exclusive {
                     // Its own watchdog has ended it by now. The margin is for clocks that don't run alike.
-                    return self.end_lease(attempt, self.interval());
+                    let promised = self.workers.all[worker].promised.saturating_sub(self.lost_after());
+                    return self.end_lease(attempt, promised + self.interval());
                 }
                 record.fate = Fate::Lapsed;
                 self.job_changed(job);
@@ -378,11 +382,12 @@ impl Engine {
             // If it comes back, the inventory's answer says that it is closed.
             return self.drop_attempt(attempt);
         }
-        self.forget_ahead(attempt);
-        let record = &mut self.attempts[attempt];
-        record.fate = Fate::Fenced;
-        let (application, slots) = (record.application, record.slots);
-        self.free_slots(application, slots);
+        if self.attempts[attempt].fate == Fate::Open {
+            self.forget_ahead(attempt);
+            let Attempt { application, slots, .. } = self.attempts[attempt];
+            self.free_slots(application, slots);
+        }
+        self.attempts[attempt].fate = Fate::Fenced;
         if let Some(peer) = peer {
             self.send(peer, Message::Stop { attempt: id });
         }

@@ -114,8 +114,12 @@ pub(crate) struct Registration {
     pub(crate) worker: WorkerId,
     pub(crate) host: String,
     pub(crate) pid: u32,
+    /// Of this start of its daemon.
+    pub(crate) instance: u64,
     pub(crate) slots: u32,
     pub(crate) platform: Platform,
+    /// Of its machine: attempts of an earlier boot are gone.
+    pub(crate) boot_id: String,
     /// Names of the bundles that are installed there.
     pub(crate) installed: Vec<String>,
     /// Whether bundles may be shipped there.
@@ -131,6 +135,8 @@ pub(crate) struct Held {
     /// How long it has been running; none if it hasn't begun.
     pub(crate) running: Option<Duration>,
     pub(crate) pid: u32,
+    /// Whether it has ended; how is about to be told.
+    pub(crate) ended: bool,
 }
 
 /// How an attempt ended.

@@ -21,6 +21,9 @@ use super::workers::Standing;
 use super::{Engine, Settings};
 use crate::record::{JobImage, KeyedRecord, Loaded, LoadedJob, OpenAttempt, Stage, Submitted, WorkerImage};
 
+/// For so long at least results are kept after a start, unless retention is so short that an eighth of it is less.
+const RETENTION_AFTER_START: Duration = Duration::from_hours(1);
+
 impl Engine {
     /// What is to be kept of a job.
     pub(super) fn image_of(&self, job: u32) -> JobImage {
@@ -32,7 +35,7 @@ impl Engine {
             open.push(OpenAttempt {
                 attempt: attempt.id.attempt,
                 worker: self.workers.all[attempt.worker].id,
-                began: attempt.began.is_some(),
+                ran: attempt.began.map(|began| self.now.since(began)),
                 lapsed: attempt.fate == Fate::Lapsed,
             });
             next = attempt.next;
@@ -44,14 +47,15 @@ impl Engine {
                 let taken = node.delivery == Delivery::Taken;
                 Stage::Ended { report: report.clone(), output_bytes: *output_bytes, taken }
             }
-            Phase::Held => {
-                let (failure, run) = &self.jobs.verdicts[&job];
-                Stage::Held {
-                    failure: failure.clone(),
-                    report: self.report_of(job, Some(failure.clone()), *run),
+            Phase::Queued { .. } | Phase::Backoff | Phase::Held | Phase::Placed | Phase::Running => {
+                match self.jobs.verdicts.get(&job) {
+                    None => Stage::Live,
+                    Some((failure, run)) => {
+                        let report = self.report_of(job, Some(failure.clone()), *run);
+                        Stage::Held { failure: failure.clone(), report }
+                    }
                 }
             }
-            Phase::Queued { .. } | Phase::Backoff | Phase::Placed | Phase::Running => Stage::Live,
         };
         JobImage {
             attempts: node.attempts,
@@ -96,7 +100,7 @@ impl Engine {
                     if matches!(image.stage, Stage::Ended { .. }) {
                         ended.push((age, index));
                     }
-                    engine.restore_job(index, id, image);
+                    engine.restore_job(index, id, image, age);
                 }
                 LoadedJob::Forgotten { taken } => engine.restore_forgotten(index, taken),
             }
@@ -111,7 +115,7 @@ impl Engine {
         let record = &mut self.workers.all[worker];
         record.standing = Standing::Away;
         record.absent = image.absent;
-        record.pid = image.draining.as_ref().map_or(record.pid, |draining| draining.pid);
+        record.instance = image.draining.as_ref().map_or(record.instance, |draining| draining.instance);
         record.draining = image.draining;
         self.workers.known += 1;
         worker
@@ -173,7 +177,7 @@ impl Engine {
         self.sessions[session].jobs -= 1;
     }
 
-    fn restore_job(&mut self, job: u32, id: JobId, image: JobImage) {
+    fn restore_job(&mut self, job: u32, id: JobId, image: JobImage, age: Duration) {
         let JobImage {
             attempts,
             executions,
@@ -205,7 +209,7 @@ impl Engine {
             self.jobs.checkpoints.insert(job, checkpoints);
         }
         for open in open.iter().rev() {
-            self.restore_attempt(job, id, *open);
+            self.restore_attempt(job, id, *open, age);
         }
         let live = open.iter().find(|open| !open.lapsed);
         match stage {
@@ -227,11 +231,16 @@ impl Engine {
                 let began = self.jobs.nodes[job].submitted + report.queued;
                 let run = Run::of_report(&report, began);
                 self.jobs.verdicts.insert(job, (failure, run));
-                self.move_job(job, Phase::Held);
+                let phase = match live {
+                    None => Phase::Held,
+                    Some(OpenAttempt { ran: Some(_), .. }) => Phase::Running,
+                    Some(OpenAttempt { ran: None, .. }) => Phase::Placed,
+                };
+                self.move_job(job, phase);
             }
             Stage::Live => match live {
-                Some(OpenAttempt { began: true, .. }) => self.move_job(job, Phase::Running),
-                Some(OpenAttempt { began: false, .. }) => self.move_job(job, Phase::Placed),
+                Some(OpenAttempt { ran: Some(_), .. }) => self.move_job(job, Phase::Running),
+                Some(OpenAttempt { ran: None, .. }) => self.move_job(job, Phase::Placed),
                 None => {
                     if let Some(wait) = wait {
                         self.back_off(job, wait);
@@ -241,8 +250,8 @@ impl Engine {
         }
     }
 
-    fn restore_attempt(&mut self, job: u32, id: JobId, open: OpenAttempt) {
-        let OpenAttempt { attempt, worker: worker_id, began, lapsed } = open;
+    fn restore_attempt(&mut self, job: u32, id: JobId, open: OpenAttempt, age: Duration) {
+        let OpenAttempt { attempt, worker: worker_id, ran, lapsed } = open;
         let worker = match self.workers.by_id.get(&worker_id) {
             Some(&worker) => worker,
             None => self.restore_worker(worker_id, WorkerImage::default()),
@@ -266,8 +275,8 @@ impl Engine {
             short: false,
             fate,
             position: Position::Slot,
-            // The worker's inventory says since when.
-            began: began.then_some(self.now),
+            // The worker's inventory will say it better.
+            began: ran.map(|ran| self.now - age - ran),
             pid: 0,
             recalled: false,
         });
@@ -283,8 +292,9 @@ impl Engine {
     fn restore_retention(&mut self, mut ended: Vec<(Duration, u32)>) {
         ended.sort_unstable_by_key(|&(age, job)| (Reverse(age), job));
         for (age, job) in ended {
-            // Not counted from before the scheduler's boot, which a moment can't express.
-            let left = self.settings.result_retention.saturating_sub(age);
+            // A clock that was set, or a long absence, must not make them go before anybody could come for them.
+            let least = RETENTION_AFTER_START.min(self.settings.result_retention / 8);
+            let left = self.settings.result_retention.saturating_sub(age).max(least);
             self.retention.push_back((self.now + left, self.jobs.handle(job)));
         }
     }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use lrts_core::clock::Moment;
 use lrts_core::limits::ORPHAN_GRACE;
 
+use super::attempts::Fate;
 use super::events::{Action, Message, Note, Peer, Reason};
+use super::jobs::Phase;
 use super::workers::Standing;
 use super::{Engine, Timer};
 
@@ -76,9 +78,7 @@ impl Engine {
             Standing::Ready(_) => record.heard + interval * 2,
             Standing::Silent(_) => record.heard + lost_after,
             // One that said so may stay away longer.
-            Standing::Away => {
-                record.heard + record.absent.map_or(lost_after, |absent| absent.max(lost_after))
-            }
+            Standing::Away => record.heard + self.patience(worker),
             Standing::Lost => record.heard + ORPHAN_GRACE,
         };
         self.reschedule_lease_check(worker, at);
@@ -113,6 +113,41 @@ impl Engine {
         }
     }
 
+    /// How long a worker without a connection is trusted. One that said so may stay away longer, but not with leases of
+    /// exclusive attempts, which nobody renews.
+    fn patience(&self, worker: u32) -> Duration {
+        let record = &self.workers.all[worker];
+        let lost_after = self.lost_after();
+        let exclusive = |&attempt: &u32| {
+            let attempt = &self.attempts[attempt];
+            attempt.exclusive && attempt.fate == Fate::Open
+        };
+        match record.absent {
+            Some(absent) if !record.attempts.values().any(exclusive) => absent.max(lost_after),
+            _ => lost_after,
+        }
+    }
+
+    /// A worker's exclusive attempts have been ended by their watchdogs: their jobs are placed again.
+    fn end_exclusive(&mut self, worker: u32) {
+        let attempts: Vec<u32> = self.workers.all[worker].attempts.values().copied().collect();
+        for attempt in attempts {
+            if self.attempts[attempt].exclusive {
+                self.lapse(attempt);
+            }
+        }
+    }
+
+    /// A lost worker wasn't heard of for so long that jobs which have failed elsewhere don't wait for it any more.
+    fn give_up_held(&mut self, worker: u32) {
+        let attempts: Vec<u32> = self.workers.all[worker].attempts.values().copied().collect();
+        for attempt in attempts {
+            if self.jobs.nodes[self.attempts[attempt].job].phase == Phase::Held {
+                self.close_unbegun(attempt);
+            }
+        }
+    }
+
     pub(super) fn check_lease(&mut self, worker: u32) {
         let (interval, lost_after) = (self.interval(), self.lost_after());
         let now = self.now;
@@ -120,10 +155,14 @@ impl Engine {
         record.lease_timer = None;
         let silent = now.since(record.heard);
         if record.standing == Standing::Lost {
-            if silent < ORPHAN_GRACE {
-                return self.schedule_lease_check(worker);
+            if silent >= ORPHAN_GRACE {
+                self.give_up_held(worker);
             }
-            return self.close_all(worker);
+            // Its other attempts go on counting: their jobs were placed again, and whoever is first brings the result.
+            if self.workers.all.get(worker).is_some() {
+                self.reschedule_lease_check(worker, now + ORPHAN_GRACE);
+            }
+            return;
         }
         if let Standing::Ready(peer) = record.standing
             && silent >= interval * 2
@@ -133,10 +172,12 @@ impl Engine {
             self.workers.rekey(worker);
             self.note(Note::WorkerSuspect { worker: id });
         }
-        let record = &self.workers.all[worker];
-        let trusted = match (record.standing, record.absent) {
-            (Standing::Away, Some(absent)) => absent.max(lost_after),
-            _ => lost_after,
+        if self.workers.all[worker].standing == Standing::Away && silent >= lost_after {
+            self.end_exclusive(worker);
+        }
+        let trusted = match self.workers.all[worker].standing {
+            Standing::Away => self.patience(worker),
+            Standing::Ready(_) | Standing::Silent(_) | Standing::Lost => lost_after,
         };
         if silent < trusted {
             return self.schedule_lease_check(worker);

@@ -91,8 +91,15 @@ impl Engine {
         for ((index, sequence), job) in (0..).zip(first..).zip(&jobs) {
             let key = keys.next_if(|key| key.index == index);
             let taken = self
-                .check(from.session, job, &bad_options, no_room.as_deref())
-                .and_then(|()| self.place_of(from.application, key));
+                .check(from.session, job, &bad_options)
+                .and_then(|()| self.place_of(from.application, key))
+                // A job that is here already needs none.
+                .and_then(|place| match (&place, &no_room) {
+                    (Some(_), Some(reason)) => {
+                        Err(Refused { reason: reason.clone(), cause: RefusalCause::NoRoom })
+                    }
+                    _ => Ok(place),
+                });
             let place = match taken {
                 Ok(Some(place)) => place,
                 Ok(None) => {
@@ -220,14 +227,8 @@ impl Engine {
         Ok(session)
     }
 
-    /// Whether a job is as a job must be, and there is room for it.
-    fn check(
-        &self,
-        session: u32,
-        job: &NewJob,
-        bad_options: &[Option<String>],
-        no_room: Option<&str>,
-    ) -> Result<(), Refused> {
+    /// Whether a job is as a job must be.
+    fn check(&self, session: u32, job: &NewJob, bad_options: &[Option<String>]) -> Result<(), Refused> {
         let services = self.sessions[session].program.as_ref().map_or(0, |program| program.services.len());
         if usize::from(job.service) >= services {
             return Err(Refused::invalid(format!(
@@ -244,14 +245,10 @@ impl Engine {
         match bad_options.get(usize::from(job.options)) {
             None => {
                 let (number, count) = (job.options, bad_options.len());
-                return Err(Refused::invalid(format!("options number {number} of a submit with {count}")));
+                Err(Refused::invalid(format!("options number {number} of a submit with {count}")))
             }
-            Some(Some(reason)) => return Err(Refused::invalid(reason)),
-            Some(None) => {}
-        }
-        match no_room {
-            Some(reason) => Err(Refused { reason: reason.to_owned(), cause: RefusalCause::NoRoom }),
-            None => Ok(()),
+            Some(Some(reason)) => Err(Refused::invalid(reason)),
+            Some(None) => Ok(()),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Whether a worker, rather than its jobs, is to blame that processes die: if several different jobs in a row have died there
 //! while their program goes well elsewhere, the worker takes nothing new, and the jobs aren't charged.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
@@ -19,8 +20,8 @@ pub(super) struct Streak {
     since: Moment,
     /// The longest that one of them had run.
     longest: Duration,
-    /// Whose deaths, each once for every charge.
-    jobs: Vec<JobHandle>,
+    /// Whose deaths, and how many of each were charged.
+    jobs: BTreeMap<JobHandle, u32>,
 }
 
 impl Engine {
@@ -40,16 +41,13 @@ impl Engine {
             streak.since = now;
         }
         streak.longest = streak.longest.max(ran);
-        streak.jobs.push(handle);
-        let mut different = streak.jobs.clone();
-        different.sort_unstable();
-        different.dedup();
-        if different.len() < SUSPECT_JOBS || !self.goes_well_elsewhere(worker, bundle) {
+        *streak.jobs.entry(handle).or_default() += 1;
+        if streak.jobs.len() < SUSPECT_JOBS || !self.goes_well_elsewhere(worker, bundle) {
             return false;
         }
-        for job in std::mem::take(&mut self.workers.all[worker].streak).jobs {
+        for (job, deaths) in std::mem::take(&mut self.workers.all[worker].streak).jobs {
             if self.jobs.is_current(job) && !self.jobs.nodes[job.index].is_terminal() {
-                self.jobs.nodes[job.index].crashes -= 1;
+                self.jobs.nodes[job.index].crashes -= deaths;
                 self.job_changed(job.index);
             }
         }

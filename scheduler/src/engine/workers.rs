@@ -19,7 +19,7 @@ use super::{Engine, Party, Timer};
 use crate::record::{Draining, Record, WorkerImage};
 
 /// The process id of a daemon that hasn't registered since the scheduler started.
-const UNKNOWN: u32 = 0;
+const UNKNOWN: u64 = 0;
 
 /// How far a worker is trusted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,6 +57,10 @@ pub(super) struct Worker {
     pub(super) id: WorkerId,
     pub(super) host: String,
     pub(super) pid: u32,
+    /// Of this start of its daemon.
+    pub(super) instance: u64,
+    /// Of its machine; empty if it hasn't registered since the scheduler started.
+    boot_id: String,
     pub(super) slots: u32,
     /// None if it hasn't registered since the scheduler started.
     pub(super) platform: Option<Platform>,
@@ -82,6 +86,8 @@ pub(super) struct Worker {
     pub(super) verdicts: BTreeMap<u32, Verdict>,
     /// How long it may stay away, if it said that its daemon leaves.
     pub(super) absent: Option<Duration>,
+    /// The length of its lease that it was told last.
+    pub(super) promised: Duration,
     /// Why it takes nothing new, if so.
     pub(super) draining: Option<Draining>,
     /// When what it still has is to go elsewhere.
@@ -251,8 +257,11 @@ impl Engine {
             self.note(Note::WorkerOfAnotherStore { worker: id, attempts });
             return self.tell_registered(peer, self.interval(), Vec::new());
         }
+        let boot_id = registration.boot_id.clone();
         let worker = self.welcome(peer, registration);
-        let closed = self.compare_inventory(worker, &held);
+        let before = std::mem::replace(&mut self.workers.all[worker].boot_id, boot_id);
+        let rebooted = !before.is_empty() && before != self.workers.all[worker].boot_id;
+        let closed = self.compare_inventory(worker, &held, rebooted);
         self.note(Note::WorkerRegistered {
             worker: id,
             host: self.workers.all[worker].host.clone(),
@@ -260,6 +269,7 @@ impl Engine {
             attempts,
         });
         let heartbeat = self.announce_interval(Some(worker));
+        self.workers.all[worker].promised = self.lost_after();
         self.tell_registered(peer, heartbeat, closed);
         self.stop_cancelled(worker, peer);
         let record = &self.workers.all[worker];
@@ -283,7 +293,7 @@ impl Engine {
 
     /// Makes or renews a worker's record.
     fn welcome(&mut self, peer: Peer, registration: Registration) -> u32 {
-        let Registration { worker: id, host, pid, slots, platform, installed, ships, store: _ } =
+        let Registration { worker: id, host, pid, instance, slots, platform, installed, ships, .. } =
             registration;
         let worker = match self.workers.by_id.get(&id) {
             Some(&worker) => worker,
@@ -299,6 +309,7 @@ impl Engine {
         }
         record.host = host;
         record.pid = pid;
+        record.instance = instance;
         record.slots = slots;
         record.platform = Some(platform);
         record.installed = installed.into_iter().collect();
@@ -307,10 +318,11 @@ impl Engine {
         record.standing = Standing::Ready(peer);
         let was_absent = record.absent.take().is_some();
         // Another process of it means that somebody has seen to it.
-        let restarted = record.draining.take_if(|draining| ![UNKNOWN, pid].contains(&draining.pid)).is_some();
+        let other = |draining: &mut Draining| ![UNKNOWN, instance].contains(&draining.instance);
+        let restarted = record.draining.take_if(other).is_some();
         // It was to drain before it was heard of since the scheduler started.
-        let met = record.draining.as_mut().filter(|draining| draining.pid == UNKNOWN);
-        let met = met.map(|draining| draining.pid = pid).is_some();
+        let met = record.draining.as_mut().filter(|draining| draining.instance == UNKNOWN);
+        let met = met.map(|draining| draining.instance = instance).is_some();
         // What it refused may have been mended since; what it has begun is in its cache.
         record.verdicts.retain(|_, verdict| *verdict == Verdict::Proven);
         self.peers.insert(peer, Party::Worker(worker));
@@ -329,7 +341,9 @@ impl Engine {
         let worker = self.workers.all.insert(Worker {
             id,
             host: String::new(),
-            pid: UNKNOWN,
+            pid: 0,
+            instance: UNKNOWN,
+            boot_id: String::new(),
             slots: 0,
             platform: None,
             installed: BTreeSet::new(),
@@ -346,6 +360,7 @@ impl Engine {
             laden: None,
             verdicts: BTreeMap::new(),
             absent: None,
+            promised: Duration::ZERO,
             draining: None,
             drain_timer: None,
             streak: Streak::default(),
@@ -369,8 +384,8 @@ impl Engine {
     /// A worker takes nothing new. What it still has goes elsewhere after `deadline`, if there is one.
     pub(super) fn drain(&mut self, worker: u32, reason: String, deadline: Option<Duration>) {
         let record = &mut self.workers.all[worker];
-        let (id, pid) = (record.id, record.pid);
-        record.draining = Some(Draining { reason: reason.clone(), pid, deadline });
+        let (id, instance) = (record.id, record.instance);
+        record.draining = Some(Draining { reason: reason.clone(), instance, deadline });
         self.note(Note::WorkerDrains { worker: id, reason });
         self.keep_worker(worker);
         self.schedule_drain(worker);
@@ -418,7 +433,7 @@ impl Engine {
     }
 
     /// Brings the records of a worker's attempts in line with what it says it has. Returns those it is to forget.
-    fn compare_inventory(&mut self, worker: u32, held: &[Held]) -> Vec<AttemptId> {
+    fn compare_inventory(&mut self, worker: u32, held: &[Held], rebooted: bool) -> Vec<AttemptId> {
         let held: BTreeMap<AttemptId, Held> = held.iter().map(|held| (held.attempt, *held)).collect();
         let known: Vec<(AttemptId, u32)> =
             self.workers.all[worker].attempts.iter().map(|(&id, &attempt)| (id, attempt)).collect();
@@ -429,8 +444,8 @@ impl Engine {
                 // To be forgotten there, or gone there as it was to be.
                 Some(_) => self.drop_attempt(attempt),
                 None if fenced => self.drop_attempt(attempt),
-                // Its process may be there all the same, under a host that doesn't answer.
-                None if self.attempts[attempt].exclusive => {
+                // Its process may be there all the same, under a host that doesn't answer, unless the machine has begun anew.
+                None if self.attempts[attempt].exclusive && !rebooted => {
                     self.end_lease(attempt, self.lost_after() + self.interval());
                 }
                 None => self.close_unbegun(attempt),
@@ -457,6 +472,10 @@ impl Engine {
         let phase = if began.is_some() { Phase::Running } else { Phase::Placed };
         if self.attempts[attempt].fate == Fate::Lapsed {
             if let Some(rival) = self.live_attempt(job) {
+                if found.ended {
+                    // A result decides, a failure closes this attempt alone: what it is comes next.
+                    return;
+                }
                 // Two copies of one job run: the one that has come further stays.
                 let rival_began = self.attempts[rival].began;
                 let stays = match (began, rival_began) {
@@ -530,7 +549,8 @@ impl Engine {
     fn stop_cancelled(&mut self, worker: u32, peer: Peer) {
         let attempts: Vec<u32> = self.workers.all[worker].attempts.values().copied().collect();
         for attempt in attempts {
-            if self.jobs.nodes[self.attempts[attempt].job].cancelling {
+            let Attempt { job, fate, .. } = self.attempts[attempt];
+            if fate != Fate::Fenced && self.jobs.nodes[job].cancelling {
                 let attempt = self.attempt_id(attempt);
                 self.send(peer, Message::Stop { attempt });
             }

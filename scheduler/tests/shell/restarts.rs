@@ -88,7 +88,7 @@ async fn jobs_results_and_running_attempts_outlive_the_scheduler() {
     let mut worker = scheduler.connect(Role::Worker).await;
     let running = Some(std::time::Duration::from_secs(9));
     let stale = AttemptId { job: SESSION.job(2), attempt: 9 };
-    let held = [first.attempt, stale].map(|attempt| HeldAttempt { attempt, running, pid: 7 });
+    let held = [first.attempt, stale].map(|attempt| HeldAttempt { attempt, running, pid: 7, ended: false });
     worker.say(&worker_with(held.to_vec(), Some(store)), "").await;
     assert_eq!(registered(&mut worker).await, (store, 2, vec![stale]));
     let (ToWorker::Start(again), payload) = worker.hear().await else { panic!("no third job again") };

@@ -106,6 +106,7 @@ pub(super) fn register() -> FromWorker {
         worker: WorkerId(1),
         host: "here".into(),
         pid: 1,
+        instance: 1,
         slots: 2,
         platform: platform(),
         boot_id: "boot".into(),

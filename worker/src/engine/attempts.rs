@@ -202,7 +202,8 @@ impl Attempts {
             .map(|(attempt, held)| {
                 let run = held.state.run();
                 let running: Option<Duration> = run.map(|run| now.since(run.since));
-                Held { attempt, running, pid: run.map_or(0, |run| run.pid) }
+                let ended = matches!(held.state, State::Ended { .. });
+                Held { attempt, running, pid: run.map_or(0, |run| run.pid), ended }
             })
             .collect()
     }

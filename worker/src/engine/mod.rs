@@ -265,6 +265,8 @@ pub(crate) struct Held {
     pub(crate) running: Option<Duration>,
     /// Its process, 0 if it hasn't begun.
     pub(crate) pid: u32,
+    /// Whether it has ended.
+    pub(crate) ended: bool,
 }
 
 /// Whether the worker means to stay.

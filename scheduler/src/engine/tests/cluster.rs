@@ -68,8 +68,10 @@ pub(super) fn registration(worker: WorkerId, slots: u32) -> Registration {
         worker,
         host: format!("host-{worker}"),
         pid: 1,
+        instance: 1,
         slots,
         platform: platform(),
+        boot_id: "boot".into(),
         installed: Vec::new(),
         ships: true,
         store: None,
@@ -82,7 +84,7 @@ pub(super) fn attempt(job: JobId, attempt: u32) -> AttemptId {
 
 /// What a worker's inventory says of an attempt that has been running for half a minute.
 pub(super) fn held(job: JobId, number: u32) -> Held {
-    Held { attempt: attempt(job, number), running: Some(Duration::from_secs(30)), pid: 42 }
+    Held { attempt: attempt(job, number), running: Some(Duration::from_secs(30)), pid: 42, ended: false }
 }
 
 pub(super) fn job_of(service: u16) -> NewJob {

@@ -42,7 +42,8 @@ fn a_closed_connection_is_suspect_and_not_lost() {
     cluster.pass(LOST_AFTER - Duration::from_millis(1));
     assert_eq!(cluster.state(job), JobState::Running);
 
-    let held = Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(19)), pid: 42 };
+    let held =
+        Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(19)), pid: 42, ended: false };
     let (worker, back) = cluster.rejoin(1, 1, vec![held]);
     assert!(back.starts().is_empty(), "its slot is taken by the job that goes on");
     assert_eq!(cluster.finished(worker, attempt(job, 1)).starts(), [(worker, attempt(session.job(2), 1))]);
@@ -59,7 +60,7 @@ fn an_inventory_that_lacks_an_attempt_requeues_its_job_uncharged() {
     cluster.began(worker, attempt(job, 1));
     cluster.handle(Event::Disconnected { peer: worker });
 
-    let unknown = Held { attempt: attempt(session.job(77), 1), running: None, pid: 0 };
+    let unknown = Held { attempt: attempt(session.job(77), 1), running: None, pid: 0, ended: false };
     let (worker, back) = cluster.rejoin(1, 1, vec![unknown]);
     assert_eq!(back.starts(), [(worker, attempt(job, 2))]);
     let closed = vec![unknown.attempt];
@@ -91,7 +92,8 @@ fn cut_off() -> (Cluster, super::super::Peer, lrts_core::ids::JobId) {
 #[test]
 fn of_two_copies_the_one_that_ran_longer_stays() {
     let (mut cluster, second, job) = cut_off();
-    let held = Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(30)), pid: 42 };
+    let held =
+        Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(30)), pid: 42, ended: false };
     let (first, back) = cluster.rejoin(1, 1, vec![held]);
     assert!(back.stops(second, attempt(job, 2)));
 
@@ -111,7 +113,7 @@ fn a_copy_that_never_began_gives_way() {
     cluster.handle(Event::Disconnected { peer: first });
     cluster.pass(LOST_AFTER);
     let second = cluster.worker(2, 1);
-    let held = Held { attempt: attempt(job, 1), running: None, pid: 0 };
+    let held = Held { attempt: attempt(job, 1), running: None, pid: 0, ended: false };
     let (first, back) = cluster.rejoin(1, 1, vec![held]);
     let closed = vec![attempt(job, 1)];
     let registered =
@@ -132,7 +134,7 @@ fn a_lost_workers_job_that_nobody_took_goes_on_there() {
     cluster.pass(LOST_AFTER);
     assert_eq!(cluster.state(job), JobState::Queued);
     assert!(cluster.reason(job).contains("lost with attempt 1"), "{}", cluster.reason(job));
-    let held = Held { attempt: attempt(job, 1), running: Some(LOST_AFTER), pid: 42 };
+    let held = Held { attempt: attempt(job, 1), running: Some(LOST_AFTER), pid: 42, ended: false };
     let (worker, back) = cluster.rejoin(1, 1, vec![held]);
     assert!(back.starts().is_empty());
     assert_eq!(cluster.state(job), JobState::Running);
@@ -144,7 +146,8 @@ fn a_lost_workers_job_that_nobody_took_goes_on_there() {
 fn success_elsewhere_closes_the_copy_of_a_lost_worker() {
     let (mut cluster, second, job) = cut_off();
     cluster.finished(second, attempt(job, 2));
-    let held = Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(30)), pid: 42 };
+    let held =
+        Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(30)), pid: 42, ended: false };
     let (first, back) = cluster.rejoin(1, 1, vec![held]);
     let closed = vec![attempt(job, 1)];
     let registered =
@@ -166,7 +169,8 @@ fn failed_elsewhere() -> (Cluster, lrts_core::ids::JobId) {
 #[test]
 fn a_failure_ends_no_job_whose_older_attempt_may_come_back() {
     let (mut cluster, job) = failed_elsewhere();
-    let held = Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(30)), pid: 42 };
+    let held =
+        Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(30)), pid: 42, ended: false };
     let (first, _) = cluster.rejoin(1, 1, vec![held]);
     assert_eq!(cluster.state(job), JobState::Running);
     let results = cluster.finished(first, attempt(job, 1)).results();
@@ -193,7 +197,8 @@ fn a_failure_ends_its_job_when_the_older_attempt_comes_back_and_brings_nothing()
         failed(FailureKind::Crashed),
     ] {
         let (mut cluster, job) = failed_elsewhere();
-        let held = Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(30)), pid: 42 };
+        let held =
+            Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(30)), pid: 42, ended: false };
         let (first, _) = cluster.rejoin(1, 1, vec![held]);
         cluster.handle(Event::Disconnected { peer: first });
         cluster.pass(LOST_AFTER);
@@ -239,7 +244,8 @@ fn a_program_that_nobody_else_can_start_ends_no_job_that_a_lost_worker_runs() {
         attempts: vec![attempt(job, 2)],
     });
     assert_eq!(cluster.state(job), JobState::Queued);
-    let held = Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(30)), pid: 42 };
+    let held =
+        Held { attempt: attempt(job, 1), running: Some(Duration::from_secs(30)), pid: 42, ended: false };
     let (first, _) = cluster.rejoin(1, 1, vec![held]);
     cluster.finished(first, attempt(job, 1));
     assert_eq!(cluster.state(job), JobState::Finished);
@@ -332,4 +338,45 @@ fn a_scheduler_that_was_stopped_gives_its_workers_time_to_be_heard() {
     assert_eq!(cluster.state(session.job(1)), JobState::Running);
     assert_eq!(cluster.pass(Duration::from_millis(1)).disconnects(gone), Some(&Reason::LeaseExpired));
     assert_eq!(cluster.state(session.job(1)), JobState::Queued);
+}
+
+#[test]
+fn an_attempt_that_failed_while_it_was_cut_off_ends_no_copy_of_it() {
+    let (mut cluster, second, job) = cut_off();
+    let held = Held { attempt: attempt(job, 1), running: None, pid: 0, ended: true };
+    let (first, back) = cluster.rejoin(1, 1, vec![held]);
+    assert!(!back.stops(second, attempt(job, 2)));
+    let ended = cluster.ended(first, attempt(job, 1), failed(FailureKind::Error));
+    assert!(ended.says(first, &Message::Confirm { attempts: vec![attempt(job, 1)] }));
+    assert!(ended.results().is_empty() && ended.starts().is_empty());
+    assert_eq!(cluster.state(job), JobState::Running);
+    assert_eq!(cluster.finished(second, attempt(job, 2)).results()[0].1.failure, None);
+}
+
+#[test]
+fn a_result_that_was_ready_while_its_worker_was_cut_off_counts() {
+    let (mut cluster, second, job) = cut_off();
+    let held = Held { attempt: attempt(job, 1), running: None, pid: 0, ended: true };
+    let (first, _) = cluster.rejoin(1, 1, vec![held]);
+    let ended = cluster.finished(first, attempt(job, 1));
+    assert_eq!(ended.results()[0].1.worker, Some(WorkerId(1)));
+    assert!(ended.stops(second, attempt(job, 2)));
+}
+
+#[test]
+fn a_job_that_runs_at_a_worker_cut_off_for_days_goes_on_when_it_is_back() {
+    let mut cluster = Cluster::new();
+    let (application, session) = cluster.application("a", 1);
+    let worker = cluster.worker(1, 1);
+    let job = session.job(1);
+    cluster.submit(application, 1, JobOptions::new(), &[1]);
+    cluster.began(worker, attempt(job, 1));
+    cluster.handle(Event::Disconnected { peer: worker });
+    cluster.pass(3 * ORPHAN_GRACE);
+    let running = Some(3 * ORPHAN_GRACE);
+    let held = Held { attempt: attempt(job, 1), running, pid: 42, ended: false };
+    let (worker, back) = cluster.rejoin(1, 1, vec![held]);
+    assert!(back.starts().is_empty());
+    cluster.finished(worker, attempt(job, 1));
+    assert_eq!(cluster.state(job), JobState::Finished);
 }

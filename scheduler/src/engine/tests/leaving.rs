@@ -163,7 +163,7 @@ fn a_drain_ends_with_the_workers_process_and_not_with_its_connection() {
     cluster.submit(application, 2, JobOptions::new(), &[1]);
     let again = register(&mut cluster, registration(WorkerId(1), 2), vec![held(job, 1)]);
     assert_eq!(cluster.state(job.session.job(2)), JobState::Queued);
-    let restarted = Registration { pid: 2, ..registration(WorkerId(1), 2) };
+    let restarted = Registration { instance: 2, ..registration(WorkerId(1), 2) };
     let peer = cluster.peer();
     let back = cluster.handle(Event::Registered { peer, registration: restarted, held: vec![held(job, 1)] });
     assert_eq!(back.starts(), [(peer, attempt(job.session.job(2), 1))]);
@@ -195,7 +195,7 @@ fn a_worker_that_is_drained_before_it_is_back_after_a_restart_drains() {
     cluster.restart();
     let (_, back) = cluster.rejoin(1, 2, vec![held(job, 1)]);
     assert!(back.starts().is_empty());
-    let restarted = Registration { pid: 2, ..registration(WorkerId(1), 2) };
+    let restarted = Registration { instance: 2, ..registration(WorkerId(1), 2) };
     let peer = cluster.peer();
     let back = cluster.handle(Event::Registered { peer, registration: restarted, held: vec![held(job, 1)] });
     assert_eq!(back.starts().len(), 1);

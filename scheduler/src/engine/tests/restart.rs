@@ -79,7 +79,8 @@ fn a_worker_that_stays_away_after_a_restart_is_lost_after_a_lease() {
 fn a_job_that_was_placed_and_not_heard_of_begins_where_it_was_sent() {
     let (mut cluster, _, session, _) = cluster_with(1, JobOptions::new());
     cluster.restart();
-    let waiting = crate::engine::Held { attempt: attempt(session.job(1), 1), running: None, pid: 0 };
+    let waiting =
+        crate::engine::Held { attempt: attempt(session.job(1), 1), running: None, pid: 0, ended: false };
     let (worker, back) = cluster.rejoin(1, 1, vec![waiting]);
     assert!(back.starts().is_empty());
     cluster.began(worker, attempt(session.job(1), 1));

@@ -46,9 +46,9 @@ pub(super) fn everything() -> Vec<Entry> {
     };
     let worker = WorkerImage {
         absent: Some(Duration::from_secs(9)),
-        draining: Some(Draining { reason: "reboot".into(), pid: 77, deadline: None }),
+        draining: Some(Draining { reason: "reboot".into(), instance: 77, deadline: None }),
     };
-    let open = OpenAttempt { attempt: 2, worker: WorkerId(5), began: true, lapsed: true };
+    let open = OpenAttempt { attempt: 2, worker: WorkerId(5), ran: Some(Duration::ZERO), lapsed: true };
     let failure = Failure::new(FailureKind::Error, "no luck");
     let live = JobImage {
         last_failure: Some(failure.clone()),

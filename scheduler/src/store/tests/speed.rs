@@ -49,7 +49,8 @@ fn submits() -> impl Iterator<Item = Vec<Entry>> {
 
 /// Each job of a batch begins, then each of them ends with a result.
 fn transitions() -> impl Iterator<Item = Vec<Entry>> {
-    let open = vec![OpenAttempt { attempt: 1, worker: WorkerId(1), began: true, lapsed: false }];
+    let open =
+        vec![OpenAttempt { attempt: 1, worker: WorkerId(1), ran: Some(Duration::ZERO), lapsed: false }];
     (0..JOBS / BATCH * 2).map(move |step| {
         let first = step / 2 * BATCH + 1;
         let jobs = (first..first + BATCH).map(|sequence| SESSION.job(sequence));

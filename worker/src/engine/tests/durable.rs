@@ -30,7 +30,7 @@ fn held_as(sequence: u64, host: HostNumber, store: u64, run: Option<HeldRun>) ->
 }
 
 fn running(sequence: u64, running: Duration) -> Held {
-    Held { attempt: attempt(sequence), running: Some(running), pid: 7 }
+    Held { attempt: attempt(sequence), running: Some(running), pid: 7, ended: false }
 }
 
 fn register(slots: u32, store: Option<u64>, held: Vec<Held>) -> Action {
@@ -55,7 +55,7 @@ fn a_restarted_worker_registers_once_it_knows_what_its_hosts_have() {
     assert_eq!(engine.handle(held(1, 3, STORE), t0()), []);
     assert_eq!(engine.handle(held_as(2, 3, STORE, None), t0()), []);
     assert_eq!(engine.handle(ready(3), t0()), []);
-    let ended = Held { attempt: attempt(2), running: None, pid: 0 };
+    let ended = Held { attempt: attempt(2), running: None, pid: 0, ended: false };
     let inventory = vec![running(1, RAN + Duration::from_secs(5)), ended];
     let actions = engine.handle(Event::EarlierRunKnown, second(5));
     assert_eq!(actions, [register(2, Some(STORE), inventory)]);
@@ -128,7 +128,7 @@ fn ends_that_dead_hosts_have_left_are_told_like_others() {
     let mut engine = new_worker(1, Some(STORE), t0());
     engine.handle(Event::Connected, t0());
     engine.handle(Event::EndFound { attempt: attempt(1), store: None }, t0());
-    let found = Held { attempt: attempt(1), running: None, pid: 0 };
+    let found = Held { attempt: attempt(1), running: None, pid: 0, ended: true };
     let actions = engine.handle(Event::EarlierRunKnown, t0());
     assert_eq!(actions, [register(1, Some(STORE), vec![found])]);
     assert_eq!(engine.handle(registered(), t0()), [Action::ReportEnded(attempt(1))]);
@@ -147,8 +147,8 @@ fn attempts_of_another_store_run_on_beside_those_of_the_schedulers() {
 
     assert_eq!(engine.handle(order(5), t0()), [start_at(5, 3)]);
     assert_eq!(engine.handle(order(6), t0()), [], "no slot is left");
-    let waiting = Held { attempt: attempt(6), running: None, pid: 0 };
-    let starting = Held { attempt: attempt(5), running: None, pid: 0 };
+    let waiting = Held { attempt: attempt(6), running: None, pid: 0, ended: false };
+    let starting = Held { attempt: attempt(5), running: None, pid: 0, ended: false };
     let actions = engine.handle(Event::AttemptEnded(attempt(1)), second(1));
     let more = register(2, Some(OTHER), vec![starting, Held { ..waiting }]);
     assert_eq!(actions, [start_at(6, 3), more], "its end is told to nobody, its slot is offered");
@@ -157,7 +157,7 @@ fn attempts_of_another_store_run_on_beside_those_of_the_schedulers() {
     engine.handle(Event::Disconnected, second(2));
     engine.handle(Event::Connected, second(2));
     let actions = engine.handle(answer(STORE, Vec::new()), second(2));
-    let ended = Held { attempt: attempt(1), running: None, pid: 0 };
+    let ended = Held { attempt: attempt(1), running: None, pid: 0, ended: true };
     let old = vec![ended, running(2, RAN + Duration::from_secs(2))];
     assert_eq!(actions, [Action::KeepStore(STORE), register(1, Some(STORE), old)]);
     let actions = engine.handle(answer(STORE, Vec::new()), second(2));

@@ -166,9 +166,10 @@ fn the_inventory_tells_waiting_running_and_ended_attempts_apart() {
     engine.handle(Event::AttemptEnded(attempt(2)), t0());
 
     let later = t0() + Duration::from_secs(60);
-    let idle = |sequence| Held { attempt: attempt(sequence), running: None, pid: 0 };
-    let running = Held { attempt: attempt(1), running: Some(Duration::from_secs(60)), pid: 101 };
-    assert_eq!(inventory(&mut engine, later), [running, idle(2), idle(3)]);
+    let idle = |sequence| Held { attempt: attempt(sequence), running: None, pid: 0, ended: false };
+    let running =
+        Held { attempt: attempt(1), running: Some(Duration::from_secs(60)), pid: 101, ended: false };
+    assert_eq!(inventory(&mut engine, later), [running, Held { ended: true, ..idle(2) }, idle(3)]);
 }
 
 #[test]
