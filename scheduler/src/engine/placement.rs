@@ -9,7 +9,7 @@
 //! past a job whose turn it is; they are taken back when a slot is idle elsewhere or a higher priority waits.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Engine;
@@ -44,7 +44,10 @@ enum Choice {
 struct Pass {
     /// Queues whose first job fits nowhere now.
     blocked: BTreeSet<u32>,
-    /// Workers kept free for those.
+    /// Those of them that ready workers could serve if they had room, and which one is kept free for it; none if nothing is
+    /// free for anybody.
+    crowded: BTreeMap<u32, Option<u32>>,
+    /// All workers that are kept free.
     reserved: BTreeSet<u32>,
 }
 
@@ -104,9 +107,10 @@ impl Engine {
                         continue;
                     }
                     pass.blocked.insert(queue);
+                    pass.crowded.insert(queue, (most_free > 0).then_some(worker));
                     pass.reserved.insert(worker);
                     if most_free == 0 {
-                        // Nothing is free for anybody, and nothing is sent ahead past the one whose turn it is.
+                        // Nothing is sent ahead past the one whose turn it is.
                         break;
                     }
                 }
@@ -116,7 +120,7 @@ impl Engine {
                 }
             }
         }
-        self.recall_for_priority();
+        self.recall_for_priority(&pass);
         self.recall_for_idle_slots(&pass);
     }
 
@@ -228,21 +232,22 @@ impl Engine {
         self.refresh_queue(queue);
     }
 
-    /// Takes back what was sent ahead for a lower priority than the application's next job has.
-    fn recall_for_priority(&mut self) {
+    /// Takes back what was sent ahead for a lower priority than the application's next job has, but not from where it would only
+    /// be sent again.
+    fn recall_for_priority(&mut self, pass: &Pass) {
         for application in std::mem::take(&mut self.reordered) {
             let Some(record) = self.applications.get(application) else { continue };
-            let (Some(&(Reverse(waiting), ..)), Some(&(lowest, _))) =
+            let (Some(&(Reverse(waiting), _, _, queue)), Some(&(lowest, _))) =
                 (record.ready.first(), record.ahead.first())
             else {
                 continue;
             };
-            if lowest >= waiting {
-                continue;
-            }
+            let Some(&kept_free) = pass.crowded.get(&queue).filter(|_| lowest < waiting) else { continue };
             let lower: Vec<(i32, u32)> = record.ahead.range(..(waiting, 0)).copied().collect();
             for (_, attempt) in lower {
-                self.recall(attempt);
+                if kept_free.is_none_or(|worker| worker == self.attempts[attempt].worker) {
+                    self.recall(attempt);
+                }
             }
         }
     }

@@ -12,4 +12,5 @@ mod leases;
 mod leaving;
 mod placement;
 mod restart;
+mod sim;
 mod suspicion;

@@ -192,3 +192,22 @@ fn a_recalled_attempt_that_had_begun_goes_on() {
     cluster.finished(busy, ahead);
     assert_eq!(cluster.state(session.job(3)), JobState::Finished);
 }
+
+#[test]
+fn what_was_sent_ahead_is_not_taken_back_for_a_job_that_its_worker_cannot_run() {
+    let mut cluster = Cluster::new();
+    let (application, session) = cluster.application("a", 1);
+    let small = cluster.worker(1, 1);
+    // Away, but not lost: the large job waits for it.
+    let large = cluster.worker(2, 2);
+    cluster.handle(Event::Disconnected { peer: large });
+    cluster.submit(application, 1, JobOptions::new(), &[0]);
+    let (ran, outcome) = (Duration::from_millis(1), AttemptOutcome::Finished);
+    let first = attempt(session.job(1), 1);
+    cluster.handle(Event::Ended { peer: small, attempt: first, outcome, ran, output_bytes: 1 });
+    cluster.submit(application, 2, JobOptions::new(), &[0]);
+    cluster.submit(application, 3, JobOptions::new().priority(1).slots(2), &[0]);
+    let ahead = cluster.submit(application, 4, JobOptions::new(), &[0]);
+    assert_eq!(ahead.starts(), [(small, attempt(session.job(4), 1))]);
+    assert!(ahead.recalls().is_empty(), "it would only be sent again, for ever");
+}
