@@ -247,6 +247,8 @@ impl Parts {
                     slots: lrts_worker::slots(config.max_jobs),
                     state_dir: Some(state.path().join("worker")),
                     grace: config.grace,
+                    // What nobody can come back to ends with the program.
+                    orphan_grace: Duration::ZERO,
                     ..Default::default()
                 };
                 lrts_worker::run(config, ready, shutdown)

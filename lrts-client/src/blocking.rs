@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
-use lrts_core::ids::ApplicationId;
+use lrts_core::ids::{ApplicationId, JobId};
 use lrts_core::spec::JobOptions;
 
 use crate::application::{Application, AsService};
 use crate::error::ClientError;
-use crate::handles::JobHandle;
+use crate::handles::{JobHandle, JobOutput};
 use crate::information::ApplicationInformation;
 use crate::park::{block_on, block_until};
 use crate::results::ServiceResult;
@@ -53,7 +53,7 @@ impl ClientApplication {
     ///
     /// As [`crate::ClientApplication::schedule_service`].
     pub fn schedule_service<S: Service>(&self, service: &S) -> Result<JobHandle<S::Output>, ClientError> {
-        block_on(self.application.schedule(service, Arc::clone(self.application.default_options())))
+        block_on(self.application.schedule(service))
     }
 
     /// Schedules a service to be run in a certain way.
@@ -66,7 +66,7 @@ impl ClientApplication {
         service: &S,
         options: JobOptions,
     ) -> Result<JobHandle<S::Output>, ClientError> {
-        block_on(self.application.schedule(service, Arc::new(options)))
+        block_on(self.application.schedule_with(service, options))
     }
 
     /// Schedules many services, given by value or by reference, in groups.
@@ -147,6 +147,24 @@ impl ClientApplication {
         self.application.set_stage(stage.as_ref());
     }
 
+    /// The jobs of this application whose output is a `T`, by id: those of earlier starts too.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::ClientApplication::jobs`].
+    pub fn jobs<T: JobOutput>(&self) -> Result<Vec<JobHandle<T>>, ClientError> {
+        block_on(self.application.jobs())
+    }
+
+    /// The job of this application with this id, of whichever start of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::ClientApplication::job`].
+    pub fn job<T: JobOutput>(&self, id: JobId) -> Result<JobHandle<T>, ClientError> {
+        block_on(self.application.job(id))
+    }
+
     /// Ends the application: jobs that are left are cancelled, their results forgotten, and the terminal is as it was.
     ///
     /// # Errors
@@ -154,6 +172,16 @@ impl ClientApplication {
     /// As [`crate::ClientApplication::stop`].
     pub fn stop(&self) -> Result<(), ClientError> {
         block_on(self.application.stop())
+    }
+
+    /// Leaves: flushes, then ends here, while the jobs go on and their results are kept for the next start under the same
+    /// application id.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::ClientApplication::detach`].
+    pub fn detach(&self) -> Result<(), ClientError> {
+        block_on(self.application.detach())
     }
 }
 

@@ -1,13 +1,11 @@
 //! Results in the order in which jobs end.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
-use lrts_core::ids::JobId;
 
 use crate::application::{Application, WaitId};
 use crate::error::ClientError;
@@ -23,19 +21,12 @@ pub struct AsCompleted<T> {
     application: Arc<Application>,
     /// None where there is nothing to read.
     decode: Option<Decode<T>>,
-    /// Jobs of other applications, to be told first.
-    foreign: VecDeque<JobId>,
     wait: WaitId,
 }
 
 impl<T> AsCompleted<T> {
-    pub(crate) fn new(
-        application: Arc<Application>,
-        decode: Option<Decode<T>>,
-        foreign: VecDeque<JobId>,
-        wait: WaitId,
-    ) -> Self {
-        Self { application, decode, foreign, wait }
+    pub(crate) fn new(application: Arc<Application>, decode: Option<Decode<T>>, wait: WaitId) -> Self {
+        Self { application, decode, wait }
     }
 
     /// The next job that has ended; none once all were returned. Dropping the future loses nothing.
@@ -47,9 +38,6 @@ impl<T> AsCompleted<T> {
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<ServiceResult<T>, ClientError>>> {
-        if let Some(job) = self.foreign.pop_front() {
-            return Poll::Ready(Some(Err(ClientError::ForeignJob { job })));
-        }
         match self.decode {
             Some(decode) => self.application.poll_stream(self.wait, decode, context),
             None => Poll::Ready(None),

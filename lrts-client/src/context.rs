@@ -1,6 +1,7 @@
 //! What a running service sees of lrts.
 
 use std::fmt;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
@@ -9,7 +10,12 @@ use lrts_core::ids::{AttemptId, JobId, SessionId};
 use lrts_core::notices::NoticeSocket;
 use lrts_core::progress::Region;
 
-use crate::host::{ToJob, survive_terminate};
+use lrts_core::limits::CHECKPOINT_BYTES;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::encoding::{self, DecodeError, EncodeError};
+use crate::host::{Checkpoints, ToJob, survive_terminate};
 use crate::progress_bar::ProgressBuilder;
 
 /// The job that a service runs as: who it is, whether it is cancelled, its progress bars.
@@ -20,20 +26,21 @@ pub struct JobContext {
     execution: u32,
     region: Region,
     cancellation: Cancellation,
+    checkpoints: Checkpoints,
     #[cfg(feature = "tokio")]
     runtime: std::sync::OnceLock<tokio::runtime::Runtime>,
 }
 
 impl JobContext {
     /// A context for unit tests of [`Service::run`](crate::Service::run): first attempt of a job of no application, never
-    /// cancelled; bars count and are shown to nobody.
+    /// cancelled; bars count and are shown to nobody, checkpoints are kept as long as the context.
     ///
     /// # Panics
     ///
     /// If the process has no address space left.
     pub fn detached() -> Self {
         let region = Region::anonymous().expect("a process has a megabyte of address space left");
-        Self::new(SessionId(0).job(1), 1, region, None)
+        Self::new(SessionId(0).job(1), 1, region, None, None)
     }
 
     /// The context of a job process.
@@ -42,15 +49,23 @@ impl JobContext {
         execution: u32,
         region: Region,
         socket: Arc<NoticeSocket>,
+        checkpoint: Option<&'static [u8]>,
     ) -> Self {
-        Self::new(attempt.job, execution, region, Some(socket))
+        Self::new(attempt.job, execution, region, Some(socket), checkpoint)
     }
 
-    fn new(job: JobId, execution: u32, region: Region, socket: Option<Arc<NoticeSocket>>) -> Self {
+    fn new(
+        job: JobId,
+        execution: u32,
+        region: Region,
+        socket: Option<Arc<NoticeSocket>>,
+        checkpoint: Option<&'static [u8]>,
+    ) -> Self {
         Self {
             job,
             execution,
             region,
+            checkpoints: Checkpoints::new(checkpoint, socket.clone()),
             cancellation: Cancellation { socket, declared: Once::new(), hooks: Arc::default() },
             #[cfg(feature = "tokio")]
             runtime: std::sync::OnceLock::new(),
@@ -94,6 +109,35 @@ impl JobContext {
         ProgressBuilder::new(self.region.clone(), description.into())
     }
 
+    /// Keeps a state that the next attempt goes on from, should this one not come to its end: whatever kills the process, its
+    /// worker or its machine. Of several states the last one counts.
+    ///
+    /// Costs about as much as encoding the state: a loop may call it as often as it likes. Once it returns, the death of this
+    /// process can't take the state away any more. The scheduler has it a second later.
+    ///
+    /// The state is encoded as services are, and may borrow: `job.checkpoint(&(row, &sums))`. Long runs of bytes travel best as
+    /// [`Bytes`](crate::Bytes).
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError`] says what is wrong with the state or in the way. What was kept before stays.
+    pub fn checkpoint<T: Serialize + ?Sized>(&self, state: &T) -> Result<(), CheckpointError> {
+        let bytes = encoding::encode_borrowed(state)?;
+        if bytes.len() > CHECKPOINT_BYTES {
+            return Err(CheckpointError::TooLarge { bytes: bytes.len() });
+        }
+        self.checkpoints.keep(&bytes).map_err(CheckpointError::Keep)
+    }
+
+    /// The last [`checkpoint`](Self::checkpoint): of this attempt, else of an earlier one. None if there never was any.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Decode`] if it is no `T`.
+    pub fn last_checkpoint<T: DeserializeOwned + 'static>(&self) -> Result<Option<T>, CheckpointError> {
+        Ok(self.checkpoints.read(encoding::decode).transpose()?)
+    }
+
     /// Runs a future to its end, on a tokio runtime that the job's first call makes and further calls share.
     ///
     /// The runtime uses the calling thread only, so tasks that were spawned on it go on only during a `block_on`. A service
@@ -132,6 +176,29 @@ impl fmt::Debug for JobContext {
             .field("attempt", &self.execution)
             .finish_non_exhaustive()
     }
+}
+
+/// Why a state can't be kept, or not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// More than is kept of a job.
+    #[error(
+        "a checkpoint of {bytes} bytes is too large, {CHECKPOINT_BYTES} are kept: leave out what can be computed again"
+    )]
+    TooLarge {
+        /// What it would take.
+        bytes: usize,
+    },
+    /// Its own `Serialize` implementation refuses it.
+    #[error("the checkpoint can't be encoded")]
+    Encode(#[from] EncodeError),
+    /// It is of another type, or of another version of it.
+    #[error("the last checkpoint can't be read: if its type has changed, give new fields a default")]
+    Decode(#[from] DecodeError),
+    /// The process has no memory or no descriptors left, or its host is gone.
+    #[error("the checkpoint can't be kept: the machine is in the way")]
+    Keep(#[source] io::Error),
 }
 
 type Hook = Box<dyn FnOnce() + Send>;
@@ -206,12 +273,14 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
+    use lrts_core::clock::Moment;
+
     use super::*;
 
     fn attached() -> (JobContext, NoticeSocket) {
         let (host, job) = NoticeSocket::pair().unwrap();
         let attempt = AttemptId { job: SessionId(1).job(2), attempt: 7 };
-        (JobContext::of_process(attempt, 3, Region::anonymous().unwrap(), Arc::new(job)), host)
+        (JobContext::of_process(attempt, 3, Region::anonymous().unwrap(), Arc::new(job), Some(&[7])), host)
     }
 
     #[test]
@@ -242,6 +311,54 @@ mod tests {
         assert_ne!(thread_of_hook, thread::current().id());
         context.on_cancel(hook("late"));
         assert_eq!(next().0, "late");
+    }
+
+    #[test]
+    fn checkpoints_follow_each_other_and_the_last_one_counts() {
+        let job = JobContext::detached();
+        assert_eq!(job.last_checkpoint::<u32>().unwrap(), None);
+        let sums = vec![1.5, 2.5];
+        job.checkpoint(&(3, &sums)).unwrap();
+        assert_eq!(job.last_checkpoint().unwrap(), Some((3, sums)));
+        job.checkpoint("text").unwrap();
+        assert_eq!(job.last_checkpoint::<String>().unwrap().unwrap(), "text");
+
+        let error = job.last_checkpoint::<u32>().unwrap_err();
+        assert!(matches!(error, CheckpointError::Decode(_)), "{error}");
+        let error = job.checkpoint(&crate::Bytes::from(vec![0; CHECKPOINT_BYTES])).unwrap_err();
+        assert!(error.to_string().starts_with("a checkpoint of 16777221 bytes is too large"), "{error}");
+        assert_eq!(job.last_checkpoint::<String>().unwrap().unwrap(), "text");
+    }
+
+    #[test]
+    fn what_an_earlier_attempt_has_left_counts_until_there_is_a_newer_one() {
+        let (context, host) = attached();
+        assert_eq!(context.last_checkpoint::<u8>().unwrap(), Some(7));
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..1_000).for_each(|_| context.checkpoint(&8u8).unwrap()));
+            }
+        });
+        assert_eq!(context.last_checkpoint::<u8>().unwrap(), Some(8));
+        // Its memory was handed over once.
+        host.set_nonblocking(true).unwrap();
+        assert_eq!(host.receive().unwrap().unwrap().descriptors.len(), 1);
+        assert_eq!(host.receive().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(host);
+        context.checkpoint(&9u8).unwrap();
+    }
+
+    #[test]
+    #[ignore = "a measurement, for a release build"]
+    fn time_of_a_checkpoint() {
+        const COUNT: u64 = 2_000_000;
+        let job = JobContext::detached();
+        for bytes in [8, 1_000, 100_000] {
+            let (state, count) = (crate::Bytes::from(vec![7; bytes]), COUNT / (bytes as u64));
+            let start = Moment::now();
+            (0..count).for_each(|number| job.checkpoint(&(number, &state)).unwrap());
+            println!("{bytes} bytes: {:.0} ns", start.elapsed().as_nanos() as f64 / count as f64);
+        }
     }
 
     #[cfg(feature = "tokio")]

@@ -119,6 +119,18 @@ pub(crate) fn encode<T: Serialize + 'static>(value: &T) -> Result<Vec<u8>, Encod
     Ok(bytes)
 }
 
+/// Encodes a value that may borrow. A plain `Vec<u8>` is a list of numbers here, which [`decode`] reads as well.
+///
+/// # Errors
+///
+/// [`EncodeError`] if its `Serialize` implementation fails.
+pub(crate) fn encode_borrowed<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, EncodeError> {
+    let mut bytes = Vec::new();
+    let written = rmp_serde::encode::write_named(&mut bytes, value);
+    written.map_err(|source| EncodeError { type_name: std::any::type_name::<T>(), source })?;
+    Ok(bytes)
+}
+
 /// Decodes a value from exactly these bytes.
 ///
 /// # Errors

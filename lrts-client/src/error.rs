@@ -83,9 +83,10 @@ pub enum ClientError {
         /// Why, and what to do.
         reason: String,
     },
-    /// A newer start of the same application has taken over. Its results go there.
+    /// A newer start of the same application has taken over. The jobs go on, and their results go there.
     #[error(
-        "application `{application}` was started again elsewhere: give each start an application id of its own"
+        "application `{application}` was started again elsewhere and goes on there: give programs that run at the same time \
+         application ids of their own"
     )]
     Superseded {
         /// The id that both have.
@@ -137,19 +138,51 @@ pub enum ClientError {
         #[source]
         source: DecodeError,
     },
-    /// The scheduler does not know the job any more: it was started anew without its state, or the result was not fetched for
-    /// longer than it is kept.
+    /// The job's key was used before for a job of another service or with another payload.
+    #[error(
+        "the key `{key}` belongs to job {job}, which has another service or payload: give what is new a key of its own"
+    )]
+    KeyConflict {
+        /// The job that has the key.
+        job: JobId,
+        /// The key.
+        key: String,
+    },
+    /// The scheduler does not know the job (any more): it was started anew without its state, the result was not fetched for
+    /// longer than it is kept, or the job is of another application.
     #[error("the scheduler has lost job {job}: schedule it again")]
     Lost {
         /// Which.
         job: JobId,
     },
-    /// The job belongs to another start of an application.
-    #[error("job {job} is not one of this application's: use the application that scheduled it")]
-    ForeignJob {
-        /// Which.
+    /// The application has no such job, or had it and its result was returned.
+    #[error(
+        "application `{application}` has no job {job}, or its result was returned before: jobs() gives those that it has"
+    )]
+    UnknownJob {
+        /// Which was asked for.
         job: JobId,
+        /// The application.
+        application: String,
     },
+    /// The job is of a service whose output, in this program, is of another type than the one asked for.
+    #[error(
+        "job {job} is of service `{service}`, whose output is no {expected} in this program: ask for its output's type, or for \
+         RawOutput"
+    )]
+    OtherOutput {
+        /// Which was asked for.
+        job: JobId,
+        /// Its service.
+        service: String,
+        /// The type that was asked for.
+        expected: &'static str,
+    },
+    /// `detach` was called: no more jobs can be scheduled or waited for here.
+    #[error(
+        "the application was detached: start it again with the same application id to come back to its jobs"
+    )]
+    Detached,
     /// `stop` was called: no more jobs can be scheduled or waited for.
     #[error("the application was stopped: start another one")]
     Stopped,

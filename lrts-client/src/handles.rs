@@ -9,6 +9,43 @@ use serde::de::DeserializeOwned;
 use crate::encoding::{self, DecodeError};
 use crate::results::RawOutput;
 
+/// What jobs can be asked for by: the output of a service, or [`RawOutput`] for the output of any.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` can't be the output of a job",
+    note = "an output has `#[derive(Serialize, Deserialize)]`; `RawOutput` stands for the outputs of all jobs"
+)]
+pub trait JobOutput: Sized + 'static + sealed::Sealed {
+    /// Whether it is the output of every job.
+    #[doc(hidden)]
+    const RAW: bool;
+    #[doc(hidden)]
+    fn decode(bytes: &bytes::Bytes) -> Result<Self, DecodeError>;
+}
+
+impl<T: DeserializeOwned + 'static> JobOutput for T {
+    const RAW: bool = false;
+
+    fn decode(bytes: &bytes::Bytes) -> Result<T, DecodeError> {
+        encoding::decode(bytes)
+    }
+}
+
+impl JobOutput for RawOutput {
+    const RAW: bool = true;
+
+    fn decode(bytes: &bytes::Bytes) -> Result<RawOutput, DecodeError> {
+        Ok(RawOutput::new(bytes.clone()))
+    }
+}
+
+mod sealed {
+    use super::{DeserializeOwned, RawOutput};
+
+    pub trait Sealed {}
+    impl<T: DeserializeOwned + 'static> Sealed for T {}
+    impl Sealed for RawOutput {}
+}
+
 /// Reads an output.
 pub(crate) type Decode<T> = fn(&bytes::Bytes) -> Result<T, DecodeError>;
 
@@ -29,7 +66,7 @@ impl<T> JobHandle<T> {
     /// The same job with its output left as bytes, so that jobs of different outputs can share one wait; see
     /// [`RawOutput::decode`].
     pub fn untyped(&self) -> JobHandle<RawOutput> {
-        JobHandle { id: self.id, decode: |bytes| Ok(RawOutput::new(bytes.clone())) }
+        JobHandle::new(self.id)
     }
 
     pub(crate) fn decode(&self) -> Decode<T> {
@@ -37,9 +74,9 @@ impl<T> JobHandle<T> {
     }
 }
 
-impl<T: DeserializeOwned + 'static> JobHandle<T> {
+impl<T: JobOutput> JobHandle<T> {
     pub(crate) fn new(id: JobId) -> Self {
-        Self { id, decode: |bytes| encoding::decode(bytes) }
+        Self { id, decode: T::decode }
     }
 }
 

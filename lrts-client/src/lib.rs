@@ -41,6 +41,7 @@
 //! | `display` | bars, lines, and the user's own [`ProgressSink`] |
 //! | `error` | [`ClientError`] |
 //! | `park` | waits for futures without a runtime |
+//! | `handlers` | signal handlers that leave the program its own |
 //!
 //! In the processes that a worker starts from it:
 //!
@@ -59,6 +60,7 @@ mod context;
 mod display;
 mod encoding;
 mod error;
+mod handlers;
 mod handles;
 mod host;
 mod information;
@@ -69,13 +71,13 @@ pub mod service;
 
 pub use application::{AsService, ByReference, ByValue, ClientApplication};
 pub use completed::AsCompleted;
-pub use context::JobContext;
+pub use context::{CheckpointError, JobContext};
 #[doc(hidden)]
 pub use display::testing;
 pub use display::{Bar, LogLevel, ProgressDisplay, ProgressSink};
 pub use encoding::{Bytes, DecodeError, EncodeError};
 pub use error::ClientError;
-pub use handles::JobHandle;
+pub use handles::{JobHandle, JobOutput};
 pub use information::{ApplicationInformation, Bundle};
 pub use lrts_core::ids::{ApplicationId, AttemptId, BarId, JobId, ParseIdError, WorkerId};
 pub use lrts_core::protocol::application::Totals;

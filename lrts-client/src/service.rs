@@ -77,7 +77,16 @@ pub(crate) struct Entry {
     name: &'static str,
     type_id: TypeId,
     type_name: &'static str,
+    output: TypeId,
     run: fn(&[u8], &JobContext) -> Result<Vec<u8>, RunError>,
+}
+
+/// What an application knows of a service that its program runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hosted {
+    pub(crate) name: &'static str,
+    /// The type of its outputs.
+    pub(crate) output: TypeId,
 }
 
 /// Why a service gave no output.
@@ -125,6 +134,7 @@ impl Services {
             name: S::NAME,
             type_id: TypeId::of::<S>(),
             type_name: std::any::type_name::<S>(),
+            output: TypeId::of::<S::Output>(),
             run: run::<S>,
         });
         self
@@ -170,6 +180,10 @@ impl Services {
         self.entries.iter().map(|entry| entry.name).collect()
     }
 
+    pub(crate) fn hosted(&self) -> Vec<Hosted> {
+        self.entries.iter().map(|entry| Hosted { name: entry.name, output: entry.output }).collect()
+    }
+
     /// Runs jobs if a worker has started this process for that, and then never returns. Else remembers which services the
     /// program has and returns.
     ///
@@ -206,20 +220,21 @@ fn run_progress() -> ! {
 }
 
 /// What [`Services::host`] was called with.
-static REGISTERED: OnceLock<Vec<&'static str>> = OnceLock::new();
+static REGISTERED: OnceLock<Vec<Hosted>> = OnceLock::new();
 
 fn register(services: Services) {
-    let registered = REGISTERED.get_or_init(|| services.names());
+    let registered = REGISTERED.get_or_init(|| services.hosted());
+    let is_known = |name: &str| registered.iter().any(|service| service.name == name);
     // A job host never gets past the first call.
-    for name in services.names().iter().filter(|name| !registered.contains(name)) {
+    for name in services.names().into_iter().filter(|name| !is_known(name)) {
         say(&format!(
             "lrts: service `{name}` is named in a second host_services!, where job hosts never come"
         ));
     }
 }
 
-/// Names of the services that this program runs; none if it has not called `host_services!`.
-pub(crate) fn registered() -> Option<&'static [&'static str]> {
+/// The services that this program runs; none if it has not called `host_services!`.
+pub(crate) fn registered() -> Option<&'static [Hosted]> {
     REGISTERED.get().map(Vec::as_slice)
 }
 

@@ -6,7 +6,7 @@
 use std::ops::{Add, Sub};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::time::{ClockId, clock_gettime};
+use nix::time::{ClockId, ClockNanosleepFlags, clock_gettime, clock_nanosleep};
 
 /// A point in time: nanoseconds since the machine booted, suspended time included.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -32,6 +32,12 @@ impl Moment {
     /// Time from `earlier` to this moment; zero if `earlier` is later.
     pub fn since(self, earlier: Moment) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// Blocks the calling thread until this moment, or a little less if a signal comes. Time in suspend and in SIGSTOP counts.
+    pub fn wait(self) {
+        let request = Duration::from_nanos(self.0).into();
+        let _ = clock_nanosleep(ClockId::CLOCK_BOOTTIME, ClockNanosleepFlags::TIMER_ABSTIME, &request);
     }
 
     /// Time that has passed since this moment.
@@ -88,5 +94,13 @@ mod tests {
         assert_eq!((start + Duration::from_secs(2)).since(start), Duration::from_secs(2));
         assert_eq!(start.since(start + Duration::from_secs(2)), Duration::ZERO);
         assert_eq!(Moment::default() - Duration::from_secs(1), Moment::default());
+    }
+
+    #[test]
+    fn a_moment_is_waited_for_unless_it_has_passed() {
+        let wanted = Moment::now() + Duration::from_millis(20);
+        wanted.wait();
+        assert!(Moment::now() >= wanted);
+        Moment::default().wait();
     }
 }

@@ -151,6 +151,19 @@ serde_as_text_or!(JobId, (u64, u64), |id| (id.session.0, id.sequence), |(session
 )
 .job(sequence)));
 
+/// Numbers, in any order, as ascending ranges: first and last of each, both included.
+pub fn ranges(mut numbers: Vec<u64>) -> Vec<(u64, u64)> {
+    numbers.sort_unstable();
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for number in numbers {
+        match ranges.last_mut() {
+            Some((_, last)) if number <= last.saturating_add(1) => *last = number.max(*last),
+            _ => ranges.push((number, number)),
+        }
+    }
+    ranges
+}
+
 /// One dispatch of a job. The number fences: what comes from an attempt that is no longer open is refused.
 ///
 /// Prints as `3f9c1d2e4b5a6978-17/1`.

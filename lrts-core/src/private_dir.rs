@@ -1,5 +1,6 @@
 //! Temporary directories that nobody else can enter and that don't stay behind, not even after `kill -9`.
 
+use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -69,6 +70,14 @@ fn remove_leftovers(parent: &Path) {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
+}
+
+/// Where lrts keeps a user's state: `$XDG_STATE_HOME/lrts`, else `~/.local/state/lrts`. None if neither variable names an
+/// absolute path.
+pub fn state_home(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
+    Some(home.join("lrts"))
 }
 
 #[cfg(test)]

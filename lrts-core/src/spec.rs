@@ -298,6 +298,24 @@ impl JobOptions {
     }
 }
 
+/// A job of a submit that has a key.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct KeyedJob {
+    /// Which job of the submit, counted from 0.
+    pub index: u32,
+    /// Its key.
+    pub key: String,
+    /// A digest of its service's name and its payload, see [`content_digest`]: the same key with another digest is a conflict.
+    pub digest: u64,
+}
+
+/// The digest that tells whether two jobs of one key are the same: of the service's name, a zero byte and the payload.
+pub fn content_digest(service: &str, payload: &[u8]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(service.as_bytes()).update(&[0]).update(payload);
+    u64::from_be_bytes(*hasher.finalize().as_bytes().first_chunk().expect("a digest has 32 bytes"))
+}
+
 /// Which executable runs an application's jobs.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum BundleRef {

@@ -106,21 +106,7 @@ impl Spool {
     ///
     /// Those of `read(2)`; `NotFound` if there are none, `InvalidData` if the file is torn.
     pub fn read_end(&self, attempt: AttemptId) -> io::Result<Vec<Vec<u8>>> {
-        let path = with_suffix(&self.path(attempt), END);
-        let content = fs::read(&path)?;
-        let mut rest = &content[..];
-        let mut notices = Vec::new();
-        while !rest.is_empty() {
-            let notice = rest.split_first_chunk::<4>().and_then(|(length, behind)| {
-                let length = u32::from_le_bytes(*length) as usize;
-                let notice = behind.get(..length)?;
-                rest = &behind[length..];
-                Some(notice.to_vec())
-            });
-            let torn = || io::Error::new(io::ErrorKind::InvalidData, format!("`{}` is torn", path.display()));
-            notices.push(notice.ok_or_else(torn)?);
-        }
-        Ok(notices)
+        read_end(&self.path(attempt))
     }
 
     /// What is there of outputs, ordered by attempt. Files of other names are passed over.
@@ -189,6 +175,41 @@ pub fn write_end(output: &Path, notices: &[impl AsRef<[u8]>]) -> io::Result<()> 
         // A full disk is short enough of room.
         let _ = fs::remove_file(&part);
     })
+}
+
+/// The notices of an attempt's end, as given to [`write_end`] with the same path.
+///
+/// # Errors
+///
+/// Those of `read(2)`; `NotFound` if there are none, `InvalidData` if the file is torn.
+pub fn read_end(output: &Path) -> io::Result<Vec<Vec<u8>>> {
+    let path = with_suffix(output, END);
+    let content = fs::read(&path)?;
+    let mut rest = &content[..];
+    let mut notices = Vec::new();
+    while !rest.is_empty() {
+        let notice = rest.split_first_chunk::<4>().and_then(|(length, behind)| {
+            let length = u32::from_le_bytes(*length) as usize;
+            let notice = behind.get(..length)?;
+            rest = &behind[length..];
+            Some(notice.to_vec())
+        });
+        let torn = || io::Error::new(io::ErrorKind::InvalidData, format!("`{}` is torn", path.display()));
+        notices.push(notice.ok_or_else(torn)?);
+    }
+    Ok(notices)
+}
+
+/// Deletes what [`write_end`] has written with the same path. Nothing there is fine.
+///
+/// # Errors
+///
+/// Those of `unlink(2)`.
+pub fn remove_end(output: &Path) -> io::Result<()> {
+    match fs::remove_file(with_suffix(output, END)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn patiently<T>(wait: &mut impl FnMut(&io::Error), mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {

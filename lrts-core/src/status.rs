@@ -141,6 +141,31 @@ impl Failure {
     }
 }
 
+/// Why a job isn't taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum RefusalCause {
+    /// It is not as a job must be.
+    #[default]
+    Invalid,
+    /// A job of the same key has another service or payload.
+    KeyConflict,
+    /// The scheduler's disk has no room for it.
+    NoRoom,
+}
+
+/// Where a worker stands.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum WorkerState {
+    /// Takes attempts.
+    Ready,
+    /// Silent or disconnected: takes nothing until it is heard again.
+    Suspect,
+    /// Takes nothing new and finishes what it has.
+    Draining,
+}
+
 /// Cuts `text` to at most `bytes`, at the start of a character.
 pub fn truncate(text: &mut String, bytes: usize) {
     text.truncate(text.floor_char_boundary(bytes));

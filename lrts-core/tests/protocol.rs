@@ -220,7 +220,12 @@ fn golden() -> String {
     golden.add(FromCommand::Applications);
     golden.add(FromCommand::CancelApplication { application: application() });
     golden.add(FromCommand::Drain { worker: WORKER, deadline: Some(Duration::from_secs(60)) });
-    golden.add(ToCommand::Status(Status { jobs: vec![("queued".into(), 1)], workers: 2, uptime_s: 1.5 }));
+    golden.add(ToCommand::Status(Status {
+        jobs: vec![("queued".into(), 1)],
+        workers: 2,
+        uptime_s: 1.5,
+        store_trouble: "disk full".into(),
+    }));
     golden.add(ToCommand::Jobs {
         rows: vec![JobRow {
             job_id: JOB,

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc as blocking};
@@ -91,6 +91,8 @@ struct Complete {
     bytes: u64,
     /// By the wall clock, since it outlives the process.
     last_used: Duration,
+    /// What it was built for, if that was kept.
+    platform: Option<Platform>,
 }
 
 /// A bundle that is on its way.
@@ -107,6 +109,7 @@ struct Upload {
 /// What the writing thread does.
 enum Work {
     Write { digest: BundleDigest, offset: u64, bytes: u32, compressed: Bytes },
+    Describe { digest: BundleDigest, platform: Platform },
     Finish { digest: BundleDigest },
     Abandon { digest: BundleDigest },
     Remove { digest: BundleDigest },
@@ -140,6 +143,14 @@ impl Bundles {
         })
     }
 
+    /// What is here from the start, for the engine.
+    pub(crate) fn complete_already(&self) -> Vec<Event> {
+        let complete = self.complete.iter().filter_map(|(&digest, complete)| {
+            Some(Event::BundleCompleted { digest, platform: complete.platform.clone()? })
+        });
+        complete.collect()
+    }
+
     /// An application has a bundle: it is asked for what is missing. Returns what the engine is to know.
     pub(crate) fn offer(
         &mut self,
@@ -150,6 +161,10 @@ impl Bundles {
     ) -> Vec<Event> {
         if let Some(complete) = self.complete.get_mut(&digest) {
             complete.last_used = wall_clock();
+            if complete.platform.is_none() {
+                complete.platform = Some(platform.clone());
+                self.order(Work::Describe { digest, platform: platform.clone() });
+            }
             self.tell(from, &ToApplication::BundleComplete { digest });
             return vec![Event::BundleCompleted { digest, platform }];
         }
@@ -226,8 +241,11 @@ impl Bundles {
         }
         upload.received = end;
         let finished = end == upload.bytes;
+        let platform = upload.platform.clone();
         self.order(Work::Write { digest, offset, bytes, compressed });
         if finished {
+            // First, so that whoever finds the bundle finds this too.
+            self.order(Work::Describe { digest, platform });
             self.order(Work::Finish { digest });
         }
         Ok(())
@@ -249,7 +267,9 @@ impl Bundles {
             Outcome::Stored { digest } => {
                 let upload = self.uploads.remove(&digest)?;
                 info!(bundle = %digest, bytes = upload.bytes, "bundle stored");
-                self.complete.insert(digest, Complete { bytes: upload.bytes, last_used: wall_clock() });
+                let platform = Some(upload.platform.clone());
+                self.complete
+                    .insert(digest, Complete { bytes: upload.bytes, last_used: wall_clock(), platform });
                 for source in upload.sources {
                     self.tell(source, &ToApplication::BundleComplete { digest });
                 }
@@ -369,6 +389,22 @@ impl Bundles {
     }
 }
 
+/// What a bundle was built for, beside it.
+fn description(directory: &Path, digest: BundleDigest) -> PathBuf {
+    directory.join(format!("{digest}.platform"))
+}
+
+fn describe(directory: &Path, digest: BundleDigest, platform: &Platform) -> io::Result<()> {
+    let mut file = File::create(description(directory, digest))?;
+    file.write_all(&codec::encode(platform))?;
+    file.sync_all()
+}
+
+/// None if it isn't there or can't be read: an application that has the bundle says it again.
+fn read_platform(path: &Path) -> Option<Platform> {
+    codec::decode(&fs::read(path).ok()?).ok()
+}
+
 fn part(directory: &Path, digest: BundleDigest) -> PathBuf {
     directory.join(format!("{digest}.part"))
 }
@@ -389,7 +425,8 @@ fn scan(directory: &Path) -> io::Result<BTreeMap<BundleDigest, Complete>> {
         } else if let Some(digest) = name.to_str().and_then(|name| name.parse().ok()) {
             let metadata = entry.metadata()?;
             let modified = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-            complete.insert(digest, Complete { bytes: metadata.len(), last_used: modified });
+            let platform = read_platform(&description(directory, digest));
+            complete.insert(digest, Complete { bytes: metadata.len(), last_used: modified, platform });
         }
     }
     Ok(complete)
@@ -410,6 +447,9 @@ fn write(directory: &Path, work: &blocking::Receiver<Work>, outcomes: &mpsc::Unb
                 }
                 (digest, write_piece(directory, &mut open, digest, offset, bytes, &compressed).map(|()| None))
             }
+            Work::Describe { digest, platform } => {
+                (digest, describe(directory, digest, &platform).map(|()| None))
+            }
             Work::Finish { digest } if failed.contains(&digest) => continue,
             Work::Finish { digest } => {
                 let stored = finish(directory, open.remove(&digest), digest);
@@ -422,6 +462,8 @@ fn write(directory: &Path, work: &blocking::Receiver<Work>, outcomes: &mpsc::Unb
                 continue;
             }
             Work::Remove { digest } => {
+                // Without the bundle it says nothing.
+                let _ = fs::remove_file(description(directory, digest));
                 if let Err(error) = fs::remove_file(directory.join(digest.to_string())) {
                     warn!(bundle = %digest, %error, "bundle not deleted");
                 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use lrts_core::command_line::{duration, raise_open_file_limit, size};
+use lrts_core::private_dir::state_home;
 use lrts_core::shutdown::Shutdown;
 use lrts_core::telemetry::{self, LogFormat, LogOf};
 use tokio::runtime::Builder;
@@ -28,7 +29,7 @@ pub struct SchedulerArgs {
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 1)]
     pub timeout: u64,
 
-    /// Directory for uploaded programs; a temporary one if not given
+    /// Directory for jobs, results and uploaded programs [default: scheduler-PORT in the user's state directory]
     #[arg(long, value_name = "DIRECTORY")]
     pub state_dir: Option<PathBuf>,
 
@@ -51,6 +52,10 @@ pub struct SchedulerArgs {
     /// How long results are kept
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = duration)]
     pub result_retention: Duration,
+
+    /// Most bytes of results that are kept; the oldest go first
+    #[arg(long, value_name = "SIZE", default_value = "100GiB", value_parser = size)]
+    pub result_store: u64,
 
     /// Most bytes of uploaded programs that are kept
     #[arg(long, value_name = "SIZE", default_value = "10GiB", value_parser = size)]
@@ -76,6 +81,7 @@ impl SchedulerArgs {
             lost_after: self.lost_after,
             heartbeat: self.heartbeat,
             result_retention: self.result_retention,
+            result_store_bytes: self.result_store,
             bundle_store_bytes: self.bundle_store,
         };
         config.check()?;
@@ -91,7 +97,12 @@ impl SchedulerArgs {
 pub fn main(args: SchedulerArgs) -> Result<(), RunError> {
     telemetry::start(args.log_format, LogOf::Daemon);
     raise_open_file_limit();
-    let config = args.into_config()?;
+    let mut config = args.into_config()?;
+    // On a port of the kernel's choice nobody finds the scheduler again, so there is nothing to keep either.
+    if config.state_dir.is_none() && config.address.port() != 0 {
+        let home = state_home(|name| std::env::var_os(name)).ok_or(ConfigError::NoStateHome)?;
+        config.state_dir = Some(home.join(format!("scheduler-{}", config.address.port())));
+    }
     let runtime =
         Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(RunError::Setup)?;
     runtime.block_on(async {

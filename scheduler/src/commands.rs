@@ -1,4 +1,4 @@
-//! Answers to `lrts status`, `jobs`, `workers`, `logs` and `cancel`.
+//! Answers to `lrts status`, `jobs`, `workers`, `applications`, `logs`, `cancel` and `drain`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,11 +10,12 @@ use lrts_core::protocol::codec;
 use lrts_core::protocol::command::{FromCommand, ToCommand};
 use lrts_core::protocol::worker::ToWorker;
 use lrts_core::transport::{ConnectionId, Message, ServerHandle};
+use tokio::task::JoinSet;
 use tracing::debug;
 
 use crate::convert;
 use crate::engine::{Engine, Event, OutputPlace, Peer};
-use crate::store::Store;
+use crate::store::{Fetched, ReadError, Store};
 
 /// How long a worker may take to answer what an attempt has printed.
 const OUTPUT_TIME: Duration = Duration::from_secs(3);
@@ -35,13 +36,29 @@ pub(crate) struct Commands {
     /// Outputs that workers were asked for: for whom, which job's, until when.
     outputs: BTreeMap<u64, (ConnectionId, JobId, Moment)>,
     requests: u64,
+    /// Outputs that are being read.
+    reads: JoinSet<OutputRead>,
     /// Lists of jobs: for whom, from where on, looked at again when.
     lists: Vec<(ConnectionId, u32, Moment)>,
 }
 
+/// What an attempt that has ended has printed, and for whom. Or why there is nothing.
+pub(crate) struct OutputRead {
+    to: ConnectionId,
+    output: Result<(Bytes, Bytes), ReadError>,
+    note: &'static str,
+}
+
 impl Commands {
     pub(crate) fn new(handle: ServerHandle, started: Moment) -> Self {
-        Self { handle, started, outputs: BTreeMap::new(), requests: 0, lists: Vec::new() }
+        Self {
+            handle,
+            started,
+            outputs: BTreeMap::new(),
+            requests: 0,
+            reads: JoinSet::new(),
+            lists: Vec::new(),
+        }
     }
 
     /// When [`Commands::tick`] is due.
@@ -62,7 +79,7 @@ impl Commands {
         let now = Moment::now();
         match command {
             FromCommand::Status => {
-                let status = convert::status(engine, now.since(self.started));
+                let status = convert::status(engine, store.health(), now.since(self.started));
                 self.answer(from, &ToCommand::Status(status), Bytes::new());
             }
             FromCommand::Jobs => {
@@ -74,6 +91,21 @@ impl Commands {
             FromCommand::Workers => {
                 let rows = engine.worker_listings(now).into_iter().map(convert::worker_row).collect();
                 self.answer(from, &ToCommand::Workers { rows }, Bytes::new());
+            }
+            FromCommand::Applications => {
+                let rows = engine.application_listings(now);
+                let rows = rows.into_iter().map(convert::application_row).collect();
+                self.answer(from, &ToCommand::Applications { rows }, Bytes::new());
+            }
+            FromCommand::CancelApplication { application } => {
+                let jobs = engine.unfinished(application);
+                self.answer(from, &ToCommand::ApplicationCancelled { jobs }, Bytes::new());
+                return Some(Event::ApplicationCancelled { application });
+            }
+            FromCommand::Drain { worker, deadline } => {
+                let attempts = engine.attempts_at(worker);
+                self.answer(from, &ToCommand::Draining { attempts }, Bytes::new());
+                return Some(Event::DrainOrdered { worker, deadline });
             }
             FromCommand::Logs { job } => self.logs(from, job, engine, store, connection_of),
             FromCommand::Cancel { jobs } => {
@@ -122,10 +154,34 @@ impl Commands {
     }
 
     /// What the newest attempt that has ended has printed, or nothing and this note.
-    fn answer_stored(&self, to: ConnectionId, job: JobId, store: &dyn Store, note: &str) {
+    fn answer_stored(&mut self, to: ConnectionId, job: JobId, store: &dyn Store, note: &'static str) {
         match store.output(job) {
-            Some((stdout, stderr)) => self.answer_output(to, &stdout, &stderr, ""),
-            None => self.answer_output(to, b"", b"", note),
+            Fetched::Now(output) => self.output_read(OutputRead { to, output, note }),
+            Fetched::Later(output) => {
+                self.reads.spawn(async move {
+                    let output = output.await.unwrap_or(Err(ReadError::Missing));
+                    OutputRead { to, output, note }
+                });
+            }
+        }
+    }
+
+    /// The next output that has been read; never if none is being read. Safe to cancel.
+    pub(crate) async fn next(&mut self) -> OutputRead {
+        match self.reads.join_next().await {
+            Some(Ok(read)) => read,
+            Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Answers with an output that has been read.
+    pub(crate) fn output_read(&self, read: OutputRead) {
+        let OutputRead { to, output, note } = read;
+        match output {
+            Ok((stdout, stderr)) => self.answer_output(to, &stdout, &stderr, ""),
+            Err(ReadError::Missing) => self.answer_output(to, b"", b"", note),
+            Err(damage) => self.answer_output(to, b"", b"", &format!("the output can't be read: {damage}")),
         }
     }
 

@@ -11,7 +11,7 @@ pub struct Config {
     pub address: SocketAddr,
     /// Longest time that incoming packets are handled in a row before anything else gets its turn.
     pub decode_budget: Duration,
-    /// Where bundles are kept; a temporary directory, removed at the end, if none.
+    /// Where jobs, results and bundles are kept; a temporary directory, removed at the end, if none.
     pub state_dir: Option<PathBuf>,
     /// Whether an address that other machines reach is allowed, though connections aren't encrypted.
     pub insecure_on_network: bool,
@@ -21,6 +21,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// How long results, and what else is known of ended jobs, are kept.
     pub result_retention: Duration,
+    /// Most bytes of results that are kept; the oldest go first.
+    pub result_store_bytes: u64,
     /// Most bytes of bundles that are kept.
     pub bundle_store_bytes: u64,
 }
@@ -35,6 +37,7 @@ impl Default for Config {
             lost_after: Duration::from_secs(20),
             heartbeat: Duration::from_secs(5),
             result_retention: Duration::from_secs(7 * 24 * 3_600),
+            result_store_bytes: 100 << 30,
             bundle_store_bytes: 10 << 30,
         }
     }
@@ -50,6 +53,9 @@ pub enum ConfigError {
          encrypted: use a loopback address, or --insecure-on-network if the network is trusted"
     )]
     Network(IpAddr),
+    /// Nobody says where the user's state belongs.
+    #[error("no state directory: neither XDG_STATE_HOME nor HOME is set, so give one with --state-dir")]
+    NoStateHome,
     /// A span of time that must not be zero.
     #[error("{0} must be longer than nothing")]
     Zero(&'static str),

@@ -2,20 +2,22 @@
 
 use bytes::Bytes;
 use lrts_core::ids::{JobId, SessionId};
-use lrts_core::limits::SUBMIT_JOBS;
+use lrts_core::limits::{CHECKPOINT_BYTES, SUBMIT_JOBS};
 use lrts_core::protocol::application::{self, FromApplication, JobRange, JobReport, JobSet, ToApplication};
 use lrts_core::protocol::codec::{self, DecodeError};
-use lrts_core::protocol::command::{JobRow, Status, WorkerRow, WorkerState};
+use lrts_core::protocol::command::{ApplicationRow, JobRow, Status, WorkerRow};
 use lrts_core::protocol::worker::{self, AttemptEnd, Ended, FromWorker, HeldAttempt, Register, ToWorker};
-use lrts_core::status::Failure;
+use lrts_core::status::{Failure, FailureKind};
 use lrts_core::transport;
+use tracing::error;
 
 use crate::bundles::Request;
 use crate::engine::{
-    Attach, AttemptOutcome, Credit, Event, Held, JobListing, Message, NewJob, Peer, Recipe, Registration,
-    Report, Totals, WorkerListing,
+    ApplicationListing, Attach, AttemptOutcome, Credit, Event, Held, JobListing, ListedJobs, Message, Peer,
+    Recipe, Registration, Submit, Totals, WorkerListing,
 };
-use crate::store::{Bodies, EndedBodies, Store};
+use crate::record::{NewJob, Record, Report, Submitted};
+use crate::store::{Bodies, EndedBodies, Fetched, Health, ReadError, ResultBodies, StartBodies, Store};
 
 /// A message that no honest peer sends.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +30,10 @@ pub(crate) enum BadMessage {
     Ranges,
     #[error("a submit of more than {SUBMIT_JOBS} jobs")]
     TooManyJobs,
+    #[error("keys that don't ascend, or of jobs that aren't there")]
+    Keys,
+    #[error("a checkpoint of {0} bytes: at most {CHECKPOINT_BYTES} are allowed")]
+    Checkpoint(usize),
     #[error("a body where none belongs")]
     UnexpectedBody,
 }
@@ -54,19 +60,23 @@ pub(crate) enum InputBodies {
         payloads: Vec<Bytes>,
     },
     Ended(EndedBodies),
+    Checkpoint(Bytes),
 }
 
 impl InputBodies {
     /// The bodies of this record.
-    pub(crate) fn for_record(&mut self, record: &crate::engine::Record) -> Bodies {
-        use crate::engine::Record;
+    pub(crate) fn for_record(&mut self, record: &Record) -> Bodies {
         match (record, std::mem::replace(self, InputBodies::Nothing)) {
-            (Record::Submitted { first: accepted, .. }, InputBodies::Payloads { first, mut payloads }) => {
+            (
+                Record::Submitted(Submitted { first: accepted, .. }),
+                InputBodies::Payloads { first, mut payloads },
+            ) => {
                 // Those before were accepted with an earlier message.
                 let known = usize::try_from(accepted - first).expect("a submit is a message in memory");
                 Bodies::Payloads(payloads.split_off(known))
             }
             (Record::AttemptEnded { .. }, InputBodies::Ended(bodies)) => Bodies::Ended(bodies),
+            (Record::Checkpoint { .. }, InputBodies::Checkpoint(bytes)) => Bodies::Checkpoint(bytes),
             (_, others) => {
                 *self = others;
                 Bodies::Nothing
@@ -92,12 +102,17 @@ pub(crate) fn from_application(peer: Peer, message: &transport::Message) -> Resu
         FromApplication::BundleChunk { digest, offset, bytes } => {
             return Ok(Input::Bundle(Request::Chunk { digest, offset, bytes, compressed: body.clone() }));
         }
-        FromApplication::Submit { first, options, jobs } => {
+        FromApplication::Submit { first, options, jobs, keys } => {
             let jobs = new_jobs(&jobs)?;
+            let ascending = keys.windows(2).all(|pair| pair[0].index < pair[1].index);
+            if !ascending || keys.last().is_some_and(|key| key.index as usize >= jobs.len()) {
+                return Err(BadMessage::Keys);
+            }
             let lengths = jobs.iter().map(|job| u64::from(job.payload_bytes));
             let payloads = codec::split_body(body, lengths).ok_or(BadMessage::Lengths)?;
             let bodies = InputBodies::Payloads { first, payloads };
-            return Ok(Input::Event(Event::Submitted { peer, first, options, jobs }, bodies));
+            let submit = Submit { first, options, jobs, keys, no_room: None };
+            return Ok(Input::Event(Event::Submitted { peer, submit }, bodies));
         }
         FromApplication::Want { jobs, urgent } => {
             let (session, ranges) = ranges(jobs)?;
@@ -112,6 +127,8 @@ pub(crate) fn from_application(peer: Peer, message: &transport::Message) -> Resu
             let (session, ranges) = ranges(jobs)?;
             Event::CancelAsked { peer, session, ranges }
         }
+        FromApplication::List { request, job } => Event::ListAsked { peer, request, job },
+        FromApplication::Detach => Event::DetachAsked { peer },
         FromApplication::Stop => Event::StopAsked { peer },
     };
     Ok(Input::Event(event, InputBodies::Nothing))
@@ -158,7 +175,9 @@ fn ranges(jobs: JobSet) -> Result<(SessionId, Vec<(u64, u64)>), BadMessage> {
 pub(crate) fn from_worker(peer: Peer, message: &transport::Message) -> Result<Input, BadMessage> {
     let head: FromWorker = codec::decode(&message.head)?;
     let body = &message.body;
-    if !matches!(head, FromWorker::Ended(_) | FromWorker::Output { .. }) && !body.is_empty() {
+    let has_body =
+        matches!(head, FromWorker::Ended(_) | FromWorker::Output { .. } | FromWorker::Checkpoint { .. });
+    if !has_body && !body.is_empty() {
         return Err(BadMessage::UnexpectedBody);
     }
     let event = match head {
@@ -166,7 +185,14 @@ pub(crate) fn from_worker(peer: Peer, message: &transport::Message) -> Result<In
             let (registration, held) = registration(register);
             Event::Registered { peer, registration, held }
         }
-        FromWorker::Heartbeat => Event::HeartbeatReceived { peer },
+        FromWorker::Heartbeat { number } => Event::HeartbeatReceived { peer, number },
+        FromWorker::Checkpoint { .. } if body.len() > CHECKPOINT_BYTES => {
+            return Err(BadMessage::Checkpoint(body.len()));
+        }
+        FromWorker::Checkpoint { attempt } => {
+            let bodies = InputBodies::Checkpoint(body.clone());
+            return Ok(Input::Event(Event::CheckpointCame { peer, attempt }, bodies));
+        }
         FromWorker::Began { attempt, pid } => Event::Began { peer, attempt, pid },
         FromWorker::Ended(ended) => return self::ended(peer, ended, body),
         FromWorker::Returned { attempts } => Event::Returned { peer, attempts },
@@ -186,15 +212,17 @@ pub(crate) fn from_worker(peer: Peer, message: &transport::Message) -> Result<In
             return Ok(Input::Output { request, output });
         }
         FromWorker::Goodbye => Event::SaidGoodbye { peer },
+        FromWorker::Absent { back_within } => Event::SaidAbsent { peer, back_within },
     };
     Ok(Input::Event(event, InputBodies::Nothing))
 }
 
 fn registration(register: Register) -> (Registration, Vec<Held>) {
     // A restarted machine shows in the inventory: it lacks the attempts of the boot before.
-    let Register { worker, host, pid, slots, platform, boot_id: _, installed, ships, attempts } = register;
+    let Register { worker, host, pid, slots, platform, boot_id: _, installed, ships, attempts, store } =
+        register;
     let held = |held: HeldAttempt| Held { attempt: held.attempt, running: held.running, pid: held.pid };
-    let registration = Registration { worker, host, pid, slots, platform, installed, ships };
+    let registration = Registration { worker, host, pid, slots, platform, installed, ships, store };
     (registration, attempts.into_iter().map(held).collect())
 }
 
@@ -224,41 +252,48 @@ fn split_output(body: &Bytes, stdout: u32, stderr: u32) -> Result<(Bytes, Bytes)
 
 /// A message of the engine as it travels.
 pub(crate) enum Outgoing {
-    Send(transport::Message),
-    /// Its payload isn't in the store any more: the attempt's job has ended since, or the store has lost it.
-    StaleStart(lrts_core::ids::AttemptId),
-    /// Nobody needs it any more: the result was taken or forgotten since.
-    Stale,
+    Ready(transport::Message),
+    /// With [`start`], once its bodies are here.
+    Start(Box<worker::Start>, Fetched<StartBodies>),
+    /// With [`result`], once its bodies are here.
+    Result(JobId, Report, Fetched<ResultBodies>),
 }
 
 /// Puts bodies to a message of the engine.
 pub(crate) fn outgoing(message: Message, store: &dyn Store) -> Outgoing {
     let to_application =
-        |head: ToApplication| Outgoing::Send(transport::Message::new(codec::encode(&head), Bytes::new()));
+        |head: ToApplication| Outgoing::Ready(transport::Message::new(codec::encode(&head), Bytes::new()));
     let to_worker =
-        |head: ToWorker| Outgoing::Send(transport::Message::new(codec::encode(&head), Bytes::new()));
+        |head: ToWorker| Outgoing::Ready(transport::Message::new(codec::encode(&head), Bytes::new()));
     match message {
         Message::Attached { epoch, accepted_through } => {
             to_application(ToApplication::Attached { epoch, accepted_through })
         }
         Message::Accepted { through } => to_application(ToApplication::Accepted { through }),
-        Message::Refused { sequence, reason } => to_application(ToApplication::Refused { sequence, reason }),
-        Message::Result { job, report } => result(job, report, store),
+        Message::Refused { sequence, reason, cause } => {
+            to_application(ToApplication::Refused { sequence, reason, cause })
+        }
+        Message::Result { job, report } => {
+            let bodies = store.result(job);
+            Outgoing::Result(job, report, bodies)
+        }
+        Message::Listed { request, jobs, last } => {
+            let jobs = jobs.into_iter().map(listed).collect();
+            to_application(ToApplication::Listed { request, jobs, last })
+        }
+        Message::Detached => to_application(ToApplication::Detached),
         Message::Gone { job, taken } => to_application(ToApplication::Gone { job, taken }),
         Message::Totals(totals) => {
             let Totals { queued, running, finished, failed } = totals;
             to_application(ToApplication::Totals(application::Totals { queued, running, finished, failed }))
         }
         Message::Stopped => to_application(ToApplication::Stopped),
-        Message::Registered { epoch, heartbeat, lost_after, closed } => {
-            to_worker(ToWorker::Registered { epoch, heartbeat, lost_after, closed })
+        Message::Registered { store, epoch, heartbeat, lost_after, closed } => {
+            to_worker(ToWorker::Registered { store, epoch, heartbeat, lost_after, closed })
         }
-        Message::SetHeartbeat { heartbeat } => {
-            let head = codec::encode(&ToWorker::SetHeartbeat { heartbeat });
-            Outgoing::Send(transport::Message::new(head, Bytes::new()).urgent())
-        }
-        Message::Start { attempt, execution, recipe } => {
-            let Some(payload) = store.payload(attempt.job) else { return Outgoing::StaleStart(attempt) };
+        Message::Renewed { number } => urgent(&ToWorker::Renewed { number }),
+        Message::SetHeartbeat { heartbeat } => urgent(&ToWorker::SetHeartbeat { heartbeat }),
+        Message::Start { attempt, execution, recipe, checkpoint } => {
             let Recipe { application, bundle, service, options, progress_rtt_test } = &*recipe;
             let start = worker::Start {
                 attempt,
@@ -266,12 +301,18 @@ pub(crate) fn outgoing(message: Message, store: &dyn Store) -> Outgoing {
                 application: *application,
                 bundle: bundle.clone(),
                 service: service.to_string(),
-                label: options.get_label().to_owned(),
-                slots: options.get_slots(),
-                env: options.get_env().to_vec(),
+                options: options.clone(),
+                checkpoint_bytes: None,
                 progress_rtt_test: *progress_rtt_test,
             };
-            Outgoing::Send(transport::Message::new(codec::encode(&ToWorker::Start(start)), payload))
+            let bodies = match store.payload(attempt.job, checkpoint) {
+                // The checkpoint has been dropped since: the attempt is stale, or begins without it.
+                Fetched::Now(Err(ReadError::Missing)) if checkpoint.is_some() => {
+                    store.payload(attempt.job, None)
+                }
+                bodies => bodies,
+            };
+            Outgoing::Start(Box::new(start), bodies)
         }
         Message::Stop { attempt } => to_worker(ToWorker::Stop { attempt, at_once: false }),
         Message::Recall { attempt } => to_worker(ToWorker::Recall { attempt }),
@@ -279,17 +320,51 @@ pub(crate) fn outgoing(message: Message, store: &dyn Store) -> Outgoing {
     }
 }
 
-fn result(job: JobId, report: Report, store: &dyn Store) -> Outgoing {
-    let Report { failure, attempt, attempts, worker, queued, ran } = report;
-    let body = match failure {
-        Some(_) => Bytes::new(),
-        None => match store.result(job) {
-            Some(body) => body,
-            None => return Outgoing::Stale,
-        },
+fn listed(jobs: ListedJobs) -> (String, JobSet) {
+    let ListedJobs { service, session, ranges } = jobs;
+    (service.to_string(), JobSet { session, ranges })
+}
+
+/// A message that isn't held up by others.
+fn urgent(head: &ToWorker) -> Outgoing {
+    Outgoing::Ready(transport::Message::new(codec::encode(head), Bytes::new()).urgent())
+}
+
+/// The order to start an attempt, with its bodies.
+pub(crate) fn start(mut start: worker::Start, bodies: StartBodies) -> transport::Message {
+    let StartBodies { payload, checkpoint } = bodies;
+    let body = match checkpoint {
+        None => payload,
+        Some(checkpoint) => {
+            start.checkpoint_bytes = u32::try_from(checkpoint.len()).ok();
+            [payload, checkpoint].concat().into()
+        }
     };
-    let report = JobReport { failure, attempt, attempts, worker, queued, ran, bars: store.bars(job) };
-    Outgoing::Send(transport::Message::new(codec::encode(&ToApplication::Result { job, report }), body))
+    transport::Message::new(codec::encode(&ToWorker::Start(start)), body)
+}
+
+/// A job's result, with its bodies. None if nobody needs it any more: it was taken or forgotten since.
+pub(crate) fn result(
+    job: JobId,
+    report: Report,
+    bodies: Result<ResultBodies, ReadError>,
+) -> Option<transport::Message> {
+    let Report { mut failure, attempt, attempts, worker, queued, ran } = report;
+    let (body, bars) = match bodies {
+        Ok(ResultBodies { output, bars }) => (output, bars),
+        // Failed jobs bring no body, and perhaps no bars.
+        Err(ReadError::Missing) if failure.is_some() => (Bytes::new(), Vec::new()),
+        Err(ReadError::Missing) => return None,
+        Err(damage) => {
+            error!(%job, %damage, "a result can't be read");
+            let message = format!("the scheduler can't read the result any more: {damage}");
+            failure.get_or_insert(Failure::new(FailureKind::Error, message));
+            (Bytes::new(), Vec::new())
+        }
+    };
+    let body = if failure.is_some() { Bytes::new() } else { body };
+    let report = JobReport { failure, attempt, attempts, worker, queued, ran, bars };
+    Some(transport::Message::new(codec::encode(&ToApplication::Result { job, report }), body))
 }
 
 /// A row of `lrts jobs`.
@@ -300,16 +375,34 @@ pub(crate) fn job_row(listing: JobListing) -> JobRow {
 
 /// A row of `lrts workers`.
 pub(crate) fn worker_row(listing: WorkerListing) -> WorkerRow {
-    let WorkerListing { worker, host, pid, slots, running, ready, silent } = listing;
-    let state = if ready { WorkerState::Ready } else { WorkerState::Suspect };
+    let WorkerListing { worker, host, pid, slots, running, state, silent } = listing;
     WorkerRow { worker, host, pid, slots, running, state, silent }
 }
 
+/// A row of `lrts applications`.
+pub(crate) fn application_row(listing: ApplicationListing) -> ApplicationRow {
+    let ApplicationListing { application, away, jobs } = listing;
+    let Totals { queued, running, finished, failed } = jobs;
+    ApplicationRow {
+        application_id: application,
+        connected: away.is_none(),
+        away_s: away.map(|away| away.as_secs_f64()),
+        queued,
+        running,
+        finished,
+        failed,
+    }
+}
+
 /// `lrts status`.
-pub(crate) fn status(engine: &crate::engine::Engine, uptime: std::time::Duration) -> Status {
+pub(crate) fn status(engine: &crate::engine::Engine, health: Health, uptime: std::time::Duration) -> Status {
     Status {
         jobs: engine.job_counts().map(|(state, count)| (state.as_str().to_owned(), count)).collect(),
         workers: engine.connected_workers(),
         uptime_s: uptime.as_secs_f64(),
+        store_trouble: match health {
+            Health::Good => String::new(),
+            Health::Full(error) | Health::Failing(error) => error,
+        },
     }
 }

@@ -18,7 +18,15 @@ use crate::bundles::{Bundles, Request};
 use crate::commands::Commands;
 use crate::convert::{self, BadMessage, Input, InputBodies, Outgoing};
 use crate::engine::{self, Action, AttemptOutcome, Engine, Event, Note, Peer, Reason};
+use crate::outbox::{Due, Outbox};
 use crate::store::{Entry, Store};
+
+/// Bodies that may wait for the disk, in bytes. Beyond it only what is urgent is read from peers, so that a disk that is full or
+/// slow fills no memory and silences no worker.
+const BACKLOG_BYTES: u64 = 256 << 20;
+
+/// How long the end waits for the store.
+const CLOSE_TIME: Duration = Duration::from_secs(5);
 
 /// The scheduler at work.
 pub(crate) struct EventLoop {
@@ -27,6 +35,7 @@ pub(crate) struct EventLoop {
     engine: Engine,
     store: Box<dyn Store>,
     commits: Commits,
+    outbox: Outbox,
     bundles: Bundles,
     commands: Commands,
     connections: BTreeMap<ConnectionId, Connection>,
@@ -47,6 +56,9 @@ struct Connection {
 struct Commits {
     /// To be committed next.
     batch: Vec<Entry>,
+    /// Bytes of its bodies, and of those that are under way.
+    batch_bytes: u64,
+    under_way_bytes: u64,
     /// To be sent once `batch` is.
     after_batch: Vec<(Peer, engine::Message)>,
     /// To be sent once the batch that is under way is; none if none is.
@@ -67,11 +79,14 @@ impl EventLoop {
             store,
             commits: Commits {
                 batch: Vec::new(),
+                batch_bytes: 0,
+                under_way_bytes: 0,
                 after_batch: Vec::new(),
                 under_way: None,
                 done,
                 done_sender,
             },
+            outbox: Outbox::default(),
             bundles,
             connections: BTreeMap::new(),
             by_peer: BTreeMap::new(),
@@ -82,14 +97,26 @@ impl EventLoop {
 
     /// Runs until somebody asks for the end, then says goodbye to all peers.
     pub(crate) async fn run(mut self, shutdown: &Shutdown) {
+        for action in self.engine.take_restored() {
+            self.perform(action, &mut InputBodies::Nothing);
+        }
+        self.inbox.extend(self.bundles.complete_already());
+        self.turn();
         loop {
             let engine_due = self.engine.next_deadline();
+            let has_room = self.commits.batch_bytes + self.commits.under_way_bytes <= BACKLOG_BYTES;
             let due = engine_due.into_iter().chain(self.commands.next_deadline()).min();
             tokio::select! {
                 () = shutdown.requested() => break,
                 Some(()) = self.commits.done.recv() => self.committed(),
-                event = self.server.next() => self.server_event(event),
+                event = self.server.next_if(has_room) => self.server_event(event),
                 outcome = self.bundles.next() => self.inbox.extend(self.bundles.uploaded(outcome)),
+                read = self.outbox.next() => {
+                    for due in self.outbox.came(read) {
+                        self.carry_out(due);
+                    }
+                }
+                answer = self.commands.next() => self.commands.output_read(answer),
                 () = clock::sleep_until(due) => {
                     self.inbox.push_back(Event::Tick);
                     self.commands.tick(&self.engine, &*self.store);
@@ -101,6 +128,11 @@ impl EventLoop {
         tokio::select! {
             () = self.server.close() => {}
             () = shutdown.immediate() => {}
+        }
+        // What is under way was not acknowledged, so it need not be waited for if that takes long.
+        let closed = tokio::task::spawn_blocking(move || self.store.close());
+        if tokio::time::timeout(CLOSE_TIME, closed).await.is_err() {
+            warn!("the disk is too slow: the store is left as it is");
         }
     }
 
@@ -140,6 +172,7 @@ impl EventLoop {
         if let Some(Connection { peer, .. }) = self.connections.remove(&connection) {
             self.by_peer.remove(&peer);
             self.bundles.left(connection);
+            self.outbox.forget(peer);
             self.inbox.push_back(Event::Disconnected { peer });
         }
     }
@@ -157,7 +190,12 @@ impl EventLoop {
             }
         };
         match input {
-            Ok(Input::Event(event, bodies)) => self.handle_event(event, bodies),
+            Ok(Input::Event(mut event, bodies)) => {
+                if let Event::Submitted { submit, .. } = &mut event {
+                    submit.no_room = self.store.refuses(self.commits.batch_bytes + message.body.len() as u64);
+                }
+                self.handle_event(event, bodies);
+            }
             Ok(Input::Bundle(request)) => self.bundle(connection, request),
             Ok(Input::Output { request, output }) => {
                 self.commands.output_came(request, output, &*self.store);
@@ -207,25 +245,30 @@ impl EventLoop {
 
     fn handle_event(&mut self, event: Event, mut bodies: InputBodies) {
         for action in self.engine.handle(event, Moment::now()) {
-            match action {
-                Action::Persist(record) => {
-                    let bodies = bodies.for_record(&record);
-                    self.commits.batch.push(Entry { record, bodies });
-                }
-                Action::Send { to, message } => {
-                    if !self.commits.batch.is_empty() {
-                        self.commits.after_batch.push((to, message));
-                    } else if let Some(waiting) = &mut self.commits.under_way {
-                        waiting.push((to, message));
-                    } else {
-                        self.send(to, message);
-                    }
-                }
-                Action::SendAtOnce { to, message } => self.send(to, message),
-                Action::Disconnect { peer, reason } => self.disconnect(peer, reason),
-                Action::BundleInUse { digest, in_use } => self.bundles.set_in_use(digest, in_use),
-                Action::Note(note) => log(note),
+            self.perform(action, &mut bodies);
+        }
+    }
+
+    fn perform(&mut self, action: Action, bodies: &mut InputBodies) {
+        match action {
+            Action::Persist(record) => {
+                let bodies = bodies.for_record(&record);
+                self.commits.batch_bytes += bodies.bytes();
+                self.commits.batch.push(Entry { record, bodies });
             }
+            Action::Send { to, message } => {
+                if !self.commits.batch.is_empty() {
+                    self.commits.after_batch.push((to, message));
+                } else if let Some(waiting) = &mut self.commits.under_way {
+                    waiting.push((to, message));
+                } else {
+                    self.send(to, message);
+                }
+            }
+            Action::SendAtOnce { to, message } => self.send_at_once(to, message),
+            Action::Disconnect { peer, reason } => self.disconnect(peer, reason),
+            Action::BundleInUse { digest, in_use } => self.bundles.set_in_use(digest, in_use),
+            Action::Note(note) => log(note),
         }
     }
 
@@ -235,6 +278,7 @@ impl EventLoop {
             return;
         }
         let batch = std::mem::take(&mut self.commits.batch);
+        self.commits.under_way_bytes = std::mem::take(&mut self.commits.batch_bytes);
         self.commits.under_way = Some(std::mem::take(&mut self.commits.after_batch));
         let done = self.commits.done_sender.clone();
         let epoch = self.store.epoch();
@@ -246,29 +290,50 @@ impl EventLoop {
     }
 
     fn committed(&mut self) {
+        self.commits.under_way_bytes = 0;
         for (to, message) in self.commits.under_way.take().unwrap_or_default() {
             self.send(to, message);
         }
     }
 
     fn send(&mut self, to: Peer, message: engine::Message) {
-        let Some(&connection) = self.by_peer.get(&to) else { return };
-        let message = match convert::outgoing(message, &*self.store) {
-            Outgoing::Send(message) => message,
-            Outgoing::StaleStart(attempt) => {
+        if !self.by_peer.contains_key(&to) {
+            return;
+        }
+        if let Some(due) = self.outbox.push(to, convert::outgoing(message, &*self.store)) {
+            self.carry_out(due);
+        }
+    }
+
+    /// Sends what depends on nothing, past all that waits.
+    fn send_at_once(&mut self, to: Peer, message: engine::Message) {
+        match convert::outgoing(message, &*self.store) {
+            Outgoing::Ready(message) => self.carry_out(Due::Send(to, message)),
+            with_body => {
+                if let Some(due) = self.outbox.push(to, with_body) {
+                    self.carry_out(due);
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, due: Due) {
+        match due {
+            Due::Send(to, message) => {
+                let Some(&connection) = self.by_peer.get(&to) else { return };
+                if let Err(error) = self.handle.send(connection, message) {
+                    // The peer's end is an event of its own, and what it didn't get is settled when it is back.
+                    debug!(%connection, %error, "message not sent");
+                }
+            }
+            Due::NoPayload(peer, start, error) => {
                 // Of an attempt whose job has ended since, this is ignored. Otherwise the store has lost the payload, and no
                 // other start would bring it back.
-                let what = "the scheduler has lost the job's payload: schedule it again";
+                let what = format!("the scheduler has lost the job's payload, schedule it again: {error}");
                 let outcome = AttemptOutcome::Failed(Failure::new(FailureKind::Error, what));
-                let (ran, output_bytes) = (Duration::ZERO, 0);
-                self.inbox.push_back(Event::Ended { peer: to, attempt, outcome, ran, output_bytes });
-                return;
+                let (attempt, ran, output_bytes) = (start.attempt, Duration::ZERO, 0);
+                self.inbox.push_back(Event::Ended { peer, attempt, outcome, ran, output_bytes });
             }
-            Outgoing::Stale => return,
-        };
-        if let Err(error) = self.handle.send(connection, message) {
-            // The peer's end is an event of its own, and what it didn't get is settled when it is back.
-            debug!(%connection, %error, "message not sent");
         }
     }
 
@@ -276,6 +341,7 @@ impl EventLoop {
         let Some(connection) = self.by_peer.remove(&peer) else { return };
         self.connections.remove(&connection);
         self.bundles.left(connection);
+        self.outbox.forget(peer);
         let refusal = match reason {
             Reason::Superseded => {
                 let message = "a newer connection of the same application or worker has taken over";
@@ -309,6 +375,24 @@ fn log(note: Note) {
             warn!(%worker, attempts, "worker lost: its jobs are placed again")
         }
         Note::WorkerLeft { worker } => info!(%worker, "worker left"),
+        Note::WorkerAbsent { worker, back_within } => {
+            info!(%worker, back_within_s = back_within.as_secs(), "worker's daemon left, its jobs run on");
+        }
+        Note::WorkerDrains { worker, reason } => warn!(%worker, reason, "worker takes nothing new"),
+        Note::WorkerOfAnotherStore { worker, attempts } => {
+            warn!(
+                %worker,
+                attempts,
+                "worker holds attempts of another scheduler's store: they run on there, start that scheduler with its old \
+                 state directory to have them back"
+            );
+        }
+        Note::ResultsDropped { jobs } => {
+            warn!(
+                jobs,
+                "results that nobody has taken are forgotten: there are more than --result-store allows"
+            );
+        }
         Note::BrakeEngaged { silent, known } => {
             warn!(
                 silent,

@@ -5,6 +5,7 @@
 //! only the newest of several, comes to the same. Bodies (payloads, results, output, checkpoints) travel beside records, see
 //! [`Bodies`](crate::store::Bodies).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lrts_core::ids::{ApplicationId, AttemptId, JobId, SessionId, WorkerId};
@@ -73,7 +74,7 @@ pub(crate) struct NewJob {
 pub(crate) struct Submitted {
     pub(crate) session: SessionId,
     pub(crate) first: u64,
-    pub(crate) options: Vec<JobOptions>,
+    pub(crate) options: Arc<[JobOptions]>,
     pub(crate) jobs: Vec<NewJob>,
     /// Sequences among them that made no job, ascending: refused, or of a key whose job was known. Nothing of their payloads
     /// is kept.

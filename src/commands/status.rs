@@ -23,7 +23,12 @@ pub(crate) async fn status(args: QueryArgs) -> Result<(), CommandError> {
 fn as_json(status: &Status) -> serde_json::Value {
     let jobs: serde_json::Map<String, serde_json::Value> =
         status.jobs.iter().map(|(state, count)| (state.clone(), (*count).into())).collect();
-    serde_json::json!({ "jobs": jobs, "workers": status.workers, "uptime_s": status.uptime_s })
+    let mut json =
+        serde_json::json!({ "jobs": jobs, "workers": status.workers, "uptime_s": status.uptime_s });
+    if !status.store_trouble.is_empty() {
+        json["store_trouble"] = status.store_trouble.clone().into();
+    }
+    json
 }
 
 fn print_for_people(status: &Status) -> std::io::Result<()> {
@@ -32,6 +37,9 @@ fn print_for_people(status: &Status) -> std::io::Result<()> {
         vec!["up".to_owned(), humantime::format_duration(uptime).to_string()],
         vec!["workers".to_owned(), status.workers.to_string()],
     ];
+    if !status.store_trouble.is_empty() {
+        rows.push(vec!["store".to_owned(), status.store_trouble.clone()]);
+    }
     rows.extend(status.jobs.iter().map(|(state, count)| vec![format!("jobs {state}"), count.to_string()]));
     print_table(&["what", "value"], &rows)
 }

@@ -89,7 +89,7 @@ impl Fingerprint {
 
 /// Keeps a bundle in the cache.
 #[derive(Debug)]
-struct Lease {
+pub(crate) struct Lease {
     cache: Arc<BundleCache>,
     digest: BundleDigest,
 }
@@ -223,7 +223,8 @@ impl BundleCache {
         Ok(())
     }
 
-    fn lease(self: &Arc<Self>, digest: BundleDigest) -> Lease {
+    /// Keeps a bundle, whether or not it is here, until the lease is dropped.
+    pub(crate) fn lease(self: &Arc<Self>, digest: BundleDigest) -> Lease {
         *self.lock().in_use.entry(digest).or_default() += 1;
         Lease { cache: self.clone(), digest }
     }

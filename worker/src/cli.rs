@@ -14,7 +14,7 @@ use lrts_core::shutdown::Shutdown;
 use lrts_core::telemetry::{self, LogFormat, LogOf};
 use tokio::runtime::Builder;
 
-use crate::{Config, RunError, run, slots};
+use crate::{Config, OnTerm, RunError, run, slots};
 
 /// Offers this machine's cores to a scheduler and runs its jobs, each in a process of its own.
 #[derive(Clone, Debug, clap::Args)]
@@ -55,6 +55,12 @@ pub struct WorkerArgs {
     /// What a job that is stopped has to end by itself.
     #[arg(long, default_value = "10s", value_parser = duration, value_name = "TIME")]
     pub grace: Duration,
+    /// When the worker is asked to end: stop its jobs, which are queued again, or leave them to go on until it is back.
+    #[arg(long, default_value = "stop", value_name = "stop|leave", value_parser = on_term)]
+    pub on_term: OnTerm,
+    /// How long jobs go on without their worker, after it was killed or has left them.
+    #[arg(long, default_value = "24h", value_parser = duration, value_name = "TIME")]
+    pub orphan_grace: Duration,
     /// How log lines look.
     #[arg(long, default_value = "text", value_name = "text|json", value_parser = |text: &str| text.parse::<LogFormat>())]
     pub log_format: LogFormat,
@@ -75,6 +81,14 @@ fn bundles(text: &str) -> Result<Bundles, String> {
         "any" => Ok(Bundles::Any),
         "installed-only" => Ok(Bundles::InstalledOnly),
         _ => Err("expected `any` or `installed-only`".to_owned()),
+    }
+}
+
+fn on_term(text: &str) -> Result<OnTerm, String> {
+    match text {
+        "stop" => Ok(OnTerm::Stop),
+        "leave" => Ok(OnTerm::Leave),
+        _ => Err("expected `stop` or `leave`".to_owned()),
     }
 }
 
@@ -167,6 +181,9 @@ impl WorkerArgs {
             installed,
             ships_bundles: self.bundles == Bundles::Any,
             grace: self.grace,
+            on_term: self.on_term,
+            orphan_grace: self.orphan_grace,
+            owns_process: true,
             ..Config::default()
         })
     }
@@ -228,16 +245,18 @@ mod tests {
 
     #[test]
     fn the_defaults_are_those_of_a_local_cluster() {
-        let (parsed, default) = (parse("").unwrap(), Config::default());
+        let (parsed, default) = (parse("").unwrap(), Config { owns_process: true, ..Config::default() });
         assert_eq!(format!("{parsed:?}"), format!("{default:?}"));
     }
 
     #[test]
     fn flags_arrive_where_they_belong() {
         let line = "-max-jobs 3 --scheduler-address ::1 -scheduler-port 7 -progress-port 8 --grace 2s --timeout 5 \
-                    --bundle-cache 1MiB --bundle a=/bin/a --bundle b=/bin/b --bundles installed-only --state-dir /x";
+                    --bundle-cache 1MiB --bundle a=/bin/a --bundle b=/bin/b --bundles installed-only --state-dir /x \
+                    --on-term leave --orphan-grace 1h";
         let config = parse(line).unwrap();
         assert_eq!((config.slots, config.grace), (3, Duration::from_secs(2)));
+        assert_eq!((config.on_term, config.orphan_grace), (OnTerm::Leave, Duration::from_secs(3_600)));
         assert_eq!(config.scheduler_address, "[::1]:7");
         assert_eq!(config.progress_address, "[::1]:8");
         assert_eq!(config.bundle_cache_bytes, 1 << 20);
@@ -257,6 +276,7 @@ mod tests {
         assert!(refused("--bundle x").contains("NAME=PATH"));
         assert!(refused("--bundle x=/a --bundle x=/b").contains("two programs"));
         assert!(refused("--bundles some").contains("installed-only"));
+        assert!(refused("--on-term go").contains("`stop` or `leave`"));
         assert!(refused("--scheduler-address 10.1.2.3").contains("--insecure"));
         assert!(parse("--scheduler-address 10.1.2.3 --insecure").is_ok());
     }

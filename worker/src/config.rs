@@ -4,7 +4,17 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lrts_core::limits::{GRACE, SLOTS};
+use lrts_core::limits::{GRACE, ORPHAN_GRACE, SLOTS};
+
+/// What a worker does with its jobs when it is asked to end.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum OnTerm {
+    /// Stops them within the grace period; the scheduler queues them again.
+    Stop,
+    /// Leaves them to their hosts, for the next worker on the same state directory.
+    Leave,
+}
 
 /// How a worker is set up.
 #[derive(Clone, Debug)]
@@ -27,6 +37,13 @@ pub struct Config {
     pub ships_bundles: bool,
     /// What a job that is stopped has to end by itself.
     pub grace: Duration,
+    /// What happens to its jobs when it is asked to end.
+    pub on_term: OnTerm,
+    /// How long job hosts and their jobs go on without a worker. Zero: they end with it.
+    pub orphan_grace: Duration,
+    /// Whether the process is the worker's alone. Then it takes in and kills what job hosts leave behind, and makes itself at
+    /// home in its control group.
+    pub owns_process: bool,
     /// The program whose progress mode is the progress subprocess.
     pub progress_executable: PathBuf,
 }
@@ -45,6 +62,9 @@ impl Default for Config {
             installed: BTreeMap::new(),
             ships_bundles: true,
             grace: GRACE,
+            on_term: OnTerm::Stop,
+            orphan_grace: ORPHAN_GRACE,
+            owns_process: false,
             progress_executable: PathBuf::from("/proc/self/exe"),
         }
     }

@@ -51,9 +51,10 @@ pub(crate) enum BundleNews {
 /// Sorts a message.
 pub(crate) fn meaning(message: ToWorker) -> Meaning {
     Meaning::Event(match message {
-        ToWorker::Registered { epoch: _, heartbeat, lost_after: _, closed } => {
-            Event::Registered { heartbeat, closed }
+        ToWorker::Registered { store, epoch: _, heartbeat, lost_after, closed } => {
+            Event::Registered { store, heartbeat, lost_after, closed }
         }
+        ToWorker::Renewed { number } => Event::Renewed(number),
         ToWorker::SetHeartbeat { heartbeat } => Event::HeartbeatChanged(heartbeat),
         ToWorker::Stop { attempt, at_once } => Event::StopOrdered { attempt, at_once },
         ToWorker::Recall { attempt } => Event::RecallOrdered(attempt),

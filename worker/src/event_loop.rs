@@ -15,10 +15,10 @@ use lrts_core::spec::{BundleRef, Platform};
 use lrts_core::transport::{LinkEvent, LinkReceiver, LinkSender, Message, Refusal};
 use tracing::{debug, info, trace, warn};
 
-use crate::config::Config;
+use crate::config::{Config, OnTerm};
 use crate::convert::{BundleNews, Meaning, Outcome, inventory, meaning};
-use crate::engine::{Action, Engine, Event};
-use crate::hosts::{Command, Fleet, FleetEvent, HostEnded, HostNumber, Job};
+use crate::engine::{Action, Engine, Event, HeldRun, Settings};
+use crate::hosts::{Command, Fleet, FleetEvent, HeldJob, HostEnded, HostNumber, Job, Leftovers, Notes};
 use crate::janitor::Janitor;
 use crate::machine::Machine;
 use crate::outbox::Outbox;
@@ -29,7 +29,7 @@ const FAREWELL_TIME: Duration = Duration::from_secs(3);
 
 /// Why the loop has ended.
 pub(crate) enum End {
-    /// All was given back or told.
+    /// All was given back or told, or left to the hosts.
     Left,
     /// Somebody was impatient.
     AtOnce,
@@ -37,13 +37,23 @@ pub(crate) enum End {
     Refused(Refusal),
 }
 
-/// What is kept of an attempt from its order until it is forgotten.
-struct Held {
+/// An attempt as the scheduler has sent it.
+struct Order {
     start: Start,
-    /// Until the host has it.
     payload: Bytes,
-    /// The region that the progress subprocess reads for it.
-    watched: Option<(HostNumber, u32)>,
+    checkpoint: Option<Bytes>,
+}
+
+/// What is kept of an attempt from its order, or its adoption, until it is forgotten.
+struct Held {
+    /// None if the worker that started it has written down something else.
+    notes: Option<Notes>,
+    /// Until a host has it.
+    order: Option<Box<Order>>,
+    /// The host that has or had it.
+    host: Option<HostNumber>,
+    /// The region of its host's arena that the progress subprocess reads for it.
+    watched: Option<u32>,
     /// Once it has ended.
     outcome: Option<Arc<Outcome>>,
 }
@@ -69,6 +79,7 @@ pub(crate) struct EventLoop<R> {
 }
 
 impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
+    /// Looks for what an earlier run has left. Waits for the disk.
     pub(crate) fn new(
         config: Config,
         machine: Machine,
@@ -78,8 +89,16 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         ready: R,
     ) -> Self {
         Self {
-            engine: Engine::new(config.slots, config.grace),
-            fleet: Fleet::new(&config, state.clone()),
+            engine: Engine::new(
+                Settings {
+                    slots: config.slots,
+                    grace: config.grace,
+                    orphan_grace: config.orphan_grace,
+                    store: state.last_store(),
+                },
+                Moment::now(),
+            ),
+            fleet: Fleet::new(&config, &machine, state.clone()),
             janitor: Janitor::new(state.clone()),
             config,
             machine,
@@ -94,20 +113,34 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         }
     }
 
-    /// Runs until the worker has left, and ends what it has started.
+    /// Runs until the worker has left, and ends what it has started, or leaves it to the hosts.
     pub(crate) async fn run(mut self, mut incoming: LinkReceiver, shutdown: &Shutdown) -> End {
         let end = self.run_until_end(&mut incoming, shutdown).await;
+        // No scheduler's refusal is worth a job's work: another worker, or the scheduler's next version, may go on with it.
+        let leaves_jobs =
+            self.leaves_jobs() || matches!(end, End::Refused(_)) && !self.config.orphan_grace.is_zero();
         if matches!(end, End::AtOnce) {
-            self.fleet.kill().await;
+            if !leaves_jobs {
+                self.fleet.kill().await;
+            }
             return end;
         }
         let orderly = async {
             if let Some(outbox) = self.outbox.take() {
-                outbox.send(&FromWorker::Goodbye, Bytes::new());
+                let farewell = if leaves_jobs {
+                    FromWorker::Absent { back_within: self.config.orphan_grace }
+                } else {
+                    FromWorker::Goodbye
+                };
+                outbox.send(&farewell, Bytes::new());
                 outbox.finish(FAREWELL_TIME).await;
             }
             self.link.close().await;
-            self.fleet.end().await;
+            if leaves_jobs {
+                self.fleet.leave().await;
+            } else {
+                self.fleet.end().await;
+            }
             self.reporter.shutdown().await;
             self.janitor.end().await;
         };
@@ -115,6 +148,11 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
             () = orderly => end,
             () = shutdown.immediate() => End::AtOnce,
         }
+    }
+
+    /// Whether jobs go on when the worker is asked to end.
+    fn leaves_jobs(&self) -> bool {
+        self.config.on_term == OnTerm::Leave && !self.config.orphan_grace.is_zero()
     }
 
     async fn run_until_end(&mut self, incoming: &mut LinkReceiver, shutdown: &Shutdown) -> End {
@@ -133,9 +171,10 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
                 }
                 () = sleep_until(deadline) => self.handle(Event::Tick),
                 () = shutdown.requested(), if !is_leaving => {
-                    info!("worker leaves");
+                    let leaves_jobs = self.leaves_jobs();
+                    info!(leaves_jobs, "worker leaves");
                     is_leaving = true;
-                    self.handle(Event::LeaveOrdered);
+                    self.handle(if leaves_jobs { Event::AbsenceOrdered } else { Event::LeaveOrdered });
                 }
                 () = shutdown.immediate() => return End::AtOnce,
             }
@@ -214,16 +253,112 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         }
     }
 
-    fn take_order(&mut self, start: Start, payload: Bytes) {
+    fn take_order(&mut self, start: Start, body: Bytes) {
         let attempt = start.attempt;
         if self.held.contains_key(&attempt) {
             debug!(%attempt, "repeated order is ignored");
             return;
         }
-        debug!(%attempt, service = start.service, label = start.label, "attempt ordered");
-        let event = Event::StartOrdered { attempt, bundle: start.bundle.clone(), slots: start.slots };
-        self.held.insert(attempt, Held { start, payload, watched: None, outcome: None });
+        let checkpoint_bytes = start.checkpoint_bytes.unwrap_or_default() as usize;
+        let (Some(store), Some(payload_bytes)) =
+            (self.engine.store(), body.len().checked_sub(checkpoint_bytes))
+        else {
+            warn!(%attempt, "an order that makes no sense is ignored");
+            return;
+        };
+        let options = &start.options;
+        debug!(%attempt, service = start.service, label = options.get_label(), "attempt ordered");
+        let event = Event::StartOrdered {
+            attempt,
+            bundle: start.bundle.clone(),
+            slots: options.get_slots(),
+            exclusive: options.is_exclusive(),
+        };
+        let notes = Notes {
+            application: start.application,
+            service: start.service.clone(),
+            slots: options.get_slots(),
+            exclusive: options.is_exclusive(),
+            store,
+            progress_rtt_test: start.progress_rtt_test,
+        };
+        let checkpoint = start.checkpoint_bytes.map(|_| body.slice(payload_bytes..));
+        let order = Order { start, payload: body.slice(..payload_bytes), checkpoint };
+        let held = Held {
+            notes: Some(notes),
+            order: Some(Box::new(order)),
+            host: None,
+            watched: None,
+            outcome: None,
+        };
+        self.held.insert(attempt, held);
         self.handle(event);
+    }
+
+    /// Takes over an attempt from a host of an earlier run.
+    fn adopt(&mut self, host: HostNumber, bundle: BundleRef, job: HeldJob) {
+        let HeldJob { attempt, notes, run } = job;
+        if self.held.contains_key(&attempt) {
+            warn!(%attempt, "two job hosts have the same attempt");
+            return;
+        }
+        info!(%attempt, service = notes.as_ref().map(|notes| &notes.service), ?run, "attempt adopted");
+        let event = Event::AttemptHeld {
+            attempt,
+            host,
+            bundle,
+            slots: notes.as_ref().map_or(1, |notes| notes.slots),
+            exclusive: notes.as_ref().is_some_and(|notes| notes.exclusive),
+            store: notes.as_ref().map(|notes| notes.store),
+            run: run.map(|run| HeldRun { pid: run.pid, ran: run.ran, stopping: run.stopping }),
+        };
+        let held = Held { notes, order: None, host: Some(host), watched: None, outcome: None };
+        self.held.insert(attempt, held);
+        if let Some(run) = run {
+            self.watch(attempt, host, run.region);
+        }
+        self.handle(event);
+    }
+
+    /// Takes what hosts have left that are gone: ends that they have written down, and rubbish.
+    fn take_leftovers(&mut self, leftovers: Leftovers) {
+        let Leftovers { ends, results, directories } = leftovers;
+        for (ended, notes) in ends {
+            let attempt = ended.attempt;
+            if !self.held.contains_key(&attempt) {
+                info!(%attempt, end = ?ended.end, "end of an attempt found");
+                let store = notes.as_ref().map(|notes| notes.store);
+                let outcome = Some(Arc::new(Outcome::told(ended)));
+                let held = Held { notes, order: None, host: None, watched: None, outcome };
+                self.held.insert(attempt, held);
+                self.handle(Event::EndFound { attempt, store });
+            }
+        }
+        for attempt in results {
+            if !self.held.contains_key(&attempt) {
+                self.janitor.remove_result(attempt);
+            }
+        }
+        for attempt in directories {
+            if self.held.get(&attempt).is_none_or(|held| held.outcome.is_some()) {
+                self.janitor.remove_directory(self.state.working_directory(attempt));
+            }
+        }
+        self.handle(Event::EarlierRunKnown);
+    }
+
+    /// Shows an attempt's bars.
+    fn watch(&mut self, attempt: AttemptId, host: HostNumber, region: u32) {
+        let Some(held) = self.held.get_mut(&attempt).filter(|held| held.watched.is_none()) else { return };
+        let Some(notes) = &held.notes else { return };
+        held.watched = Some(region);
+        self.reporter.watch(Watched {
+            arena: host,
+            region,
+            attempt,
+            application: notes.application,
+            rtt_test: notes.progress_rtt_test,
+        });
     }
 
     fn take_question(&mut self, request: u64, attempt: AttemptId) {
@@ -234,7 +369,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
             let waiting = self.questions.entry(attempt).or_default();
             waiting.push(request);
             if waiting.len() == 1 {
-                self.fleet.command(&held.start.bundle, Command::ReadOutput { attempt });
+                command(&self.fleet, held, Command::ReadOutput { attempt });
             }
         } else {
             self.answer(request, None);
@@ -247,10 +382,14 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
                 debug!(bundle = %digest, "bundle is fetched");
                 self.send(&FromWorker::WantBundle { digest, offset: 0 });
             }
-            FleetEvent::Ready { bundle, host, arena } => {
+            FleetEvent::Ready { bundle, host, arena, held } => {
                 self.reporter.add_arena(host, arena);
-                self.handle(Event::HostReady(bundle));
+                for job in held {
+                    self.adopt(host, bundle.clone(), job);
+                }
+                self.handle(Event::HostReady { bundle, host });
             }
+            FleetEvent::EarlierRun(leftovers) => self.take_leftovers(leftovers),
             FleetEvent::Refused { bundle, reason } => {
                 let reason = format!("worker on {}: {reason}", self.machine.host);
                 warn!(reason, "bundle refused");
@@ -262,20 +401,19 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
                     self.reporter.remove_arena(host);
                 }
                 let reason = format!("worker on {}: {reason}", self.machine.host);
-                self.handle(Event::HostDied { bundle, reason });
+                self.handle(Event::HostDied { bundle, host, reason });
             }
             FleetEvent::Began { host, attempt, pid, region } => {
-                if let Some(held) = self.held.get_mut(&attempt).filter(|held| held.watched.is_none()) {
-                    held.watched = Some((host, region));
-                    self.reporter.watch(Watched {
-                        arena: host,
-                        region,
-                        attempt,
-                        application: held.start.application,
-                        rtt_test: held.start.progress_rtt_test,
-                    });
-                }
+                self.watch(attempt, host, region);
                 self.handle(Event::AttemptBegan { attempt, pid });
+            }
+            FleetEvent::Checkpoint { attempt, state } => {
+                // Without a connection it stays at the host, which is asked for it at the next registration.
+                if self.engine.is_reported(attempt)
+                    && let Some(outbox) = &self.outbox
+                {
+                    outbox.send_checkpoint(attempt, state);
+                }
             }
             FleetEvent::Ended { host, ended } => self.on_ended(host, *ended),
             FleetEvent::OutputRead { attempt, texts } => {
@@ -290,7 +428,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         let watched = self.held.get_mut(&attempt).and_then(|held| held.watched.take());
         match watched {
             // The subprocess reads it for the last time, then releases it.
-            Some((arena, region)) => self.reporter.unwatch(arena, region, attempt),
+            Some(region) => self.reporter.unwatch(host, region, attempt),
             None => {
                 if let Some(region) = ended.region {
                     self.fleet.command_host(host, Command::ReleaseRegion { region });
@@ -320,7 +458,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         let held = self.held.get_mut(&attempt).expect("what the engine knows is held here");
         let outcome = Arc::new(outcome);
         held.outcome = Some(outcome.clone());
-        held.payload = Bytes::new();
+        held.order = None;
         self.janitor.remove_directory(self.state.working_directory(attempt));
         self.answer_all(attempt, Some((&outcome.stdout, &outcome.stderr)));
     }
@@ -346,19 +484,21 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Register(held) => self.send(&FromWorker::Register(Register {
+            Action::Register { slots, store, held } => self.send(&FromWorker::Register(Register {
                 worker: self.state.worker(),
                 host: self.machine.host.clone(),
                 pid: std::process::id(),
-                slots: self.config.slots,
+                slots,
                 platform: Platform::current(),
                 boot_id: self.machine.boot_id.clone(),
                 installed: self.config.installed.keys().cloned().collect(),
                 ships: self.config.ships_bundles,
                 attempts: inventory(held),
+                store,
             })),
-            Action::SendHeartbeat => {
-                let heartbeat = Message::new(codec::encode(&FromWorker::Heartbeat), Bytes::new()).urgent();
+            Action::SendHeartbeat { number } => {
+                let heartbeat = codec::encode(&FromWorker::Heartbeat { number });
+                let heartbeat = Message::new(heartbeat, Bytes::new()).urgent();
                 if let Err(error) = self.link.try_send(heartbeat) {
                     debug!(%error, "heartbeat not sent");
                 }
@@ -378,25 +518,44 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
                 self.send(&FromWorker::BundleRefused { bundle, reason, attempts });
             }
             Action::PrepareHost(bundle) => self.fleet.prepare(&bundle),
-            Action::EndHost(bundle) => {
-                if let Some(host) = self.fleet.end_host(&bundle) {
-                    self.reporter.remove_arena(host);
+            Action::KeepStore(store) => {
+                if let Err(error) = self.state.keep_store(store) {
+                    warn!(%error, "cannot write down which store the scheduler has");
                 }
             }
-            Action::StartAttempt(attempt) => {
+            Action::TellAside(attempts) => warn!(
+                attempts,
+                "the worker holds attempts of another scheduler's store; they run on, and their results wait: start that \
+                 scheduler with its old state directory"
+            ),
+            Action::EndHost(host) => {
+                self.fleet.end_host(host);
+                self.reporter.remove_arena(host);
+            }
+            Action::StartAttempt { attempt, host, lease_until } => {
                 let held = self.held.get_mut(&attempt).expect("what the engine knows is held here");
+                let order = held.order.take().expect("an attempt is started once");
+                let notes = held.notes.clone().expect("an attempt that was ordered has notes");
+                held.host = Some(host);
+                let Order { start, payload, checkpoint } = *order;
                 let job = Job {
                     attempt,
-                    execution: held.start.execution,
-                    service: held.start.service.clone(),
-                    env: held.start.env.clone(),
-                    payload: std::mem::take(&mut held.payload),
+                    execution: start.execution,
+                    service: start.service,
+                    options: start.options,
+                    payload,
+                    checkpoint,
+                    lease_until,
+                    notes,
                 };
-                self.fleet.command(&held.start.bundle, Command::Start(Box::new(job)));
+                self.fleet.command_host(host, Command::Start(Box::new(job)));
             }
+            Action::RenewLeases { host, until } => {
+                self.fleet.command_host(host, Command::RenewLeases { until });
+            }
+            Action::ReadCheckpoint(attempt) => self.command(attempt, Command::ReadCheckpoint { attempt }),
             Action::StopAttempt { attempt, grace } => {
-                let held = self.held.get(&attempt).expect("what the engine knows is held here");
-                self.fleet.command(&held.start.bundle, Command::Stop { attempt, grace });
+                self.command(attempt, Command::Stop { attempt, grace });
             }
             Action::Conclude { attempt, conclusion } => {
                 self.conclude(attempt, Outcome::concluded(conclusion))
@@ -409,9 +568,14 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
     fn forget(&mut self, attempt: AttemptId) {
         let Some(held) = self.held.remove(&attempt) else { return };
         if held.outcome.is_some() {
-            self.fleet.command(&held.start.bundle, Command::Confirm { attempt });
+            command(&self.fleet, &held, Command::Confirm { attempt });
             self.janitor.remove_result(attempt);
         }
+    }
+
+    fn command(&self, attempt: AttemptId, what: Command) {
+        let held = self.held.get(&attempt).expect("what the engine knows is held here");
+        command(&self.fleet, held, what);
     }
 
     fn send(&self, message: &FromWorker) {
@@ -422,5 +586,12 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         if let Some(outbox) = &self.outbox {
             outbox.send(message, body);
         }
+    }
+}
+
+/// Sends a command to an attempt's host. Without one it is dropped: what the host had, died with it.
+fn command(fleet: &Fleet, held: &Held, command: Command) {
+    if let Some(host) = held.host {
+        fleet.command_host(host, command);
     }
 }

@@ -5,14 +5,15 @@
 //!   fate.
 //! - `event_loop` is the one `select!` around it; `convert` maps messages to events, `outbox` sends what it says.
 //! - `hosts` starts and looks after job hosts, the bundle's executable in host mode: one process per bundle, which forks a
-//!   process per job.
+//!   process per job. They outlive the worker, and the next one adopts them.
 //! - `bundles` fetches, verifies and keeps programs; `state_dir` is the worker's place on the disk; `janitor` deletes what
 //!   ended attempts leave there.
-//! - `cli` and `config` are how it is started.
+//! - `cgroup` makes room for control groups of jobs; `cli` and `config` are how it is started.
 //!
 //! Progress goes another way: a subprocess reads the hosts' shared memory and speaks with the progress server by itself.
 
 mod bundles;
+mod cgroup;
 pub mod cli;
 mod config;
 mod convert;
@@ -25,6 +26,7 @@ mod outbox;
 mod state_dir;
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use lrts_core::ids::WorkerId;
@@ -33,7 +35,7 @@ use lrts_core::shutdown::Shutdown;
 use lrts_core::transport::{Hello, Link, LinkConfig, Refusal, Role, SocketDir};
 use tracing::info;
 
-pub use crate::config::{Config, slots};
+pub use crate::config::{Config, OnTerm, slots};
 pub use crate::state_dir::StateDirError;
 
 use crate::event_loop::{End, EventLoop};
@@ -56,7 +58,9 @@ pub enum RunError {
 }
 
 /// Runs a worker until `shutdown` is requested: then it gives back what waits, stops what runs within the grace period, tells
-/// the scheduler how that ended, and returns. Asked to end at once, it kills its jobs and returns.
+/// the scheduler how that ended, and returns. Asked to end at once, it kills its jobs and returns. With [`OnTerm::Leave`] it
+/// leaves what runs to the job hosts, and another worker on the same state directory takes them over; that is also what
+/// happens if the process is killed.
 ///
 /// `ready` is called once, when the scheduler has registered the worker. Until the scheduler is there, the worker waits for it.
 /// Needs a multi-threaded tokio runtime.
@@ -72,6 +76,10 @@ pub async fn run(
     let wanted = config.state_dir.clone();
     let open = tokio::task::spawn_blocking(move || StateDir::open(wanted.as_deref()));
     let state = Arc::new(open.await.expect("opening the state directory doesn't panic")?);
+    if config.owns_process {
+        // Before the first host is started, which inherits it.
+        cgroup::settle(Path::new(cgroup::ROOT), std::process::id());
+    }
     let machine = Machine::current();
     let worker = state.worker();
     info!(%worker, slots = config.slots, state_dir = %state.path().display(), "worker starts");
@@ -85,7 +93,8 @@ pub async fn run(
     let hello = Hello::new(Role::Worker, worker.to_string(), machine.host.clone());
     let (link, incoming) = Link::open(LinkConfig::new(&config.scheduler_address, hello, sockets.path()));
 
-    let event_loop = EventLoop::new(config, machine, state, link, reporter, ready);
+    let event_loop =
+        tokio::task::block_in_place(|| EventLoop::new(config, machine, state, link, reporter, ready));
     // Boxed: it is large, and lives once.
     match Box::pin(event_loop.run(incoming, &shutdown)).await {
         End::Left | End::AtOnce => Ok(()),

@@ -61,8 +61,8 @@ pub(crate) struct StateDir {
 }
 
 impl StateDir {
-    /// Opens and locks this directory, or the first unlocked `worker-N` of the user's state home, and clears away what a
-    /// previous run has left in it. Waits for the disk.
+    /// Opens and locks this directory, or the first unlocked `worker-N` of the user's state home. What an earlier run has left
+    /// there of hosts and attempts stays: some of it may be running. Waits for the disk.
     ///
     /// # Errors
     ///
@@ -101,7 +101,7 @@ impl StateDir {
             Err((_, Errno::EWOULDBLOCK)) => return Err(StateDirError::Locked { path }),
             Err((_, errno)) => return Err(failed(errno.into())),
         };
-        clear(&path).map_err(failed)?;
+        prepare(&path).map_err(failed)?;
         let spool = Spool::open(path.join("spool")).map_err(failed)?;
         let worker = read_or_make_id(&path)?;
         Ok(Self { path, worker, spool, _lock: lock })
@@ -127,9 +127,36 @@ impl StateDir {
         &self.spool
     }
 
+    /// The store of the scheduler that the worker has last registered with, if there was one.
+    pub(crate) fn last_store(&self) -> Option<u64> {
+        let text = fs::read_to_string(self.path.join("store")).ok()?;
+        u64::from_str_radix(text.trim(), 16).ok()
+    }
+
+    /// Writes down which store the scheduler has.
+    ///
+    /// # Errors
+    ///
+    /// Those of `write(2)` and `rename(2)`.
+    pub(crate) fn keep_store(&self, store: u64) -> io::Result<()> {
+        let part = self.path.join("store.part");
+        fs::write(&part, format!("{store:016x}\n"))?;
+        fs::rename(part, self.path.join("store"))
+    }
+
+    /// Sockets, logs and records of job hosts.
+    pub(crate) fn hosts(&self) -> PathBuf {
+        self.path.join("hosts")
+    }
+
     /// The socket of a job host.
     pub(crate) fn host_socket(&self, number: u32) -> PathBuf {
         self.path.join("hosts").join(format!("{number}.sock"))
+    }
+
+    /// Where a job host is written down.
+    pub(crate) fn host_record(&self, number: u32) -> PathBuf {
+        self.path.join("hosts").join(format!("{number}.host"))
     }
 
     /// What a job host and its program print.
@@ -140,6 +167,23 @@ impl StateDir {
     /// The working directory of an attempt.
     pub(crate) fn working_directory(&self, attempt: AttemptId) -> PathBuf {
         self.path.join("work").join(format!("{}.{}", attempt.job, attempt.attempt))
+    }
+
+    /// The working directories that there are.
+    ///
+    /// # Errors
+    ///
+    /// Those of `readdir(3)`.
+    pub(crate) fn working_directories(&self) -> io::Result<Vec<AttemptId>> {
+        let mut attempts = Vec::new();
+        for entry in fs::read_dir(self.path.join("work"))? {
+            let name = entry?.file_name();
+            attempts.extend(name.to_str().and_then(|name| {
+                let (job, attempt) = name.rsplit_once('.')?;
+                Some(AttemptId { job: job.parse().ok()?, attempt: attempt.parse().ok()? })
+            }));
+        }
+        Ok(attempts)
     }
 }
 
@@ -161,14 +205,10 @@ fn make_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Hosts end with their worker, so nobody uses their sockets and directories any more; bundles that are whole stay.
-fn clear(path: &Path) -> io::Result<()> {
+/// Makes what there must be, and deletes what only a running worker could go on with: half of a bundle.
+fn prepare(path: &Path) -> io::Result<()> {
     for name in ["work", "hosts", "spool"] {
-        let directory = path.join(name);
-        match fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => make_directory(&directory)?,
-        }
+        make_directory(&path.join(name))?;
     }
     let bundles = path.join("bundles");
     make_directory(&bundles)?;
@@ -205,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_id_stays_and_leftovers_go() {
+    fn the_id_and_what_may_be_running_stay() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("state");
         let state = StateDir::open(Some(&path)).unwrap();
@@ -219,10 +259,23 @@ mod tests {
 
         let state = StateDir::open(Some(&path)).unwrap();
         assert_eq!(state.worker(), worker);
-        assert_eq!(fs::read_dir(state.path().join("work")).unwrap().count(), 0);
-        assert!(!state.host_socket(3).exists());
+        assert!(state.path().join("work/1.1/deep").exists() && state.host_socket(3).exists());
         assert!(!state.bundles().join("abc.part").exists());
         assert!(state.bundles().join("abc").exists());
+    }
+
+    #[test]
+    fn the_store_and_the_working_directories_are_found_again() {
+        let home = tempfile::tempdir().unwrap();
+        let state = StateDir::open(Some(home.path())).unwrap();
+        assert_eq!(state.last_store(), None);
+        state.keep_store(7).unwrap();
+        state.keep_store(u64::MAX).unwrap();
+        assert_eq!(state.last_store(), Some(u64::MAX));
+        let attempt = AttemptId { job: lrts_core::ids::SessionId(5).job(2), attempt: 3 };
+        fs::create_dir(state.working_directory(attempt)).unwrap();
+        fs::create_dir(state.path().join("work/other")).unwrap();
+        assert_eq!(state.working_directories().unwrap(), [attempt]);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod driver;
 mod engine;
+mod interrupt;
 mod shell;
 #[cfg(test)]
 mod tests;
@@ -13,13 +14,13 @@ mod watcher;
 use std::borrow::Borrow;
 use std::sync::Arc;
 
-use lrts_core::ids::ApplicationId;
+use lrts_core::ids::{ApplicationId, JobId};
 use lrts_core::spec::JobOptions;
 use serde::de::DeserializeOwned;
 
 use crate::completed::AsCompleted;
 use crate::error::ClientError;
-use crate::handles::JobHandle;
+use crate::handles::{JobHandle, JobOutput};
 use crate::information::ApplicationInformation;
 use crate::results::ServiceResult;
 use crate::service::Service;
@@ -31,9 +32,12 @@ pub(crate) use shell::Application;
 /// Cheap to clone; clones share everything. It has threads of its own, so its futures run on any executor, and none of them
 /// loses anything when it is dropped. While the scheduler is away everything waits, and goes on when it is back.
 ///
-/// A program ends it with [`stop`](Self::stop). If the last clone is dropped without, what was scheduled is still sent, for up
-/// to two seconds, and the jobs go on or are cancelled as
+/// A program ends it with [`stop`](Self::stop), or leaves its jobs running with [`detach`](Self::detach). If the last clone is
+/// dropped without, what was scheduled is still sent, for up to two seconds, and the jobs go on or are cancelled as
 /// [`on_disconnect`](ApplicationInformation::on_disconnect) says.
+///
+/// Ctrl-C detaches, says on stderr how to come back, and ends the program with exit code 130; a second one ends it at once. A
+/// program that handles SIGINT itself keeps it.
 ///
 /// [`blocking::ClientApplication`](crate::blocking::ClientApplication) is the same for code that isn't async.
 #[derive(Clone, Debug)]
@@ -70,20 +74,25 @@ impl ClientApplication {
         &'a self,
         service: &S,
     ) -> impl Future<Output = Result<JobHandle<S::Output>, ClientError>> + Send + use<'a, S> {
-        self.application.schedule(service, Arc::clone(self.application.default_options()))
+        self.application.schedule(service)
     }
 
     /// Schedules a service to be run in a certain way.
     ///
+    /// With a [`key`](JobOptions::key) that was used before the handle is of the job that is there, whichever process has
+    /// scheduled it. Its result can be waited for any number of times.
+    ///
     /// # Errors
     ///
-    /// [`ClientError::InvalidOptions`]; else as [`schedule_service`](Self::schedule_service).
+    /// [`ClientError::InvalidOptions`]; [`ClientError::KeyConflict`] if this process knows that the key is of a job with another
+    /// service or payload (else [`flush`](Self::flush) and waits say so); else as
+    /// [`schedule_service`](Self::schedule_service).
     pub fn schedule_service_with<'a, S: Service>(
         &'a self,
         service: &S,
         options: JobOptions,
     ) -> impl Future<Output = Result<JobHandle<S::Output>, ClientError>> + Send + use<'a, S> {
-        self.application.schedule(service, Arc::new(options))
+        self.application.schedule_with(service, options)
     }
 
     /// Schedules many services, given by value or by reference. They travel in groups, and the iterator is asked for the next
@@ -106,17 +115,19 @@ impl ClientApplication {
     ///
     /// # Errors
     ///
-    /// [`ClientError::Refused`] or [`ClientError::Lost`] for the first such job since the last flush.
+    /// [`ClientError::Refused`], [`ClientError::KeyConflict`] or [`ClientError::Lost`] for the first such job since the last
+    /// flush.
     pub async fn flush(&self) -> Result<(), ClientError> {
         self.application.flush().await
     }
 
-    /// Waits for a job and returns how it went. A result is returned once; until then it is kept, whatever is dropped.
+    /// Waits for a job and returns how it went. A result is returned once, by whichever process; until then it is kept, whatever
+    /// is dropped or ends. That of a job with a [`key`](JobOptions::key) is returned as often as it is asked for.
     ///
     /// # Errors
     ///
-    /// [`ClientError::AlreadyTaken`] if it was returned before; [`ClientError::Refused`] and [`ClientError::Lost`] if there
-    /// will never be one; [`ClientError::Decode`] if it is no `T`; any other concerns the whole application.
+    /// [`ClientError::AlreadyTaken`] if it was returned before; [`ClientError::Refused`], [`ClientError::KeyConflict`] and
+    /// [`ClientError::Lost`] if there will never be one; [`ClientError::Decode`] if it is no `T`; any other concerns the whole application.
     pub async fn wait_for<T>(&self, job: &JobHandle<T>) -> Result<ServiceResult<T>, ClientError> {
         self.application.wait_for(job).await
     }
@@ -152,7 +163,7 @@ impl ClientApplication {
     ///
     /// # Errors
     ///
-    /// [`ClientError::ForeignJob`]; any other concerns the whole application.
+    /// Concern the whole application only.
     pub async fn cancel<T>(&self, job: &JobHandle<T>) -> Result<(), ClientError> {
         self.application.cancel(job.id())
     }
@@ -160,6 +171,27 @@ impl ClientApplication {
     /// Sets the text of the status line above the bars.
     pub fn set_stage(&self, stage: impl AsRef<str>) {
         self.application.set_stage(stage.as_ref());
+    }
+
+    /// The jobs of this application whose output is a `T`, by id: those of earlier starts under the same application id too.
+    /// Left out are jobs whose result was returned, unless they have a key, and jobs that the scheduler hasn't accepted yet
+    /// (see [`flush`](Self::flush)). [`RawOutput`](crate::RawOutput) asks for all, whatever their output.
+    ///
+    /// # Errors
+    ///
+    /// Concern the whole application only.
+    pub async fn jobs<T: JobOutput>(&self) -> Result<Vec<JobHandle<T>>, ClientError> {
+        self.application.jobs().await
+    }
+
+    /// The job of this application with this id, of whichever start of it.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::UnknownJob`] if it has none, [`ClientError::OtherOutput`] if the job's output is no `T`; any other
+    /// concerns the whole application.
+    pub async fn job<T: JobOutput>(&self, id: JobId) -> Result<JobHandle<T>, ClientError> {
+        self.application.job(id).await
     }
 
     /// Ends the application: jobs that are left are cancelled, their results forgotten, and the terminal is as it was. All
@@ -172,6 +204,18 @@ impl ClientApplication {
     /// even so; what becomes of the jobs, [`on_disconnect`](ApplicationInformation::on_disconnect) says.
     pub async fn stop(&self) -> Result<(), ClientError> {
         self.application.stop().await
+    }
+
+    /// Leaves: flushes, then ends here, while the jobs go on and their results are kept, whatever was said by
+    /// [`on_disconnect`](ApplicationInformation::on_disconnect). A [`start`](Self::start) with the same application id comes
+    /// back: [`jobs`](Self::jobs) gives the handles. All other waits fail with [`ClientError::Detached`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`flush`](Self::flush), and then the application goes on: the next call leaves.
+    /// [`ClientError::NoScheduler`] as for [`stop`](Self::stop).
+    pub async fn detach(&self) -> Result<(), ClientError> {
+        self.application.detach().await
     }
 }
 

@@ -1,7 +1,8 @@
 //! The callers' side of an application: the engine under a lock, wakers for those who wait, and the thread's life.
 
+use std::any::TypeId;
 use std::borrow::Borrow;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,28 +14,31 @@ use lrts_core::bundle::open_own_executable;
 use lrts_core::clock::Moment;
 use lrts_core::ids::{ApplicationId, JobId, SessionId};
 use lrts_core::limits::{BODY_BYTES, BUNDLE_BYTES, SERVICES_PER_BUNDLE, SUBMIT_BYTES, SUBMIT_JOBS};
-use lrts_core::spec::{JobOptions, OnDisconnect};
+use lrts_core::protocol::application::{JobSet, content_digest};
+use lrts_core::spec::JobOptions;
 use lrts_core::transport::{Hello, LinkConfig, LinkSender, Role, SocketDir};
 use tokio::sync::{Notify, watch};
 
 use super::AsService;
 use super::driver::{self, Driver, Program};
 use super::engine::{
-    Action, Delivery, Engine, Fatal, JobFault, NewJob, Next, Settings, Step, WaitError, WaitId,
+    Action, Delivery, Engine, Fatal, JobFault, Key, Listed, NewJob, Next, Settings, Step, WaitError, WaitId,
 };
+use super::interrupt;
 use crate::completed::AsCompleted;
 use crate::display::{Display, ProgressDisplay};
 use crate::encoding;
 use crate::error::ClientError;
-use crate::handles::{Decode, JobHandle};
+use crate::handles::{Decode, JobHandle, JobOutput};
 use crate::information::{ApplicationInformation, Bundle, Checked};
+use crate::park::block_until;
 use crate::results::ServiceResult;
-use crate::service::{self, Service};
+use crate::service::{self, Hosted, Service};
 
 /// How long an application that is dropped goes on sending.
-const DETACH_TIME: Duration = Duration::from_secs(2);
+const FLUSH_TIME: Duration = Duration::from_secs(2);
 
-/// How long a stopped application waits for its last words to leave.
+/// How long an application that has ended waits for its last words to leave.
 const FAREWELL_TIME: Duration = Duration::from_secs(1);
 
 /// An application, its thread, and its end.
@@ -44,6 +48,8 @@ pub(crate) struct Application {
     thread: Mutex<Option<JoinHandle<()>>>,
     /// Whether the thread is done.
     done: watch::Receiver<bool>,
+    /// Ctrl-C detaches it as long as this lives.
+    _interrupt: interrupt::Registration,
 }
 
 /// What callers and the application's thread share.
@@ -55,7 +61,7 @@ pub(super) struct Shared {
     pub(super) application: ApplicationId,
     scheduler: String,
     session: SessionId,
-    services: Vec<&'static str>,
+    services: Vec<Hosted>,
     /// Says why there is no connection.
     link: Mutex<Option<LinkSender>>,
 }
@@ -76,10 +82,7 @@ impl Application {
     }
 
     /// Starts the thread of an application with these services.
-    pub(super) fn start_with(
-        checked: Checked,
-        services: Vec<&'static str>,
-    ) -> Result<Arc<Self>, ClientError> {
+    pub(super) fn start_with(checked: Checked, services: Vec<Hosted>) -> Result<Arc<Self>, ClientError> {
         let failed = |what: &str| {
             let what = what.to_owned();
             move |source| ClientError::Start { what, source }
@@ -99,16 +102,17 @@ impl Application {
             .enable_all()
             .build()
             .map_err(failed("starting threads"))?;
-        if checked.nameless && checked.on_disconnect == OnDisconnect::Keep {
-            // Its jobs outlive it, so a person needs a name for them.
+        if checked.nameless {
+            // A person needs a name to come back to its jobs.
             service::say(&format!("lrts: this application's id is {}", checked.application));
         }
 
         let session = SessionId::random();
         let settings = Settings {
             application: checked.application,
+            named: !checked.nameless,
             session,
-            services: services.iter().map(|&name| name.to_owned()).collect(),
+            services: services.iter().map(|service| service.name.to_owned()).collect(),
             on_disconnect: checked.on_disconnect,
             progress_rtt_test: checked.progress_rtt_test,
             communication_time_out: checked.communication_time_out,
@@ -121,6 +125,8 @@ impl Application {
         let scheduler = link(checked.scheduler.to_string());
         let progress_server = watched.then(|| link(checked.progress_server.to_string()));
 
+        // Before the display, which else takes the signal for itself alone.
+        let interrupt = interrupt::Registration::new();
         let display = Display::start(checked.progress_display, checked.progress_sink);
         display.set_iteration_timeout(checked.progress_iteration);
         let shared = Arc::new(Shared {
@@ -153,29 +159,51 @@ impl Application {
                 set_done.send_replace(true);
             })
             .map_err(failed("starting a thread"))?;
-        let default_options = Arc::new(JobOptions::new());
-        Ok(Arc::new(Self { shared, default_options, thread: Mutex::new(Some(thread)), done }))
+        interrupt.set(&shared, done.clone());
+        Ok(Arc::new(Self {
+            shared,
+            default_options: Arc::new(JobOptions::new()),
+            thread: Mutex::new(Some(thread)),
+            done,
+            _interrupt: interrupt,
+        }))
     }
 
     pub(crate) fn id(&self) -> ApplicationId {
         self.shared.application
     }
 
-    pub(crate) fn default_options(&self) -> &Arc<JobOptions> {
-        &self.default_options
-    }
-
     /// Schedules one service. It is encoded at once, so that the future needs nothing of it.
     pub(crate) fn schedule<'a, S: Service>(
         &'a self,
         service: &S,
-        options: Arc<JobOptions>,
     ) -> impl Future<Output = Result<JobHandle<S::Output>, ClientError>> + Send + use<'a, S> {
-        let job = options.validate().map_err(ClientError::from).and_then(|()| self.new_job(service, options));
-        async move {
-            let sequence = self.submit(vec![job?]).await?;
-            Ok(JobHandle::new(self.shared.session.job(sequence)))
-        }
+        self.submit_one(self.new_job(service, Arc::clone(&self.default_options)))
+    }
+
+    pub(crate) fn schedule_with<'a, S: Service>(
+        &'a self,
+        service: &S,
+        mut options: JobOptions,
+    ) -> impl Future<Output = Result<JobHandle<S::Output>, ClientError>> + Send + use<'a, S> {
+        let job = options.validate().map_err(ClientError::from).and_then(|()| {
+            let key = options.take_key();
+            let mut job = self.new_job(service, Arc::new(options))?;
+            let digest = |key: String| Key { key: key.into(), digest: content_digest(S::NAME, &job.payload) };
+            job.key = key.map(digest);
+            Ok(job)
+        });
+        self.submit_one(job)
+    }
+
+    async fn submit_one<T: JobOutput>(
+        &self,
+        job: Result<NewJob, ClientError>,
+    ) -> Result<JobHandle<T>, ClientError> {
+        let job = job?;
+        let keyed = job.key.as_ref().map(|key| JobId::keyed(self.shared.application, &key.key));
+        let sequence = self.submit(vec![job]).await?;
+        Ok(JobHandle::new(keyed.unwrap_or_else(|| self.shared.session.job(sequence))))
     }
 
     pub(crate) async fn schedule_many<I, Kind>(
@@ -207,7 +235,7 @@ impl Application {
     }
 
     fn new_job<S: Service>(&self, service: &S, options: Arc<JobOptions>) -> Result<NewJob, ClientError> {
-        let index = self.shared.services.iter().position(|&name| name == S::NAME);
+        let index = self.shared.services.iter().position(|service| service.name == S::NAME);
         let index = index.ok_or(ClientError::UnknownService { service: S::NAME })?;
         let payload =
             encoding::encode(service).map_err(|source| ClientError::Encode { service: S::NAME, source })?;
@@ -215,7 +243,7 @@ impl Application {
             return Err(ClientError::TooLarge { service: S::NAME, bytes: payload.len() });
         }
         let index = u16::try_from(index).expect("the number of services is checked at the start");
-        Ok(NewJob { service: index, options, payload: payload.into() })
+        Ok(NewJob { service: index, options, payload: payload.into(), key: None })
     }
 
     /// Hands jobs to the engine once it has room for them; returns the first one's sequence.
@@ -248,20 +276,17 @@ impl Application {
         &self,
         jobs: &[JobHandle<T>],
     ) -> Result<Vec<ServiceResult<T>>, ClientError> {
-        let mut sequences = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            sequences.push(self.shared.sequence(job.id())?);
-        }
+        let numbers = self.shared.numbers(jobs.iter().map(JobHandle::id));
         let deliveries = {
-            let wait = self.shared.wait(|engine, now| engine.wait_for_all(sequences, now));
+            let wait = self.shared.wait(|engine, now| engine.wait_for_all(numbers.clone(), now));
             wait.ready(Engine::poll_all).await.map_err(|error| self.shared.error(error))?
         };
-        let delivered: Vec<u64> = deliveries.iter().map(|delivery| delivery.sequence).collect();
-        let read = |job: &JobHandle<T>| {
-            let index = delivered.binary_search(&job.id().sequence);
-            self.shared.read(&deliveries[index.expect("every job was delivered")], job.decode())
+        let delivered: Vec<u64> = deliveries.iter().map(|delivery| delivery.number).collect();
+        let read = |(job, number): (&JobHandle<T>, &u64)| {
+            let index = delivered.binary_search(number).expect("every job was delivered");
+            self.shared.read(&deliveries[index], job.decode())
         };
-        let results = jobs.iter().map(read).collect();
+        let results = jobs.iter().zip(&numbers).map(read).collect();
         self.shared.settle(&delivered, &results);
         results
     }
@@ -270,17 +295,51 @@ impl Application {
     where
         J: IntoIterator<Item: Borrow<JobHandle<T>>>,
     {
-        let (mut decode, mut sequences, mut foreign) = (None, Vec::new(), VecDeque::new());
-        for job in jobs {
-            let job = job.borrow();
-            decode = Some(job.decode());
-            match self.shared.sequence(job.id()) {
-                Ok(sequence) => sequences.push(sequence),
-                Err(_) => foreign.push_back(job.id()),
-            }
+        let mut decode = None;
+        let jobs: Vec<JobId> = jobs
+            .into_iter()
+            .map(|job| {
+                decode = Some(job.borrow().decode());
+                job.borrow().id()
+            })
+            .collect();
+        let wait = self.shared.change(|engine, now| {
+            let numbers = jobs.into_iter().map(|job| engine.number(job)).collect();
+            engine.wait_for_each(numbers, now)
+        });
+        AsCompleted::new(Arc::clone(self), decode, wait)
+    }
+
+    /// Handles of all jobs whose output is `T`, by id.
+    pub(crate) async fn jobs<T: JobOutput>(&self) -> Result<Vec<JobHandle<T>>, ClientError> {
+        let mut ids = Vec::new();
+        for (service, set) in self.list(None).await? {
+            let Some(index) = self.shared.service_of::<T>(&service) else { continue };
+            let sequences = set.ranges.iter().flat_map(|&(first, last)| first..=last);
+            let jobs: Vec<JobId> = sequences.map(|sequence| set.session.job(sequence)).collect();
+            self.shared.change(|engine, _| engine.exist(jobs.iter().copied(), index));
+            ids.extend(jobs);
         }
-        let wait = self.shared.change(|engine, now| engine.wait_for_each(sequences, now));
-        AsCompleted::new(Arc::clone(self), decode, foreign, wait)
+        ids.sort_unstable();
+        Ok(ids.into_iter().map(JobHandle::new).collect())
+    }
+
+    /// A handle of this job.
+    pub(crate) async fn job<T: JobOutput>(&self, job: JobId) -> Result<JobHandle<T>, ClientError> {
+        let listed = self.list(Some(job)).await?;
+        let Some((service, _)) = listed.into_iter().find(|(_, set)| *set == JobSet::one(job)) else {
+            return Err(ClientError::UnknownJob { job, application: self.shared.application.to_string() });
+        };
+        let Some(index) = self.shared.service_of::<T>(&service) else {
+            return Err(ClientError::OtherOutput { job, service, expected: std::any::type_name::<T>() });
+        };
+        self.shared.change(|engine, _| engine.exist([job], index));
+        Ok(JobHandle::new(job))
+    }
+
+    async fn list(&self, job: Option<JobId>) -> Result<Listed, ClientError> {
+        let wait = self.shared.wait(|engine, now| engine.wait_for_list(job, now));
+        wait.ready(Engine::poll_list).await.map_err(|error| self.shared.error(error))
     }
 
     pub(crate) fn poll_stream<T>(
@@ -296,7 +355,7 @@ impl Application {
         next.map(|next| match next {
             Next::Item(Ok(delivery)) => {
                 let result = self.shared.read(&delivery, decode);
-                self.shared.settle(&[delivery.sequence], &result);
+                self.shared.settle(&[delivery.number], &result);
                 Some(result)
             }
             Next::Item(Err(error)) => Some(Err(self.shared.error(error))),
@@ -309,8 +368,10 @@ impl Application {
     }
 
     pub(crate) fn cancel(&self, job: JobId) -> Result<(), ClientError> {
-        let sequence = self.shared.sequence(job)?;
-        let cancelled = self.shared.change(|engine, _| engine.cancel(sequence));
+        let cancelled = self.shared.change(|engine, _| {
+            let number = engine.number(job);
+            engine.cancel(number)
+        });
         cancelled.map_err(|error| self.shared.error(error))
     }
 
@@ -319,11 +380,18 @@ impl Application {
     }
 
     pub(crate) async fn stop(&self) -> Result<(), ClientError> {
-        self.shared.change(|engine, _| engine.stop());
-        let told = {
-            let wait = self.shared.wait(Engine::wait_for_stop);
-            wait.ready(Engine::poll_stop).await
-        };
+        self.end(Engine::stop).await
+    }
+
+    pub(crate) async fn detach(&self) -> Result<(), ClientError> {
+        self.flush().await?;
+        self.end(Engine::leave).await
+    }
+
+    /// Begins the end, waits for the scheduler's farewell, and ends everything here.
+    async fn end(&self, begin: impl FnOnce(&mut Engine)) -> Result<(), ClientError> {
+        self.shared.change(|engine, _| begin(engine));
+        let told = self.shared.farewell().await;
         self.shared.close(FAREWELL_TIME);
         // Ends with an error only if the thread has panicked: then it is done, too.
         let _ = self.done.clone().wait_for(|done| *done).await;
@@ -341,7 +409,7 @@ impl Application {
 
 impl Drop for Application {
     fn drop(&mut self) {
-        self.shared.close(DETACH_TIME);
+        self.shared.close(FLUSH_TIME);
         self.join();
     }
 }
@@ -473,8 +541,41 @@ impl Shared {
         }
     }
 
-    fn sequence(&self, job: JobId) -> Result<u64, ClientError> {
-        if job.session == self.session { Ok(job.sequence) } else { Err(ClientError::ForeignJob { job }) }
+    /// The numbers by which jobs go in the engine.
+    fn numbers(&self, jobs: impl Iterator<Item = JobId>) -> Vec<u64> {
+        self.change(|engine, _| jobs.map(|job| engine.number(job)).collect())
+    }
+
+    /// The index of a service whose output is `T`; one that this program doesn't have counts if any output will do.
+    fn service_of<T: JobOutput>(&self, name: &str) -> Option<u16> {
+        let index = self.services.iter().position(|service| service.name == name);
+        let output = index.map(|index| self.services[index].output);
+        let fits = T::RAW || output == Some(TypeId::of::<T>());
+        fits.then(|| index.and_then(|index| u16::try_from(index).ok()).unwrap_or(u16::MAX))
+    }
+
+    /// Leaves within the time limit: what was scheduled is flushed and the scheduler told, but nobody who waits here is woken.
+    /// Returns whether the scheduler has confirmed it; none if there are no jobs.
+    pub(super) fn detach_within(&self, limit: Duration) -> Option<bool> {
+        let deadline = Moment::now() + limit;
+        let flushed = async {
+            let wait = self.wait(Engine::wait_for_flush);
+            // What was refused can be told nobody any more.
+            let _ = wait.ready(Engine::poll_flush).await;
+        };
+        block_until(flushed, Some(deadline));
+        self.change(|engine, _| engine.begin_detach());
+        block_until(self.farewell(), Some(deadline.max(Moment::now() + FAREWELL_TIME)));
+        self.close(FAREWELL_TIME);
+        self.with_engine(|engine, _| {
+            let has_jobs = engine.may_have_jobs() || engine.unsent() > 0;
+            has_jobs.then(|| engine.is_answered())
+        })
+    }
+
+    async fn farewell(&self) -> Result<(), WaitError> {
+        let wait = self.wait(Engine::wait_for_farewell);
+        wait.ready(Engine::poll_farewell).await
     }
 
     /// Registers a wait, removed when it is dropped.
@@ -507,7 +608,7 @@ impl Shared {
 
     /// Makes a result of what was delivered.
     fn read<T>(&self, delivery: &Delivery, decode: Decode<T>) -> Result<ServiceResult<T>, ClientError> {
-        let job_id = self.session.job(delivery.sequence);
+        let job_id = delivery.job;
         let report = &delivery.report;
         let outcome = match &report.failure {
             Some(failure) => Err(failure.clone()),
@@ -516,8 +617,7 @@ impl Shared {
                 service: self
                     .services
                     .get(usize::from(delivery.service))
-                    .copied()
-                    .unwrap_or_default()
+                    .map_or("unknown", |service| service.name)
                     .to_owned(),
                 source,
             })?),
@@ -554,6 +654,7 @@ impl Shared {
             }
             WaitError::Fatal(Fatal::Bundle(reason)) => ClientError::Bundle { reason },
             WaitError::Fatal(Fatal::Stopped) => ClientError::Stopped,
+            WaitError::Fatal(Fatal::Detached) => ClientError::Detached,
             WaitError::Bundle(reason) => ClientError::Bundle { reason: reason.as_ref().to_owned() },
             WaitError::NoScheduler(waited) => {
                 let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
@@ -563,6 +664,9 @@ impl Shared {
             }
             WaitError::Job(job, JobFault::Refused(reason)) => {
                 ClientError::Refused { job, reason: reason.as_ref().to_owned() }
+            }
+            WaitError::Job(job, JobFault::KeyConflict(key)) => {
+                ClientError::KeyConflict { job, key: key.as_ref().to_owned() }
             }
             WaitError::Job(job, JobFault::Lost) => ClientError::Lost { job },
             WaitError::Job(job, JobFault::AlreadyTaken) => ClientError::AlreadyTaken { job },

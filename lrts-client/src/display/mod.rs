@@ -12,7 +12,7 @@
 //! | `bars.rs` | the thread that draws the live area |
 //! | `terminal.rs` | one frame onto the terminal: indicatif composes it, crossterm's commands place it |
 //! | `capture.rs` | descriptors 1 and 2 run through the display while it is live |
-//! | `signals.rs` | Ctrl-C, SIGTERM and Ctrl-Z leave the terminal clean |
+//! | `signals.rs` | Ctrl-C without an application, SIGTERM and Ctrl-Z leave the terminal clean |
 //! | `lines.rs` | plain lines |
 //! | `sink.rs` | the user's own renderer |
 //!
@@ -57,7 +57,7 @@ pub enum ProgressDisplay {
     /// While it is live, stdout and stderr run through a pipe, so that what the program and its children print appears above
     /// the bars, line by line; colours pass, sequences that move the cursor don't. A stdout that isn't the same terminal is
     /// left alone. SIGINT, SIGTERM and SIGTSTP are handled while it is live, unless the program handles them itself: the
-    /// terminal is put in order, then they act as usual.
+    /// terminal is put in order, then they act as usual (SIGINT as [`ClientApplication`](crate::ClientApplication) says).
     Bars,
     /// A plain line on stderr at the start, on each new stage, every 10 seconds if something has changed, for each left bar
     /// and each log line, and at the end.

@@ -7,9 +7,11 @@
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
+use nix::sys::signal::{SigHandler, Signal};
 
-/// End, end, stop.
+use crate::handlers::{self, Holder};
+
+/// End, end, stop. Of these an application handles the first one itself.
 const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGTSTP];
 
 /// The signal that has come and was not dealt with; 0 if none.
@@ -29,31 +31,21 @@ impl Handlers {
     pub(super) fn install(wake: impl AsFd) -> Self {
         CAME.store(0, Ordering::SeqCst);
         WAKE.store(wake.as_fd().as_raw_fd(), Ordering::SeqCst);
-        let mut handlers = Self { installed: Vec::new() };
-        for signal in SIGNALS {
-            if holder(signal) == Holder::Default {
-                set(signal, SigHandler::Handler(on_signal));
-                handlers.installed.push(signal);
-            }
-        }
-        handlers
+        let mut this = Self { installed: Vec::new() };
+        this.installed.extend(SIGNALS.into_iter().filter(|&signal| handlers::install(signal, on_signal)));
+        this
     }
 
     /// The signal to act on, if one has come. None if the program has taken it over.
     pub(super) fn take(&self) -> Option<Signal> {
         let signal = Signal::try_from(CAME.swap(0, Ordering::SeqCst)).ok()?;
-        (holder(signal) == Holder::Ours).then_some(signal)
+        (handlers::holder(signal, on_signal) == Holder::This).then_some(signal)
     }
 
     /// Lets the signal act as it does by default; returns only if that was to stop, after the program was continued.
     pub(super) fn act(&self, signal: Signal) {
-        set(signal, SigHandler::SigDfl);
-        let mut set_of_it = SigSet::empty();
-        set_of_it.add(signal);
-        // Blocked in this thread it would wait for ever. Neither call can fail on a valid signal.
-        let _ = set_of_it.thread_unblock();
-        let _ = raise(signal);
-        set(signal, SigHandler::Handler(on_signal));
+        handlers::act_by_default(signal);
+        handlers::set(signal, SigHandler::Handler(on_signal));
     }
 }
 
@@ -61,9 +53,7 @@ impl Drop for Handlers {
     /// Puts the defaults back, except where the program has installed a handler of its own since.
     fn drop(&mut self) {
         for signal in self.installed.drain(..) {
-            if holder(signal) == Holder::Ours {
-                set(signal, SigHandler::SigDfl);
-            }
+            handlers::uninstall(signal, on_signal);
         }
         WAKE.store(-1, Ordering::SeqCst);
     }
@@ -86,39 +76,5 @@ extern "C" fn on_signal(signal: libc::c_int) {
             libc::write(wake, (&raw const one).cast(), size_of::<u64>());
         }
         *libc::__errno_location() = errno;
-    }
-}
-
-#[expect(unsafe_code, reason = "a signal's handler is process-wide state")]
-fn set(signal: Signal, handler: SigHandler) {
-    let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
-    // SAFETY: the handler is either the default or `on_signal`, which is async-signal-safe.
-    let _ = unsafe { sigaction(signal, &action) };
-}
-
-/// Who handles a signal.
-#[derive(PartialEq, Eq)]
-enum Holder {
-    Default,
-    Ours,
-    /// The program, or it is ignored.
-    Other,
-}
-
-#[expect(unsafe_code, reason = "nix can't ask for a handler without setting one")]
-fn holder(signal: Signal) -> Holder {
-    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: without a new action the call only fills in the old one, for which there is room; all zeroes are valid, too.
-    let handler = unsafe {
-        if libc::sigaction(signal as libc::c_int, std::ptr::null(), action.as_mut_ptr()) != 0 {
-            return Holder::Other;
-        }
-        action.assume_init().sa_sigaction
-    };
-    let ours = on_signal as extern "C" fn(libc::c_int) as usize;
-    match handler {
-        libc::SIG_DFL => Holder::Default,
-        handler if handler == ours => Holder::Ours,
-        _ => Holder::Other,
     }
 }

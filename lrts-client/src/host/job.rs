@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -20,8 +21,10 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::Pid;
 
+use super::cgroup;
 use super::kernel::{become_job, close_from, duplicate_to, exit_now, take_descriptor_0};
 use super::notices::{Done, FromJob, ToJob};
+use super::watchdog;
 use crate::context::JobContext;
 use crate::service::{RunError, Services, say};
 
@@ -38,6 +41,7 @@ const SOCKET: i32 = 3;
 struct Work {
     start: StartAttempt,
     payload: &'static [u8],
+    checkpoint: Option<&'static [u8]>,
     region: Region,
     socket: Arc<NoticeSocket>,
 }
@@ -46,9 +50,11 @@ struct Work {
 pub(super) struct Inheritance<'a> {
     pub(super) services: &'a Services,
     pub(super) start: StartAttempt,
-    pub(super) payload: Option<OwnedFd>,
-    pub(super) arena: std::os::fd::BorrowedFd<'a>,
+    /// Memfds of payload and checkpoint, as far as they have any.
+    pub(super) bodies: Vec<OwnedFd>,
+    pub(super) arena: BorrowedFd<'a>,
     pub(super) region: u32,
+    pub(super) cgroup: Option<PathBuf>,
     pub(super) socket: NoticeSocket,
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
@@ -61,14 +67,15 @@ pub(super) struct Inheritance<'a> {
 /// Nothing in the host has drawn random numbers before the fork, so generators that seed themselves at first use differ from
 /// job to job.
 pub(super) fn run_forked(inherited: Inheritance<'_>) -> ! {
-    let Inheritance { services, start, payload, arena, region, socket, stdout, stderr, host, files } =
+    let Inheritance { services, start, bodies, arena, region, cgroup, socket, stdout, stderr, host, files } =
         inherited;
     if !become_job(host, files) {
         exit_now(1);
     }
     let streams = duplicate_to(&stdout, 1).and_then(|()| duplicate_to(&stderr, 2));
+    let entered = enter_cgroup(cgroup.as_deref());
     let region = Region::map(arena, region);
-    let payload = load(&start.payload, payload);
+    let bodies = load_bodies(&start, bodies);
     let socket = OwnedFd::from(socket);
     if duplicate_to(&socket, SOCKET).is_err() {
         exit_now(1);
@@ -88,8 +95,10 @@ pub(super) fn run_forked(inherited: Inheritance<'_>) -> ! {
             std::env::set_var(name, value);
         }
     }
-    let ready =
-        streams.and_then(|()| Ok(Work { start, payload: payload?, region: region?, socket: socket.clone() }));
+    let ready = streams.and(entered).and_then(|()| {
+        let (payload, checkpoint) = bodies?;
+        Ok(Work { start, payload, checkpoint, region: region?, socket: socket.clone() })
+    });
     match ready {
         Ok(work) => run(services, work),
         Err(error) => give_up(&socket, &error),
@@ -108,20 +117,21 @@ pub(crate) fn run_job(services: Services) -> ! {
     }
     // The host sends one such notice before any other; without it there is no host.
     let Ok(Some(packet)) = socket.receive() else { exit_now(1) };
-    let Ok(ToJob::Start { start, region, host, files }) = packet.decode() else { exit_now(1) };
+    let Ok(ToJob::Start { start, region, host, files, cgroup }) = packet.decode() else { exit_now(1) };
     if !become_job(Pid::from_raw(host), files) {
         exit_now(1);
     }
     let mut descriptors = packet.descriptors.into_iter();
     let Some(arena) = descriptors.next() else { exit_now(1) };
     let socket = Arc::new(socket);
-    let payload = load(&start.payload, descriptors.next());
-    let region = Region::map(std::os::fd::AsFd::as_fd(&arena), region);
+    let entered = enter_cgroup(cgroup.as_deref());
+    let bodies = load_bodies(&start, descriptors);
+    let region = Region::map(arena.as_fd(), region);
     drop(arena);
     let stack = getrlimit(Resource::RLIMIT_STACK).map_or(STACK_BYTES, |(soft, _)| soft.min(STACK_BYTES));
     let job = Arc::clone(&socket);
-    let thread = payload.and_then(|payload| {
-        let work = Work { start, payload, region: region?, socket: job };
+    let thread = entered.and(bodies).and_then(|(payload, checkpoint)| {
+        let work = Work { start, payload, checkpoint, region: region?, socket: job };
         let stack = usize::try_from(stack).unwrap_or(usize::MAX);
         thread::Builder::new().name("job".to_owned()).stack_size(stack).spawn(move || run(&services, work))
     });
@@ -135,11 +145,25 @@ pub(crate) fn run_job(services: Services) -> ! {
     }
 }
 
-/// The payload's bytes, for the rest of the process's life.
-fn load(payload: &Payload, descriptor: Option<OwnedFd>) -> io::Result<&'static [u8]> {
-    match payload {
+fn enter_cgroup(entrance: Option<&Path>) -> io::Result<()> {
+    entrance.map_or(Ok(()), cgroup::enter)
+}
+
+/// Payload and checkpoint, for the rest of the process's life.
+type Bodies = (&'static [u8], Option<&'static [u8]>);
+
+fn load_bodies(start: &StartAttempt, descriptors: impl IntoIterator<Item = OwnedFd>) -> io::Result<Bodies> {
+    let mut descriptors = descriptors.into_iter();
+    let payload = load(&start.payload, &mut descriptors)?;
+    let checkpoint = start.checkpoint.as_ref().map(|body| load(body, &mut descriptors)).transpose()?;
+    Ok((payload, checkpoint))
+}
+
+fn load(body: &Payload, descriptors: &mut impl Iterator<Item = OwnedFd>) -> io::Result<&'static [u8]> {
+    match body {
         Payload::Inline(bytes) => Ok(bytes.clone().leak()),
         Payload::Descriptor { bytes } => {
+            let descriptor = descriptors.next();
             let file = File::from(descriptor.ok_or_else(|| io::Error::other("the payload did not arrive"))?);
             let length = usize::try_from(*bytes).ok().and_then(NonZeroUsize::new);
             let Some(length) = length else { return Ok(&[]) };
@@ -162,7 +186,12 @@ fn give_up(socket: &NoticeSocket, error: &io::Error) -> ! {
 }
 
 fn run(services: &Services, work: Work) -> ! {
-    let Work { start, payload, region, socket } = work;
+    let Work { start, payload, checkpoint, region, socket } = work;
+    if start.lease_until.is_some()
+        && let Err(error) = watchdog::start(region.clone())
+    {
+        give_up(&socket, &error);
+    }
     // Told to stop before it was ready for SIGTERM: the flag is set before the signal is sent, so one of the two is seen.
     if region.is_cancelled() {
         exit_now(0);
@@ -173,7 +202,8 @@ fn run(services: &Services, work: Work) -> ! {
     }
     let process = std::process::id();
     let panicked = report_panics(&socket);
-    let context = JobContext::of_process(start.attempt, start.execution, region, Arc::clone(&socket));
+    let context =
+        JobContext::of_process(start.attempt, start.execution, region, Arc::clone(&socket), checkpoint);
     let result = catch_unwind(AssertUnwindSafe(|| {
         services.find(&start.service).map(|entry| entry.run(payload, &context))
     }));

@@ -67,17 +67,6 @@ pub(super) fn reap(pid: Pid) -> Option<Reaped> {
     Some(Reaped { exit, peak_memory_bytes: kilobytes * 1024 })
 }
 
-/// All children of this process, the ended ones too.
-pub(super) fn children() -> Vec<Pid> {
-    let mut children = Vec::new();
-    let Ok(tasks) = fs::read_dir("/proc/self/task") else { return children };
-    for task in tasks.flatten() {
-        let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        children.extend(text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw));
-    }
-    children
-}
-
 /// How many processes the kernel has killed for want of memory since the machine started.
 pub(super) fn out_of_memory_kills() -> u64 {
     let text = fs::read_to_string("/proc/vmstat").unwrap_or_default();
@@ -275,15 +264,5 @@ mod tests {
         assert_eq!(threads(), before + 1);
         drop(sender);
         assert!(thread.join().unwrap().is_err());
-    }
-
-    #[test]
-    fn children_are_found() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let pid = Pid::from_raw(child.id() as i32);
-        assert!(children().contains(&pid));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert!(!children().contains(&pid));
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::process::Command;
 
 use lrts_core::mode::{self, Mode};
@@ -19,12 +20,13 @@ use super::notices::ToJob;
 use crate::service::Services;
 
 /// What every job process of a host gets from it.
-#[derive(Clone, Copy)]
 pub(super) struct Common<'a> {
     pub(super) services: &'a Services,
     pub(super) arena: BorrowedFd<'a>,
     /// The soft limit of open files that the host was started with.
     pub(super) files: u64,
+    /// Where to enter the job's cgroup, if it has one.
+    pub(super) cgroup: Option<PathBuf>,
 }
 
 /// A running job process and the host's ends of what connects the two. None of them makes the host wait.
@@ -43,7 +45,7 @@ pub(super) struct Launched {
 pub(super) fn fork_job(
     common: Common<'_>,
     start: StartAttempt,
-    payload: Option<OwnedFd>,
+    bodies: Vec<OwnedFd>,
     region: u32,
 ) -> io::Result<Launched> {
     let host = getpid();
@@ -53,13 +55,14 @@ pub(super) fn fork_job(
     let pid = match fork()? {
         Forked::Parent(pid) => pid,
         Forked::Child => {
-            let Common { services, arena, files } = common;
+            let Common { services, arena, files, cgroup } = common;
             let inheritance = Inheritance {
                 services,
                 start,
-                payload,
+                bodies,
                 arena,
                 region,
+                cgroup,
                 socket: theirs,
                 stdout: stdout_writer,
                 stderr: stderr_writer,
@@ -84,7 +87,7 @@ pub(super) fn fork_job(
 pub(super) fn spawn_job(
     common: Common<'_>,
     mut start: StartAttempt,
-    payload: Option<OwnedFd>,
+    bodies: Vec<OwnedFd>,
     region: u32,
 ) -> io::Result<Launched> {
     let (ours, theirs) = NoticeSocket::pair()?;
@@ -101,9 +104,10 @@ pub(super) fn spawn_job(
     // It holds the job's ends of socket and pipes.
     drop(command);
 
-    let notice = ToJob::Start { start, region, host: getpid().as_raw(), files: common.files };
+    let notice =
+        ToJob::Start { start, region, host: getpid().as_raw(), files: common.files, cgroup: common.cgroup };
     let mut descriptors = vec![common.arena];
-    descriptors.extend(payload.as_ref().map(AsFd::as_fd));
+    descriptors.extend(bodies.iter().map(AsFd::as_fd));
     let sent = ours.send_notice(&notice, &descriptors);
     match sent.and_then(|()| ready(pid, ours, stdout, stderr)) {
         Ok(launched) => Ok(launched),

@@ -2,16 +2,39 @@
 //! has confirmed that the result is safe.
 //!
 //! A fork copies the calling thread only, so a host is single-threaded, runs before anything else in `main`, and uses no
-//! runtime: [`server`] is one `epoll` loop, in which nothing may take long. [`launch`] starts processes, [`job`] is what goes
-//! on in them, [`verdict`] decides what became of an attempt, [`kernel`] has the system calls.
+//! runtime: it is one `epoll` loop, in which nothing may take long.
+//!
+//! | Module | What |
+//! |---|---|
+//! | [`server`] | the loop, and what the worker says and is told |
+//! | [`connection`] | the worker's connection |
+//! | [`jobs`], [`running`] | jobs from their start to their last process |
+//! | [`ended`] | what is left of them until the worker has confirmed it, in memory or on disk |
+//! | [`launch`] | starts processes; [`job`] is what goes on in them |
+//! | [`limits`], [`cgroup`] | limits of time and memory |
+//! | [`watchdog`] | ends a job with its lease, from within |
+//! | [`checkpoint`] | memory that a job keeps its state in |
+//! | [`tree`] | the processes of a job |
+//! | [`verdict`] | what became of an attempt |
+//! | [`kernel`] | system calls |
 
+mod cgroup;
+mod checkpoint;
+mod connection;
+mod ended;
 mod job;
+mod jobs;
 mod kernel;
 mod launch;
+mod limits;
 mod notices;
+mod regions;
+mod running;
 mod server;
 mod tail;
+mod tree;
 mod verdict;
+mod watchdog;
 
 use std::io;
 
@@ -21,16 +44,18 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::setsid;
 
+pub(crate) use checkpoint::Checkpoints;
 pub(crate) use job::run_job;
 pub(crate) use kernel::{survive_terminate, threads};
 pub(crate) use notices::ToJob;
 
 use crate::service::{Services, say};
 
-/// Serves the worker that connects to descriptor 0, until its connection closes.
+/// Serves the workers that connect to descriptor 0, one after the other, until one of them says so or none has come for too
+/// long.
 ///
-/// Terminal signals and SIGTERM don't concern a host: it ends with its worker's connection, after the worker has stopped the
-/// jobs in its own way. A signal to the whole service (as systemd sends it) would else cut their grace period short.
+/// Terminal signals and SIGTERM don't concern a host: the worker ends it, after it has stopped the jobs in its own way. A signal
+/// to the whole service (as systemd sends it) would else cut their grace period short.
 pub(crate) fn run_host(services: Services, forks: bool) -> ! {
     match serve(services, forks) {
         Ok(()) => kernel::exit_now(0),

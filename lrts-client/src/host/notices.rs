@@ -1,5 +1,7 @@
 //! Job host and job process, over a socket pair. Both are the same program, so these notices have no version.
 
+use std::path::PathBuf;
+
 use lrts_core::protocol::host::{Output, StartAttempt};
 use lrts_core::status::Failure;
 use serde::{Deserialize, Serialize};
@@ -7,8 +9,8 @@ use serde::{Deserialize, Serialize};
 /// What the host tells a job process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToJob {
-    /// First notice to a spawned process, and to no forked one. The arena's memfd travels with it, then the payload's if there
-    /// is one.
+    /// First notice to a spawned process, and to no forked one. The arena's memfd travels with it, then the payload's and the
+    /// checkpoint's if there are any.
     Start {
         /// What to run.
         start: StartAttempt,
@@ -18,6 +20,8 @@ pub(crate) enum ToJob {
         host: i32,
         /// The soft limit of open files that the host itself was started with.
         files: u64,
+        /// Where to enter the job's cgroup, if it has one.
+        cgroup: Option<PathBuf>,
     },
     /// Run the cancel hooks.
     Cancel,
@@ -31,6 +35,8 @@ pub(super) enum FromJob {
         /// Text and place.
         message: String,
     },
+    /// The first checkpoint was made: the memory that it and all later ones are in travels along.
+    Checkpoints,
     /// The last notice: the process exits now.
     Done(Done),
 }

@@ -26,8 +26,12 @@ pub(super) struct Evidence<'a> {
     pub(super) panic: Option<String>,
     /// How the process ended.
     pub(super) exit: Exit,
-    /// Whether the host was told to stop it.
+    /// The limit that it was ended for.
+    pub(super) exceeded: Option<Failure>,
+    /// Whether it was to stop.
     pub(super) stopped: bool,
+    /// Whether its watchdog has ended it.
+    pub(super) lease_ended: bool,
     /// Whether the kernel has killed processes for want of memory meanwhile.
     pub(super) out_of_memory: bool,
     /// The end of its stderr.
@@ -40,7 +44,11 @@ pub(super) fn verdict(evidence: Evidence<'_>) -> (AttemptEnd, Output) {
     let end = match evidence.done {
         // A result that is there counts, even if the order to stop was under way.
         Some(Done::Finished(output)) if by_itself => return (AttemptEnd::Finished, output),
+        _ if evidence.exceeded.is_some() => AttemptEnd::Failed(evidence.exceeded.expect("just seen")),
         _ if evidence.stopped => AttemptEnd::Stopped,
+        _ if evidence.lease_ended && evidence.exit == Exit::Signal(libc::SIGKILL) => {
+            AttemptEnd::Lost { reason: "its lease ended".to_owned() }
+        }
         Some(Done::Failed(failure)) if by_itself => AttemptEnd::Failed(failure),
         Some(Done::Lost { reason }) if by_itself => AttemptEnd::Lost { reason },
         _ if evidence.out_of_memory && evidence.exit == Exit::Signal(libc::SIGKILL) => AttemptEnd::Lost {
@@ -78,7 +86,16 @@ mod tests {
     use super::*;
 
     fn evidence(done: Option<Done>, exit: Exit) -> Evidence<'static> {
-        Evidence { done, panic: None, exit, stopped: false, out_of_memory: false, stderr: b"" }
+        Evidence {
+            done,
+            panic: None,
+            exit,
+            exceeded: None,
+            stopped: false,
+            lease_ended: false,
+            out_of_memory: false,
+            stderr: b"",
+        }
     }
 
     fn finished() -> Option<Done> {
@@ -109,6 +126,27 @@ mod tests {
             let (end, _) = verdict(Evidence { stopped: true, out_of_memory: true, ..evidence(done, exit) });
             assert_eq!(end, AttemptEnd::Stopped);
         }
+    }
+
+    #[test]
+    fn a_limit_counts_unless_there_is_a_value() {
+        let limit = || Some(Failure::new(FailureKind::TimedOut, "ran too long"));
+        let limited = |done, exit| {
+            verdict(Evidence { exceeded: limit(), stopped: true, lease_ended: true, ..evidence(done, exit) })
+                .0
+        };
+        assert_eq!(limited(finished(), Exit::Code(0)), AttemptEnd::Finished);
+        let error = Some(Done::Failed(Failure::new(FailureKind::Error, "cancelled")));
+        for (done, exit) in [(error, Exit::Code(0)), (None, Exit::Signal(9)), (finished(), Exit::Signal(9))] {
+            assert_eq!(limited(done, exit), failure(FailureKind::TimedOut, "ran too long"));
+        }
+    }
+
+    #[test]
+    fn nobody_is_charged_for_a_lease_that_ended() {
+        let end = |exit| verdict(Evidence { lease_ended: true, ..evidence(None, exit) }).0;
+        assert_eq!(end(Exit::Signal(9)), AttemptEnd::Lost { reason: "its lease ended".to_owned() });
+        assert!(matches!(end(Exit::Signal(11)), AttemptEnd::Failed(_)));
     }
 
     #[test]

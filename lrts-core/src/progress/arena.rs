@@ -4,6 +4,7 @@
 //! maps its own region, the progress subprocess all of them, read-only.
 
 use std::fs::File;
+use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -96,6 +97,45 @@ impl Arena {
         Ok(self.word(offset)? != 0)
     }
 
+    /// Lets an exclusive attempt run until this moment.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if there is no such region; `StorageFull` if the machine has no memory for the page.
+    pub fn set_lease(&self, region: u32, until: Moment) -> io::Result<()> {
+        let offset = self.start(region)? + std::mem::offset_of!(Header, lease_until) as u64;
+        self.memory.write_all_at(&until.as_nanos().to_ne_bytes(), offset)
+    }
+
+    /// Whether the job's watchdog has ended it because its lease had ended.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if there is no such region.
+    pub fn lease_ended(&self, region: u32) -> io::Result<bool> {
+        let offset = self.start(region)? + std::mem::offset_of!(Header, lease_ended) as u64;
+        Ok(self.word(offset)? != 0)
+    }
+
+    /// A number that is another one once any bar of a region has moved, changed or been started: for a look at whether a job
+    /// makes progress, without making records of it.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if there is no such region.
+    pub fn fingerprint(&self, region: u32) -> io::Result<u64> {
+        let start = self.start(region)?;
+        let records = self.records(start)?;
+        let mut hasher = DefaultHasher::new();
+        hasher.write_u32(records);
+        let mut bytes = [0; Record::MOVING_BYTES];
+        for index in 0..records as usize {
+            self.memory.read_exact_at(&mut bytes, start + (HEADER_BYTES + index * RECORD_BYTES) as u64)?;
+            hasher.write(&bytes);
+        }
+        Ok(hasher.finish())
+    }
+
     /// The records of an attempt whose process is gone, as of the moment when it ended. Bars that it left open are closed,
     /// here and for the progress subprocess.
     ///
@@ -104,13 +144,9 @@ impl Arena {
     /// `InvalidInput` if there is no such region.
     pub fn final_bars(&self, region: u32, ended: Moment) -> io::Result<Vec<BarRecord>> {
         let start = self.start(region)?;
-        let header = Header::default();
-        header.version.store(self.word(start)?, Ordering::Relaxed);
-        let started = start + std::mem::offset_of!(Header, started) as u64;
-        header.started.store(self.word(started)?, Ordering::Relaxed);
         let mut bars = Vec::new();
         let mut bytes = [0; RECORD_BYTES];
-        for index in 0..header.records() {
+        for index in 0..self.records(start)? {
             let offset = start + (HEADER_BYTES + index as usize * RECORD_BYTES) as u64;
             self.memory.read_exact_at(&mut bytes, offset)?;
             let record = Record::from_bytes(&bytes);
@@ -129,6 +165,15 @@ impl Arena {
             bars.push(BarRecord { index, text, numbers });
         }
         Ok(bars)
+    }
+
+    /// How many records may be in use in the region that begins here.
+    fn records(&self, start: u64) -> io::Result<u32> {
+        let header = Header::default();
+        header.version.store(self.word(start)?, Ordering::Relaxed);
+        let started = start + std::mem::offset_of!(Header, started) as u64;
+        header.started.store(self.word(started)?, Ordering::Relaxed);
+        Ok(header.records())
     }
 
     fn start(&self, region: u32) -> io::Result<u64> {

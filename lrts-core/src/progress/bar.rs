@@ -57,6 +57,16 @@ impl Region {
         self.0.header(0).handles_cancel.store(1, Ordering::Relaxed);
     }
 
+    /// Until when an exclusive attempt may run: what [`Arena::set_lease`](super::Arena::set_lease) has set.
+    pub fn lease(&self) -> Moment {
+        Moment::from_nanos(self.0.header(0).lease_until.load(Ordering::Relaxed))
+    }
+
+    /// Tells the host that this process ends itself because its lease has ended.
+    pub fn declare_lease_ended(&self) {
+        self.0.header(0).lease_ended.store(1, Ordering::Relaxed);
+    }
+
     /// Starts a bar, owned by the calling thread. Its text is cut to the bounds of [`limits`](crate::limits).
     ///
     /// A bar beyond [`BARS_PER_ATTEMPT`] counts nowhere and isn't shown.
@@ -264,6 +274,45 @@ mod tests {
         arena.set_cancelled(1).unwrap();
         assert!(region.is_cancelled() && arena.handles_cancel(1).unwrap());
         assert!(!arena.handles_cancel(0).unwrap());
+    }
+
+    #[test]
+    fn leases_cross_between_host_and_job() {
+        let arena = Arena::create(2).unwrap();
+        let region = Region::map(arena.descriptor(), 1).unwrap();
+        assert_eq!(region.lease(), Moment::default());
+        arena.set_lease(1, Moment::from_nanos(7)).unwrap();
+        assert_eq!(region.lease(), Moment::from_nanos(7));
+        assert!(!arena.lease_ended(1).unwrap());
+        region.declare_lease_ended();
+        assert!(arena.lease_ended(1).unwrap() && !arena.lease_ended(0).unwrap());
+        assert!(arena.set_lease(2, Moment::default()).is_err());
+    }
+
+    #[test]
+    fn whatever_moves_in_a_region_shows_in_its_fingerprint() {
+        let arena = Arena::create(2).unwrap();
+        let region = Region::map(arena.descriptor(), 1).unwrap();
+        let mut seen = vec![arena.fingerprint(1).unwrap()];
+        let mut moved = |what: &str| {
+            let fingerprint = arena.fingerprint(1).unwrap();
+            assert!(!seen.contains(&fingerprint), "{what}");
+            assert_eq!(arena.fingerprint(1).unwrap(), fingerprint);
+            seen.push(fingerprint);
+        };
+        let bars = [region.start_bar(&text("first"), None), region.start_bar(&text("second"), None)];
+        moved("started");
+        bars[1].inc(1);
+        moved("counted");
+        std::thread::scope(|scope| scope.spawn(|| bars[0].inc(1)).join().unwrap());
+        moved("counted on another thread");
+        bars[0].set_total(Some(9));
+        moved("total");
+        bars[0].set_message("on");
+        moved("message");
+        drop(bars);
+        moved("closed");
+        assert!(arena.fingerprint(2).is_err());
     }
 
     #[test]

@@ -57,6 +57,11 @@ pub(crate) struct Header {
     pub(crate) cancelled: AtomicU64,
     /// Not zero once the job has said that it looks at `cancelled` or has a hook, by the job process.
     pub(crate) handles_cancel: AtomicU64,
+    /// Until when an exclusive attempt may run, in nanoseconds of the boot-time clock, by the host. This and what follows lies
+    /// where the header of an older host is zero and read by nobody, hence no new version.
+    pub(crate) lease_until: AtomicU64,
+    /// Not zero once the job's watchdog has found the lease to have ended, by the job process.
+    pub(crate) lease_ended: AtomicU64,
 }
 
 impl Header {
@@ -111,6 +116,8 @@ impl Record {
     pub(crate) const STATE_OFFSET: usize = std::mem::offset_of!(Record, state);
     /// See [`STATE_OFFSET`](Self::STATE_OFFSET).
     pub(crate) const CLOSED_OFFSET: usize = std::mem::offset_of!(Record, closed);
+    /// How many of a record's first bytes change as its bar moves: all but the text, whose version is among them.
+    pub(crate) const MOVING_BYTES: usize = std::mem::offset_of!(Record, text);
     /// The state of a closed bar, for a host that closes it by writing to the memfd.
     pub(crate) const CLOSED_STATE: u64 = CLOSED;
 

@@ -5,9 +5,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::progress::BarRecord;
-use crate::ids::{ApplicationId, BundleDigest, JobId, SessionId, WorkerId};
+use crate::ids::{ApplicationId, BundleDigest, JobId, SessionId, WorkerId, ranges};
 use crate::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
+pub use crate::spec::{KeyedJob, content_digest};
 use crate::status::Failure;
+pub use crate::status::RefusalCause;
 
 /// What an application tells the scheduler.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -138,36 +140,6 @@ impl JobRange {
     }
 }
 
-/// A job of a submit that has a key.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct KeyedJob {
-    /// Which job of the submit, counted from 0.
-    pub index: u32,
-    /// Its key.
-    pub key: String,
-    /// A digest of its service's name and its payload, see [`content_digest`]: the same key with another digest is a conflict.
-    pub digest: u64,
-}
-
-/// The digest that tells whether two jobs of one key are the same: of the service's name, a zero byte and the payload.
-pub fn content_digest(service: &str, payload: &[u8]) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(service.as_bytes()).update(&[0]).update(payload);
-    u64::from_be_bytes(*hasher.finalize().as_bytes().first_chunk().expect("a digest has 32 bytes"))
-}
-
-/// Why a job isn't taken.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub enum RefusalCause {
-    /// It is not as a job must be.
-    #[default]
-    Invalid,
-    /// A job of the same key has another service or payload.
-    KeyConflict,
-    /// The scheduler's disk has no room for it.
-    NoRoom,
-}
-
 /// Jobs of one session, as ascending ranges of sequences.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct JobSet {
@@ -184,16 +156,8 @@ impl JobSet {
     }
 
     /// These sequences of one session; they need not be sorted.
-    pub fn from_sequences(session: SessionId, mut sequences: Vec<u64>) -> Self {
-        sequences.sort_unstable();
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for sequence in sequences {
-            match ranges.last_mut() {
-                Some((_, last)) if sequence <= last.saturating_add(1) => *last = sequence.max(*last),
-                _ => ranges.push((sequence, sequence)),
-            }
-        }
-        Self { session, ranges }
+    pub fn from_sequences(session: SessionId, sequences: Vec<u64>) -> Self {
+        Self { session, ranges: ranges(sequences) }
     }
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ApplicationId, JobId, WorkerId};
 use crate::status::JobState;
+pub use crate::status::WorkerState;
 
 /// What a command asks the scheduler.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -118,6 +119,9 @@ pub struct Status {
     pub workers: u64,
     /// Since the scheduler started.
     pub uptime_s: f64,
+    /// What hinders the scheduler from keeping things: a full or failing disk. Empty if nothing does.
+    #[serde(default)]
+    pub store_trouble: String,
 }
 
 /// A row of `lrts jobs`.
@@ -160,17 +164,4 @@ pub struct WorkerRow {
     pub state: WorkerState,
     /// When it was last heard of.
     pub silent: Duration,
-}
-
-/// Where a worker stands.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum WorkerState {
-    /// Takes attempts.
-    Ready,
-    /// Silent or disconnected: takes nothing until it is heard again.
-    Suspect,
-    /// Takes nothing new and finishes what it has.
-    Draining,
 }

@@ -224,10 +224,26 @@ impl Server {
         };
         // The senders live in `shared`, which `self` holds.
         let event = event.expect("the server's own handle keeps its channels open");
-        if let ServerEvent::Message { connection, message } = &event {
+        self.taken(&event);
+        event
+    }
+
+    /// The next event that is urgent, or the next of any kind if `all`. Safe to cancel: nothing is lost.
+    ///
+    /// Whoever has no room for normal messages goes on hearing heartbeats this way, while credit holds the peers back.
+    pub async fn next_if(&mut self, all: bool) -> ServerEvent {
+        if all {
+            return self.next().await;
+        }
+        let event = self.urgent.recv().await.expect("the server's own handle keeps its channels open");
+        self.taken(&event);
+        event
+    }
+
+    fn taken(&self, event: &ServerEvent) {
+        if let ServerEvent::Message { connection, message } = event {
             self.handle.shared.taken(*connection, message);
         }
-        event
     }
 
     /// Says goodbye to all peers, after what is queued for them or after `flush_time`, and closes.

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
-use lrts_core::ids::{ApplicationId, JobId, SessionId};
+use lrts_core::ids::{ApplicationId, JobId, SessionId, ranges};
 use lrts_core::limits::{LISTED_RANGES, SERVICE_NAME_BYTES, SERVICES_PER_BUNDLE};
-use lrts_core::protocol::application::JobSet;
 use lrts_core::spec::OnDisconnect;
 use lrts_core::status::{Failure, FailureKind, JobState};
 
 use super::attempts::cancelled;
-use super::events::{Action, Attach, Credit, Message, Note, Peer, Reason, Totals};
+use super::events::{Action, Attach, Credit, ListedJobs, Message, Note, Peer, Reason, Totals};
 use super::jobs::{Delivery, JobHandle, Phase, ReadyKey, Service};
 use super::sessions::{FORGOTTEN, FORGOTTEN_TAKEN, Program, Session};
 use super::{Engine, Party, Timer};
@@ -265,23 +264,18 @@ impl Engine {
             let service = Arc::clone(&self.services[self.spec_of(job).service].name);
             found.entry((service, self.sessions[node.session].id)).or_default().push(node.sequence);
         }
-        let sets = found.into_iter().flat_map(|((service, session), sequences)| {
-            let JobSet { session, ranges } = JobSet::from_sequences(session, sequences);
-            let sets =
-                ranges.chunks(LISTED_RANGES).map(move |ranges| JobSet { session, ranges: ranges.to_vec() });
-            sets.map(|set| (service.to_string(), set)).collect::<Vec<_>>()
-        });
-        let sets: Vec<(String, JobSet)> = sets.collect();
         let mut batch = Vec::new();
-        let mut ranges = 0;
-        for set in sets {
-            if ranges + set.1.ranges.len() > LISTED_RANGES && !batch.is_empty() {
-                let jobs = std::mem::take(&mut batch);
-                self.send(peer, Message::Listed { request, jobs, last: false });
-                ranges = 0;
+        let mut room = LISTED_RANGES;
+        for ((service, session), sequences) in found {
+            for ranges in ranges(sequences).chunks(LISTED_RANGES) {
+                if ranges.len() > room {
+                    let jobs = std::mem::take(&mut batch);
+                    self.send(peer, Message::Listed { request, jobs, last: false });
+                    room = LISTED_RANGES;
+                }
+                room -= ranges.len();
+                batch.push(ListedJobs { service: Arc::clone(&service), session, ranges: ranges.to_vec() });
             }
-            ranges += set.1.ranges.len();
-            batch.push(set);
         }
         self.send(peer, Message::Listed { request, jobs: batch, last: true });
     }
@@ -381,9 +375,14 @@ impl Engine {
         let record = &self.applications[application];
         let Presence::Away { since } = record.presence else { return };
         let expired = self.now.since(since) >= self.settings.result_retention;
-        for session in record.sessions.clone() {
+        let sessions = record.sessions.clone();
+        // Jobs with a key outlive the start that submitted them, but not what is known of its program.
+        let has_keyed = sessions
+            .iter()
+            .any(|&session| self.sessions[session].is_keyed() && self.sessions[session].jobs > 0);
+        for session in sessions {
             let record = &self.sessions[session];
-            if record.jobs == 0 && (record.stopped || expired) {
+            if record.jobs == 0 && (record.stopped || expired) && !has_keyed {
                 self.forget_session(session);
             }
         }

@@ -332,7 +332,8 @@ impl Engine {
             Fate::Lapsed => {}
             Fate::Open => {
                 if record.exclusive {
-                    return self.end_lease(attempt);
+                    // Its own watchdog has ended it by now. The margin is for clocks that don't run alike.
+                    return self.end_lease(attempt, self.interval());
                 }
                 record.fate = Fate::Lapsed;
                 self.job_changed(job);
@@ -344,9 +345,9 @@ impl Engine {
         }
     }
 
-    /// An exclusive attempt's worker is lost, and its own watchdog ends it at this moment at the latest: it is closed. The job
-    /// is placed again one interval later, which is the margin for clocks that don't run alike.
-    fn end_lease(&mut self, attempt: u32) {
+    /// Closes an exclusive attempt that nobody has seen end. The job is placed again once its watchdog must have ended it,
+    /// which is after this time.
+    pub(super) fn end_lease(&mut self, attempt: u32, wait: Duration) {
         let Attempt { job, began, worker, .. } = self.attempts[attempt];
         let worker = self.workers.all[worker].id;
         self.unlink_from_job(attempt);
@@ -355,7 +356,7 @@ impl Engine {
             let run = Run::without_end(began.map(|began| (worker, began)), self.now);
             self.end_job(job, Some(cancelled()), run);
         } else {
-            self.back_off(job, self.interval());
+            self.back_off(job, wait);
         }
     }
 

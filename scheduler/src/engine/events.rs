@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lrts_core::ids::{ApplicationId, AttemptId, BundleDigest, JobId, SessionId, WorkerId};
-use lrts_core::protocol::application::{JobSet, KeyedJob, RefusalCause};
-use lrts_core::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
-use lrts_core::status::Failure;
+use lrts_core::spec::{BundleRef, JobOptions, KeyedJob, OnDisconnect, Platform};
+use lrts_core::status::{Failure, RefusalCause};
 
 use crate::record::{NewJob, Record, Report};
 
@@ -209,8 +208,8 @@ pub(crate) enum Message {
     Gone { job: JobId, taken: bool },
     /// How many jobs stand where.
     Totals(Totals),
-    /// Some of an application's jobs, by service.
-    Listed { request: u64, jobs: Vec<(String, JobSet)>, last: bool },
+    /// Some of an application's jobs.
+    Listed { request: u64, jobs: Vec<ListedJobs>, last: bool },
     /// Answer to an application that means to come back.
     Detached,
     /// Answer to an application that stopped.
@@ -229,6 +228,14 @@ pub(crate) enum Message {
     Recall { attempt: AttemptId },
     /// The ends of these attempts are committed, or not wanted any more.
     Confirm { attempts: Vec<AttemptId> },
+}
+
+/// Jobs of one service and session.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ListedJobs {
+    pub(crate) service: Arc<str>,
+    pub(crate) session: SessionId,
+    pub(crate) ranges: Ranges,
 }
 
 /// What an operator may want to know.

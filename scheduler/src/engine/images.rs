@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
-use lrts_core::ids::{AttemptId, JobId, SessionId, WorkerId};
+use lrts_core::ids::{AttemptId, JobId, WorkerId};
 use lrts_core::limits::RETRY_BACKOFF_MIN;
 use lrts_core::status::JobState;
 
@@ -329,11 +329,5 @@ impl Engine {
     /// What came of restoring, to be carried out before anything else.
     pub(crate) fn take_restored(&mut self) -> Vec<super::Action> {
         self.take_actions()
-    }
-
-    /// Whether anything is known of this session.
-    #[cfg(test)]
-    pub(crate) fn knows_session(&self, session: SessionId) -> bool {
-        self.session_ids.contains_key(&session)
     }
 }

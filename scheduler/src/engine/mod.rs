@@ -60,8 +60,8 @@ use slab::Slab;
 use workers::Workers;
 
 pub(crate) use events::{
-    Action, Attach, AttemptOutcome, Credit, Event, Held, Message, Note, Peer, Reason, Recipe, Registration,
-    Submit, Totals,
+    Action, Attach, AttemptOutcome, Credit, Event, Held, ListedJobs, Message, Note, Peer, Reason, Recipe,
+    Registration, Submit, Totals,
 };
 pub(crate) use queries::{ApplicationListing, JobListing, OutputPlace, WorkerListing};
 

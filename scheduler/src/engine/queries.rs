@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use lrts_core::clock::Moment;
 use lrts_core::ids::{ApplicationId, AttemptId, JobId, WorkerId};
-use lrts_core::protocol::command::WorkerState;
-use lrts_core::status::JobState;
+use lrts_core::status::{JobState, WorkerState};
 
 use super::Engine;
 use super::applications::Presence;

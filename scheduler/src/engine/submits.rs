@@ -1,11 +1,12 @@
 //! Submits: which jobs are taken, and when an application may rely on it. One key is one job, however often it comes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use lrts_core::ids::{JobId, SessionId};
 use lrts_core::limits::{BODY_BYTES, KEY_BYTES, SUBMIT_JOBS};
-use lrts_core::protocol::application::{KeyedJob, RefusalCause};
-use lrts_core::spec::JobOptions;
+use lrts_core::spec::{JobOptions, KeyedJob};
+use lrts_core::status::RefusalCause;
 
 use super::Engine;
 use super::applications::Presence;
@@ -83,6 +84,7 @@ impl Engine {
         let Submit { first, options, jobs, keys, no_room } = submit;
         let bad_options: Vec<Option<String>> =
             options.iter().map(|options| options.validate().err().map(|error| error.to_string())).collect();
+        let options: Arc<[JobOptions]> = options.into();
         let mut keys = keys.into_iter().peekable();
         let mut specs: BTreeMap<(u16, u16), u32> = BTreeMap::new();
         let (mut refusals, mut skipped, mut keyed) = (Vec::new(), Vec::new(), Vec::new());

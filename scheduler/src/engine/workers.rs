@@ -416,6 +416,10 @@ impl Engine {
                 // To be forgotten there, or gone there as it was to be.
                 Some(_) => self.drop_attempt(attempt),
                 None if fenced => self.drop_attempt(attempt),
+                // Its process may be there all the same, under a host that doesn't answer.
+                None if self.attempts[attempt].exclusive => {
+                    self.end_lease(attempt, self.lost_after() + self.interval());
+                }
                 None => self.close_unbegun(attempt),
             }
         }

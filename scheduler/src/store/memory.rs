@@ -1,124 +1,236 @@
-//! A store that lives and dies with its process.
+//! A store that lives and dies with its process: what [`DurableStore`](super::DurableStore) means, said in ordered maps.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
-use lrts_core::ids::{JobId, SessionId};
+use lrts_core::ids::{ApplicationId, JobId, SessionId, WorkerId, random_u64};
 use lrts_core::protocol::progress::BarRecord;
 
-use super::{Bodies, Done, EndedBodies, Entry, Store};
-use crate::engine::Record;
+use super::load::skip_forgotten;
+use super::{
+    Bodies, Done, EndedBodies, Entry, Fetched, Health, ReadError, ResultBodies, StartBodies, Store,
+    StoreError,
+};
+use crate::record::{
+    ApplicationImage, JobImage, Loaded, LoadedJob, Record, SessionImage, Stage, Submitted, WorkerImage,
+};
 
-/// Bodies in memory, by session and sequence.
-#[derive(Debug, Default)]
+/// Records and bodies in memory. It has no clock, so that simulations repeat: all that it has is of this moment.
+#[derive(Debug)]
 pub(crate) struct MemoryStore {
-    sessions: BTreeMap<SessionId, SessionBodies>,
+    epoch: u64,
+    identity: u64,
+    applications: BTreeMap<ApplicationId, ApplicationImage>,
+    sessions: BTreeMap<SessionId, SessionImage>,
+    /// By session and first sequence.
+    submits: BTreeMap<(SessionId, u64), Submitted>,
+    /// Keyed jobs that aren't forgotten, as submits of their own.
+    keyed: BTreeMap<JobId, Submitted>,
+    jobs: BTreeMap<JobId, LoadedJob>,
+    workers: BTreeMap<WorkerId, WorkerImage>,
+    payloads: BTreeMap<JobId, Bytes>,
+    checkpoints: BTreeMap<(JobId, u32), Bytes>,
+    ended: BTreeMap<JobId, Ended>,
 }
 
-/// Bodies of one session's jobs.
-#[derive(Debug)]
-struct SessionBodies {
-    /// The sequence of the first of them.
-    first: u64,
-    jobs: Vec<JobBodies>,
-}
-
-impl SessionBodies {
-    fn index(&self, job: JobId) -> Option<usize> {
-        usize::try_from(job.sequence.checked_sub(self.first)?).ok()
-    }
-}
-
-/// Bodies of one job.
+/// What is left of what attempts of a job brought.
 #[derive(Debug, Default)]
-struct JobBodies {
-    payload: Option<Bytes>,
-    /// Boxed, since most jobs wait most of the time and have none.
-    ended: Option<Box<Kept>>,
-}
-
-/// What the newest attempt that has ended brought.
-#[derive(Debug)]
-struct Kept {
+struct Ended {
     result: Option<Bytes>,
-    stdout: Bytes,
-    stderr: Bytes,
-    bars: Vec<BarRecord>,
+    /// None once the result was taken.
+    bars: Option<Vec<BarRecord>>,
+    output: (Bytes, Bytes),
 }
 
 impl MemoryStore {
     pub(crate) fn new() -> Self {
-        Self::default()
+        Self {
+            epoch: 1,
+            identity: random_u64(),
+            applications: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            submits: BTreeMap::new(),
+            keyed: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            payloads: BTreeMap::new(),
+            checkpoints: BTreeMap::new(),
+            ended: BTreeMap::new(),
+        }
     }
 
-    fn job(&self, job: JobId) -> Option<&JobBodies> {
-        let session = self.sessions.get(&job.session)?;
-        session.jobs.get(session.index(job)?)
-    }
-
-    fn job_mut(&mut self, job: JobId) -> Option<&mut JobBodies> {
-        let session = self.sessions.get_mut(&job.session)?;
-        let index = session.index(job)?;
-        session.jobs.get_mut(index)
+    /// What the next start of a scheduler finds.
+    #[cfg(test)]
+    pub(crate) fn reopen(self) -> Self {
+        Self { epoch: self.epoch + 1, ..self }
     }
 
     fn apply(&mut self, entry: Entry) {
         match (entry.record, entry.bodies) {
-            (Record::Submitted { session, first, refused, .. }, Bodies::Payloads(payloads)) => {
-                let new = || SessionBodies { first, jobs: Vec::new() };
-                let jobs = &mut self.sessions.entry(session).or_insert_with(new).jobs;
-                for (sequence, payload) in (first..).zip(payloads) {
-                    let refused = refused.binary_search(&sequence).is_ok();
-                    // A copy, since a part of a message keeps all of it in memory.
-                    let payload = (!refused).then(|| Bytes::copy_from_slice(&payload));
-                    jobs.push(JobBodies { payload, ended: None });
+            (Record::Application { application, image }, _) => {
+                self.applications.insert(application, image);
+            }
+            (Record::ApplicationForgotten { application }, _) => {
+                self.applications.remove(&application);
+            }
+            (Record::Session { session, image }, _) => {
+                self.sessions.insert(session, image);
+            }
+            (Record::SessionForgotten { session }, _) => self.forget_session(session),
+            (Record::Submitted(submitted), Bodies::Payloads(payloads)) => self.submit(submitted, &payloads),
+            (Record::Job { job, image }, _) => self.job(job, image),
+            (Record::JobForgotten { job, taken }, _) => {
+                self.payloads.remove(&job);
+                self.ended.remove(&job);
+                self.keep_checkpoints(job, &[]);
+                if self.keyed.remove(&job).is_some() {
+                    self.jobs.remove(&job);
+                } else {
+                    self.jobs.insert(job, LoadedJob::Forgotten { taken });
                 }
             }
             (Record::AttemptEnded { attempt, valid }, Bodies::Ended(bodies)) => {
                 let EndedBodies { output, stdout, stderr, bars } = bodies;
-                if let Some(job) = self.job_mut(attempt.job) {
-                    let result = valid.then(|| Bytes::copy_from_slice(&output));
-                    let (stdout, stderr) = (Bytes::copy_from_slice(&stdout), Bytes::copy_from_slice(&stderr));
-                    job.ended = Some(Box::new(Kept { result, stdout, stderr, bars }));
+                let ended = self.ended.entry(attempt.job).or_default();
+                if valid {
+                    ended.result = Some(output);
                 }
+                ended.bars = Some(bars);
+                ended.output = (stdout, stderr);
             }
-            (Record::JobEnded { job, .. }, _) => {
-                if let Some(job) = self.job_mut(job) {
-                    job.payload = None;
-                }
+            (Record::Checkpoint { attempt }, Bodies::Checkpoint(checkpoint)) => {
+                self.checkpoints.insert((attempt.job, attempt.attempt), checkpoint);
             }
-            (Record::Taken { job }, _) => {
-                if let Some(ended) = self.job_mut(job).and_then(|job| job.ended.as_mut()) {
-                    ended.result = None;
-                    ended.bars = Vec::new();
-                }
+            (Record::Worker { worker, image: Some(image) }, _) => {
+                self.workers.insert(worker, image);
             }
-            (Record::JobForgotten { job }, _) => {
-                if let Some(job) = self.job_mut(job) {
-                    *job = JobBodies::default();
-                }
+            (Record::Worker { worker, image: None }, _) => {
+                self.workers.remove(&worker);
             }
-            (Record::SessionForgotten { session }, _) => {
-                self.sessions.remove(&session);
-            }
-            // What only a restarted scheduler would need.
-            (
-                Record::SessionOpened { .. }
-                | Record::Submitted { .. }
-                | Record::AttemptOpened { .. }
-                | Record::AttemptBegan { .. }
-                | Record::AttemptEnded { .. }
-                | Record::AttemptClosed { .. }
-                | Record::CancelAccepted { .. },
-                _,
-            ) => {}
+            // Without the bodies that belong to it there is nothing to keep.
+            (Record::Submitted(_) | Record::AttemptEnded { .. } | Record::Checkpoint { .. }, _) => {}
         }
+    }
+
+    fn submit(&mut self, submitted: Submitted, payloads: &[Bytes]) {
+        let key = (submitted.session, submitted.first);
+        if self.submits.contains_key(&key) {
+            return;
+        }
+        for ((sequence, payload), kept) in (submitted.first..).zip(payloads).zip(submitted.kept()) {
+            if kept {
+                // A copy, since a part of a message keeps all of it in memory.
+                self.payloads.insert(submitted.session.job(sequence), Bytes::copy_from_slice(payload));
+            }
+        }
+        for record in &submitted.keyed {
+            let index = usize::try_from(record.sequence - submitted.first).unwrap_or(usize::MAX);
+            if let (Some(&job), Some(payload)) = (submitted.jobs.get(index), payloads.get(index)) {
+                self.payloads.insert(record.job, Bytes::copy_from_slice(payload));
+                let options = submitted.options[usize::from(job.options)].clone();
+                let alone = Submitted {
+                    session: submitted.session,
+                    first: record.sequence,
+                    options: [options].into(),
+                    jobs: vec![crate::record::NewJob { options: 0, ..job }],
+                    skipped: Vec::new(),
+                    keyed: vec![record.clone()],
+                };
+                self.keyed.insert(record.job, alone);
+            }
+        }
+        self.submits.insert(key, submitted);
+    }
+
+    fn job(&mut self, job: JobId, image: JobImage) {
+        if let Stage::Ended { taken, .. } = image.stage {
+            self.payloads.remove(&job);
+            if let Some(ended) = self.ended.get_mut(&job).filter(|_| taken) {
+                (ended.result, ended.bars) = (None, None);
+            }
+        }
+        self.keep_checkpoints(job, &image.checkpoints);
+        self.jobs.insert(job, LoadedJob::Known(image));
+    }
+
+    fn keep_checkpoints(&mut self, job: JobId, attempts: &[u32]) {
+        let all: Vec<u32> =
+            self.checkpoints.range((job, 0)..=(job, u32::MAX)).map(|((_, attempt), _)| *attempt).collect();
+        for attempt in all {
+            if !attempts.contains(&attempt) {
+                self.checkpoints.remove(&(job, attempt));
+            }
+        }
+    }
+
+    fn forget_session(&mut self, session: SessionId) {
+        self.sessions.remove(&session);
+        self.submits.retain(|(other, _), _| *other != session);
+        self.jobs.retain(|job, _| job.session != session);
+        self.payloads.retain(|job, _| job.session != session);
+        self.ended.retain(|job, _| job.session != session);
+        self.checkpoints.retain(|(job, _), _| job.session != session);
+    }
+
+    fn start(&self, job: JobId, checkpoint: Option<u32>) -> Option<StartBodies> {
+        let payload = self.payloads.get(&job)?.clone();
+        let checkpoint = match checkpoint {
+            Some(attempt) => Some(self.checkpoints.get(&(job, attempt))?.clone()),
+            None => None,
+        };
+        Some(StartBodies { payload, checkpoint })
+    }
+
+    fn ended(&self, job: JobId) -> Option<ResultBodies> {
+        let ended = self.ended.get(&job)?;
+        let bars = ended.bars.clone()?;
+        Some(ResultBodies { output: ended.result.clone().unwrap_or_default(), bars })
+    }
+
+    fn printed(&self, job: JobId) -> Option<(Bytes, Bytes)> {
+        let terminal = || match self.jobs.get(&job)? {
+            LoadedJob::Known(JobImage { stage: Stage::Ended { .. }, .. }) => Some(Default::default()),
+            LoadedJob::Known(_) | LoadedJob::Forgotten { .. } => None,
+        };
+        self.ended.get(&job).map(|ended| ended.output.clone()).or_else(terminal)
     }
 }
 
 impl Store for MemoryStore {
     fn epoch(&self) -> u64 {
-        1
+        self.epoch
+    }
+
+    fn identity(&self) -> u64 {
+        self.identity
+    }
+
+    fn load(&mut self) -> Result<Loaded, StoreError> {
+        let mut submits = self.submits.clone();
+        for submitted in submits.values_mut() {
+            let session = submitted.session;
+            skip_forgotten(submitted, |record| {
+                let alone = self.keyed.get(&record.job);
+                alone.is_some_and(|alone| (alone.session, alone.first) == (session, record.sequence))
+            });
+        }
+        let carried = |alone: &&Submitted| {
+            !submits.values().any(|submitted| {
+                submitted.session == alone.session
+                    && submitted.keyed.iter().any(|record| record.sequence == alone.first)
+            })
+        };
+        let alone: Vec<Submitted> = self.keyed.values().filter(carried).cloned().collect();
+        submits.extend(alone.into_iter().map(|alone| ((alone.session, alone.first), alone)));
+        let now = Duration::ZERO;
+        Ok(Loaded {
+            applications: self.applications.clone().into_iter().collect(),
+            sessions: self.sessions.clone().into_iter().collect(),
+            submits: submits.into_values().map(|submitted| (now, submitted)).collect(),
+            jobs: self.jobs.iter().map(|(&job, content)| (job, now, content.clone())).collect(),
+            workers: self.workers.clone().into_iter().collect(),
+        })
     }
 
     fn commit(&mut self, _epoch: u64, batch: Vec<Entry>, done: Done) {
@@ -128,81 +240,25 @@ impl Store for MemoryStore {
         done();
     }
 
-    fn payload(&self, job: JobId) -> Option<Bytes> {
-        self.job(job)?.payload.clone()
+    fn payload(&self, job: JobId, checkpoint: Option<u32>) -> Fetched<StartBodies> {
+        Fetched::Now(self.start(job, checkpoint).ok_or(ReadError::Missing))
     }
 
-    fn result(&self, job: JobId) -> Option<Bytes> {
-        self.job(job)?.ended.as_ref()?.result.clone()
+    fn result(&self, job: JobId) -> Fetched<ResultBodies> {
+        Fetched::Now(self.ended(job).ok_or(ReadError::Missing))
     }
 
-    fn bars(&self, job: JobId) -> Vec<BarRecord> {
-        self.job(job).and_then(|job| job.ended.as_ref()).map(|ended| ended.bars.clone()).unwrap_or_default()
+    fn output(&self, job: JobId) -> Fetched<(Bytes, Bytes)> {
+        Fetched::Now(self.printed(job).ok_or(ReadError::Missing))
     }
 
-    fn output(&self, job: JobId) -> Option<(Bytes, Bytes)> {
-        let ended = self.job(job)?.ended.as_ref()?;
-        Some((ended.stdout.clone(), ended.stderr.clone()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use lrts_core::ids::AttemptId;
-
-    use super::*;
-    use crate::engine::{NewJob, Report};
-
-    const SESSION: SessionId = SessionId(7);
-
-    fn commit(store: &mut MemoryStore, record: Record, bodies: Bodies) {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        store.commit(1, vec![Entry { record, bodies }], Box::new(move || sender.send(()).unwrap()));
-        receiver.try_recv().expect("a store in memory commits at once");
+    fn health(&self) -> Health {
+        Health::Good
     }
 
-    #[test]
-    fn bodies_stay_until_nobody_needs_them() {
-        let mut store = MemoryStore::new();
-        let job = NewJob { service: 0, options: 0, payload_bytes: 1 };
-        let submitted = Record::Submitted {
-            session: SESSION,
-            first: 1,
-            options: [].into(),
-            jobs: vec![job; 3],
-            refused: vec![2],
-        };
-        let payloads = ["a", "b", "c"].map(|text| Bytes::from(text.as_bytes())).to_vec();
-        commit(&mut store, submitted, Bodies::Payloads(payloads));
-        assert_eq!(store.payload(SESSION.job(1)).unwrap(), "a");
-        assert_eq!(store.payload(SESSION.job(2)), None, "refused jobs keep nothing");
-        assert_eq!(store.payload(SESSION.job(3)).unwrap(), "c");
-        assert_eq!(store.payload(SESSION.job(0)), None);
-        assert_eq!(store.payload(SESSION.job(4)), None);
-
-        let job = SESSION.job(3);
-        let ended = Record::AttemptEnded { attempt: AttemptId { job, attempt: 1 }, valid: true };
-        let bodies = EndedBodies {
-            output: "result".into(),
-            stdout: "out".into(),
-            stderr: "err".into(),
-            bars: Vec::new(),
-        };
-        commit(&mut store, ended, Bodies::Ended(bodies));
-        let report = Report {
-            attempt: 1,
-            failure: None,
-            attempts: 1,
-            worker: None,
-            queued: Default::default(),
-            ran: Default::default(),
-        };
-        commit(&mut store, Record::JobEnded { job, report }, Bodies::Nothing);
-        assert_eq!((store.payload(job), store.result(job)), (None, Some("result".into())));
-
-        commit(&mut store, Record::Taken { job }, Bodies::Nothing);
-        assert_eq!((store.result(job), store.output(job)), (None, Some(("out".into(), "err".into()))));
-        commit(&mut store, Record::JobForgotten { job }, Bodies::Nothing);
-        assert_eq!(store.output(job), None);
+    fn refuses(&self, _bytes: u64) -> Option<String> {
+        None
     }
+
+    fn close(self: Box<Self>) {}
 }

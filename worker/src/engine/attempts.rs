@@ -7,7 +7,7 @@ use lrts_core::clock::Moment;
 use lrts_core::ids::AttemptId;
 use lrts_core::spec::BundleRef;
 
-use super::{Action, Held};
+use super::{Action, Held, HostNumber};
 
 /// Where an attempt stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,13 +30,16 @@ pub(super) enum State {
         wanted: bool,
     },
     /// Ended, and the scheduler hasn't confirmed it.
-    Ended,
+    Ended {
+        /// When the worker heard of it.
+        since: Moment,
+    },
 }
 
 /// A process that runs an attempt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Run {
-    /// When the host said so.
+    /// When it began, as far as the worker knows.
     pub(super) since: Moment,
     /// Its process id.
     pub(super) pid: u32,
@@ -57,7 +60,7 @@ impl State {
         match self {
             State::Running(run) => Some(run),
             State::Stopping { run, .. } => run,
-            State::WaitingForHost | State::WaitingForSlot | State::Starting | State::Ended => None,
+            State::WaitingForHost | State::WaitingForSlot | State::Starting | State::Ended { .. } => None,
         }
     }
 }
@@ -65,18 +68,40 @@ impl State {
 /// One attempt.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Attempt {
-    pub(super) bundle: BundleRef,
+    /// What runs it; none if only its end was found.
+    pub(super) bundle: Option<BundleRef>,
+    /// The host that has or had it.
+    pub(super) host: Option<HostNumber>,
     pub(super) state: State,
     slots: u32,
+    exclusive: bool,
+    /// The store that it comes from.
+    store: Option<u64>,
     /// Its place in the order of arrival.
     arrival: u64,
 }
 
+/// What an attempt is, wherever it stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct NewAttempt {
+    pub(super) bundle: Option<BundleRef>,
+    pub(super) slots: u32,
+    pub(super) exclusive: bool,
+    /// The store that it comes from; the current one if that isn't known.
+    pub(super) store: Option<u64>,
+}
+
 /// All attempts. Slots are taken from `StartAttempt` to the end, in the order of arrival among those that can start.
+///
+/// Those of another store than the current one are kept *aside*: they run on, but the scheduler hears nothing of them.
 #[derive(Debug)]
 pub(super) struct Attempts {
     slots: u32,
     taken: u32,
+    /// The store of the scheduler that the worker has last registered with.
+    store: Option<u64>,
+    /// How many are kept aside.
+    aside: usize,
     held: BTreeMap<AttemptId, Attempt>,
     /// Those in [`State::WaitingForSlot`], by arrival.
     queue: BTreeMap<u64, AttemptId>,
@@ -84,16 +109,80 @@ pub(super) struct Attempts {
 }
 
 impl Attempts {
-    pub(super) fn new(slots: u32) -> Self {
-        Self { slots, taken: 0, held: BTreeMap::new(), queue: BTreeMap::new(), arrivals: 0 }
+    pub(super) fn new(slots: u32, store: Option<u64>) -> Self {
+        Self { slots, taken: 0, store, aside: 0, held: BTreeMap::new(), queue: BTreeMap::new(), arrivals: 0 }
     }
 
     pub(super) fn slots(&self) -> u32 {
         self.slots
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.held.is_empty()
+    /// The slots that aren't taken by what is kept aside.
+    pub(super) fn slots_to_offer(&self) -> u32 {
+        if self.aside == 0 {
+            return self.slots;
+        }
+        let aside = self.held.values().filter(|held| !self.is_own(held) && held.state.takes_slots());
+        self.slots.saturating_sub(aside.map(|held| held.slots).sum())
+    }
+
+    pub(super) fn store(&self) -> Option<u64> {
+        self.store
+    }
+
+    /// Another store from now on. Returns the attempts of the one before that haven't begun, which nobody waits for any more.
+    pub(super) fn set_store(&mut self, store: u64) -> Vec<AttemptId> {
+        self.store = Some(store);
+        self.aside = self.held.values().filter(|held| held.store != self.store).count();
+        let forgotten = self.iter().filter(|(_, held)| !self.is_own(held) && held.state.is_waiting());
+        forgotten.map(|(attempt, _)| attempt).collect()
+    }
+
+    /// Whether the attempt comes from the current store.
+    pub(super) fn is_own(&self, held: &Attempt) -> bool {
+        held.store == self.store
+    }
+
+    /// How many don't.
+    pub(super) fn aside(&self) -> usize {
+        self.aside
+    }
+
+    pub(super) fn has_own(&self) -> bool {
+        self.held.len() > self.aside
+    }
+
+    /// Since when the first of those kept aside has waited for its scheduler with its end.
+    pub(super) fn aside_since(&self) -> Option<Moment> {
+        self.ended_aside().map(|(since, _)| since).min()
+    }
+
+    /// An attempt kept aside that has waited for its scheduler since this moment or longer.
+    pub(super) fn unclaimed_before(&self, moment: Moment) -> Option<AttemptId> {
+        self.ended_aside().find(|&(since, _)| since <= moment).map(|(_, attempt)| attempt)
+    }
+
+    fn ended_aside(&self) -> impl Iterator<Item = (Moment, AttemptId)> {
+        let aside = (self.aside > 0).then_some(&self.held).into_iter().flatten();
+        aside.filter_map(|(&attempt, held)| match held.state {
+            State::Ended { since } if !self.is_own(held) => Some((since, attempt)),
+            State::WaitingForHost
+            | State::WaitingForSlot
+            | State::Starting
+            | State::Running(_)
+            | State::Stopping { .. }
+            | State::Ended { .. } => None,
+        })
+    }
+
+    /// The exclusive ones that hosts have.
+    pub(super) fn exclusive_at_hosts(&self) -> impl Iterator<Item = (AttemptId, &Attempt)> {
+        self.iter().filter(|(_, held)| held.exclusive && held.state.takes_slots())
+    }
+
+    /// Whether there is an attempt that this host has, or whose end it keeps.
+    pub(super) fn has_host(&self, host: HostNumber) -> bool {
+        self.held.values().any(|held| held.host == Some(host))
     }
 
     pub(super) fn get(&self, attempt: AttemptId) -> Option<&Attempt> {
@@ -104,10 +193,12 @@ impl Attempts {
         self.held.iter().map(|(&attempt, held)| (attempt, held))
     }
 
-    /// What the scheduler should know of. An attempt that it has closed is not among them.
+    /// What the scheduler should know of. What it has closed and what is kept aside is not among it.
     pub(super) fn inventory(&self, now: Moment) -> Vec<Held> {
         self.iter()
-            .filter(|(_, held)| !matches!(held.state, State::Stopping { wanted: false, .. }))
+            .filter(|(_, held)| {
+                self.is_own(held) && !matches!(held.state, State::Stopping { wanted: false, .. })
+            })
             .map(|(attempt, held)| {
                 let run = held.state.run();
                 let running: Option<Duration> = run.map(|run| now.since(run.since));
@@ -116,21 +207,33 @@ impl Attempts {
             .collect()
     }
 
-    /// A new attempt, whose host is ready or not.
-    pub(super) fn insert(&mut self, attempt: AttemptId, bundle: BundleRef, slots: u32, is_ready: bool) {
+    /// A new attempt.
+    pub(super) fn insert(
+        &mut self,
+        attempt: AttemptId,
+        new: NewAttempt,
+        host: Option<HostNumber>,
+        state: State,
+    ) {
+        let NewAttempt { bundle, slots, exclusive, store } = new;
         let arrival = self.arrivals;
         self.arrivals += 1;
-        let state = if is_ready { State::WaitingForSlot } else { State::WaitingForHost };
-        if is_ready {
+        if state == State::WaitingForSlot {
             self.queue.insert(arrival, attempt);
         }
-        let before = self.held.insert(attempt, Attempt { bundle, state, slots, arrival });
+        if state.takes_slots() {
+            self.taken += slots;
+        }
+        let held = Attempt { bundle, host, state, slots, exclusive, store: store.or(self.store), arrival };
+        self.aside += usize::from(!self.is_own(&held));
+        let before = self.held.insert(attempt, held);
         assert!(before.is_none(), "attempt {attempt} is here already");
     }
 
     pub(super) fn remove(&mut self, attempt: AttemptId) -> Option<Attempt> {
         let held = self.held.remove(&attempt)?;
         self.queue.remove(&held.arrival);
+        self.aside -= usize::from(!self.is_own(&held));
         if held.state.takes_slots() {
             self.taken -= held.slots;
         }
@@ -138,18 +241,34 @@ impl Attempts {
     }
 
     /// Starts what fits, first come first served. A wide attempt at the head holds the others back, else it would starve.
-    pub(super) fn fill_slots(&mut self, actions: &mut Vec<Action>) {
+    /// Returns the exclusive ones that would have started if there were a lease.
+    pub(super) fn fill_slots(
+        &mut self,
+        lease: Option<Moment>,
+        host_of: impl Fn(&BundleRef) -> Option<HostNumber>,
+        actions: &mut Vec<Action>,
+    ) -> Vec<AttemptId> {
+        let mut lapsed = Vec::new();
         while let Some(entry) = self.queue.first_entry() {
             let attempt = *entry.get();
             let held = self.held.get_mut(&attempt).expect("what is queued is held");
-            if held.slots > self.slots - self.taken {
-                return;
+            // Those of an earlier run may take more than there are now.
+            if held.slots > self.slots.saturating_sub(self.taken) {
+                break;
             }
             entry.remove();
+            if held.exclusive && lease.is_none() {
+                lapsed.push(attempt);
+                continue;
+            }
+            let host = held.bundle.as_ref().and_then(&host_of).expect("what is queued has a host");
             held.state = State::Starting;
+            held.host = Some(host);
             self.taken += held.slots;
-            actions.push(Action::StartAttempt(attempt));
+            let lease_until = lease.filter(|_| held.exclusive);
+            actions.push(Action::StartAttempt { attempt, host, lease_until });
         }
+        lapsed
     }
 
     /// Whether this is news.
@@ -162,7 +281,7 @@ impl Attempts {
             | State::WaitingForSlot
             | State::Running(_)
             | State::Stopping { .. }
-            | State::Ended => return false,
+            | State::Ended { .. } => return false,
         }
         true
     }
@@ -183,14 +302,14 @@ impl Attempts {
             | State::WaitingForSlot
             | State::Starting
             | State::Running(_)
-            | State::Ended) => panic!("attempt {attempt} is not being stopped: {other:?}"),
+            | State::Ended { .. }) => panic!("attempt {attempt} is not being stopped: {other:?}"),
         }
     }
 
-    pub(super) fn set_ended(&mut self, attempt: AttemptId) {
+    pub(super) fn set_ended(&mut self, attempt: AttemptId, now: Moment) {
         let held = self.at(attempt);
         let (arrival, slots) = (held.arrival, held.slots);
-        let took_slots = std::mem::replace(&mut held.state, State::Ended).takes_slots();
+        let took_slots = std::mem::replace(&mut held.state, State::Ended { since: now }).takes_slots();
         self.queue.remove(&arrival);
         if took_slots {
             self.taken -= slots;
@@ -199,12 +318,14 @@ impl Attempts {
 
     /// Whether attempts wait for this bundle's host.
     pub(super) fn wait_for_host(&self, bundle: &BundleRef) -> bool {
-        self.held.values().any(|held| held.state == State::WaitingForHost && held.bundle == *bundle)
+        self.held
+            .values()
+            .any(|held| held.state == State::WaitingForHost && held.bundle.as_ref() == Some(bundle))
     }
 
     pub(super) fn host_is_ready(&mut self, bundle: &BundleRef) {
         for (&attempt, held) in &mut self.held {
-            if held.state == State::WaitingForHost && held.bundle == *bundle {
+            if held.state == State::WaitingForHost && held.bundle.as_ref() == Some(bundle) {
                 held.state = State::WaitingForSlot;
                 self.queue.insert(held.arrival, attempt);
             }
@@ -213,7 +334,7 @@ impl Attempts {
 
     pub(super) fn host_is_gone(&mut self, bundle: &BundleRef) {
         for held in self.held.values_mut() {
-            if held.state == State::WaitingForSlot && held.bundle == *bundle {
+            if held.state == State::WaitingForSlot && held.bundle.as_ref() == Some(bundle) {
                 held.state = State::WaitingForHost;
                 self.queue.remove(&held.arrival);
             }
@@ -230,7 +351,7 @@ impl Attempts {
         let taken: u32 =
             self.held.values().filter(|held| held.state.takes_slots()).map(|held| held.slots).sum();
         assert_eq!(taken, self.taken);
-        assert!(taken <= self.slots, "{taken} of {} slots taken", self.slots);
+        assert_eq!(self.held.values().filter(|held| !self.is_own(held)).count(), self.aside);
         let queued = self.held.values().filter(|held| held.state == State::WaitingForSlot).count();
         assert_eq!(queued, self.queue.len());
     }

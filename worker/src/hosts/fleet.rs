@@ -1,21 +1,26 @@
 //! All job hosts of the worker: where their programs come from, and which commands go to which.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use lrts_core::ids::{AttemptId, BundleDigest};
 use lrts_core::spec::BundleRef;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
-use super::{Command, HostEnded, HostEvent, HostNumber, run_host};
+use super::process::Process;
+use super::record::{HostRecord, find_hosts};
+use super::session::kill_session;
+use super::supervise::{HostTask, Origin, Surroundings, run_host};
+use super::{Command, Family, HeldJob, HostEnded, HostEvent, HostNumber, Leftovers};
 use crate::bundles::{BundleCache, Fetch, FetchError, Program};
 use crate::config::Config;
+use crate::machine::Machine;
 use crate::state_dir::StateDir;
 
 /// Events of hosts that wait for the event loop; beyond it, hosts wait.
@@ -23,6 +28,9 @@ const EVENTS: usize = 1_024;
 
 /// How long hosts may take to end with their worker, their jobs included.
 const END_TIME: Duration = Duration::from_secs(5);
+
+/// How long a leaving worker's last words to hosts that go on may take.
+const LEAVE_TIME: Duration = Duration::from_secs(1);
 
 /// What the event loop is to know.
 #[derive(Debug)]
@@ -37,7 +45,11 @@ pub(crate) enum FleetEvent {
         host: HostNumber,
         /// Its progress records.
         arena: OwnedFd,
+        /// What it has from an earlier run of the worker.
+        held: Vec<HeldJob>,
     },
+    /// All hosts of an earlier run have answered or are gone. Comes once, whether or not there were any.
+    EarlierRun(Leftovers),
     /// A bundle can't start here.
     Refused {
         /// Which bundle.
@@ -64,6 +76,13 @@ pub(crate) enum FleetEvent {
         pid: u32,
         /// Its region of the host's arena.
         region: u32,
+    },
+    /// An attempt has kept a checkpoint.
+    Checkpoint {
+        /// Which.
+        attempt: AttemptId,
+        /// The state.
+        state: Bytes,
     },
     /// An attempt has ended.
     Ended {
@@ -96,20 +115,23 @@ enum Search {
 struct Host {
     bundle: BundleRef,
     commands: mpsc::UnboundedSender<Command>,
+    process: Arc<OnceLock<Process>>,
 }
 
 /// All of them.
 #[derive(Debug)]
 pub(crate) struct Fleet {
-    state: Arc<StateDir>,
+    around: Arc<Surroundings>,
     cache: Arc<BundleCache>,
     installed: BTreeMap<String, PathBuf>,
     ships_bundles: bool,
     fetches: BTreeMap<BundleDigest, Fetch>,
     hosts: BTreeMap<HostNumber, Host>,
-    /// The one that takes a bundle's commands.
-    current: BTreeMap<BundleRef, HostNumber>,
-    started: HostNumber,
+    /// Hosts of an earlier run that haven't answered.
+    asked: BTreeSet<HostNumber>,
+    /// What such hosts have left, once it is looked for.
+    leftovers: Option<JoinHandle<Leftovers>>,
+    last_number: HostNumber,
     tasks: JoinSet<()>,
     /// Not bounded by itself: there is one search per bundle at a time.
     search_results: mpsc::UnboundedSender<(BundleRef, Search)>,
@@ -119,25 +141,41 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// No hosts yet.
-    pub(crate) fn new(config: &Config, state: Arc<StateDir>) -> Self {
+    /// Looks for the hosts of an earlier run. Waits for the disk.
+    pub(crate) fn new(config: &Config, machine: &Machine, state: Arc<StateDir>) -> Self {
         let (search_results, searches) = mpsc::unbounded_channel();
         let (event_sender, events) = mpsc::channel(EVENTS);
-        Self {
+        let found = find_hosts(&state, &machine.boot_id).unwrap_or_else(|error| {
+            warn!(%error, "cannot look for job hosts of an earlier run");
+            BTreeMap::new()
+        });
+        let mut fleet = Self {
             cache: BundleCache::new(state.bundles(), config.bundle_cache_bytes),
-            state,
+            around: Arc::new(Surroundings {
+                state,
+                family: Family::new(config.owns_process),
+                boot_id: machine.boot_id.clone(),
+                grace: config.grace,
+                orphan_grace: config.orphan_grace,
+            }),
             installed: config.installed.clone(),
             ships_bundles: config.ships_bundles,
             fetches: BTreeMap::new(),
             hosts: BTreeMap::new(),
-            current: BTreeMap::new(),
-            started: 0,
+            asked: found.keys().copied().collect(),
+            leftovers: None,
+            last_number: found.keys().next_back().copied().unwrap_or_default(),
             tasks: JoinSet::new(),
             search_results,
             searches,
             event_sender,
             events,
+        };
+        for (number, record) in found {
+            fleet.find_host(number, record);
         }
+        fleet.look_for_leftovers();
+        fleet
     }
 
     /// Gets a bundle and starts a host of it. Ends in `Ready`, `Refused` or `Died`.
@@ -169,19 +207,12 @@ impl Fleet {
         }
     }
 
-    /// Ends a bundle's host, which has nothing to do. Returns which it was.
-    pub(crate) fn end_host(&mut self, bundle: &BundleRef) -> Option<HostNumber> {
-        let number = self.current.remove(bundle)?;
-        // Dropping its commands is what ends it.
-        self.hosts.remove(&number);
-        info!(host = number, "idle job host ends");
-        Some(number)
-    }
-
-    /// Sends a command to a bundle's host. Without one it is dropped: what the host had, died with it.
-    pub(crate) fn command(&self, bundle: &BundleRef, command: Command) {
-        if let Some(&number) = self.current.get(bundle) {
-            self.command_host(number, command);
+    /// Ends a host, which has nothing to do.
+    pub(crate) fn end_host(&mut self, number: HostNumber) {
+        if let Some(host) = self.hosts.remove(&number) {
+            info!(host = number, "idle job host ends");
+            // A task that is gone has sent `Died`.
+            let _ = host.commands.send(Command::End);
         }
     }
 
@@ -226,6 +257,7 @@ impl Fleet {
             let event = tokio::select! {
                 Some((bundle, search)) = self.searches.recv() => self.on_search(bundle, search),
                 Some((host, event)) = self.events.recv() => self.on_host(host, event),
+                leftovers = found(&mut self.leftovers) => Some(FleetEvent::EarlierRun(leftovers)),
                 Some(result) = self.tasks.join_next() => {
                     if let Err(error) = result && error.is_panic() {
                         std::panic::resume_unwind(error.into_panic());
@@ -241,19 +273,42 @@ impl Fleet {
 
     /// Ends all hosts, and with them their jobs. Those that don't end by themselves are killed.
     pub(crate) async fn end(mut self) {
-        self.hosts.clear();
         self.fetches.clear();
         self.events.close();
+        for host in self.hosts.values() {
+            let _gone_already = host.commands.send(Command::End);
+        }
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(END_TIME, all).await.is_err() {
             warn!("job hosts don't end by themselves and are killed");
         }
-        // Aborts what is left; a host is killed when its task is dropped.
-        self.tasks.shutdown().await;
+        self.kill().await;
     }
 
     /// Kills all hosts, and with them their jobs.
     pub(crate) async fn kill(mut self) {
+        self.tasks.shutdown().await;
+        let processes: Vec<_> = self.hosts.values().filter_map(|host| host.process.get().copied()).collect();
+        let around = self.around.clone();
+        let kill = move || {
+            for &process in &processes {
+                process.kill();
+            }
+            for process in processes {
+                around.family.remove(process.pid);
+                kill_session(process);
+            }
+        };
+        let _ended_with_the_runtime = tokio::task::spawn_blocking(kill).await;
+    }
+
+    /// Leaves all hosts and their jobs alone, once they have heard what was said.
+    pub(crate) async fn leave(mut self) {
+        self.hosts.clear();
+        self.fetches.clear();
+        self.events.close();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(LEAVE_TIME, all).await;
         self.tasks.shutdown().await;
     }
 
@@ -304,38 +359,76 @@ impl Fleet {
     }
 
     fn start_host(&mut self, bundle: &BundleRef, program: Program) {
-        if self.current.contains_key(bundle) {
-            return; // The late answer of a search that was given up.
-        }
-        self.started += 1;
-        let number = self.started;
+        self.last_number += 1;
+        self.spawn(self.last_number, bundle.clone(), Arc::default(), Origin::New(program));
+    }
+
+    fn find_host(&mut self, number: HostNumber, record: HostRecord) {
+        let lease = match &record.bundle {
+            BundleRef::Shipped(digest) => Some(self.cache.lease(*digest)),
+            BundleRef::Installed(_) => None,
+        };
+        let process = Arc::new(OnceLock::from(record.process));
+        self.spawn(number, record.bundle.clone(), process, Origin::Earlier { record, _lease: lease });
+    }
+
+    fn spawn(
+        &mut self,
+        number: HostNumber,
+        bundle: BundleRef,
+        process: Arc<OnceLock<Process>>,
+        origin: Origin,
+    ) {
         let (commands, receiver) = mpsc::unbounded_channel();
-        self.hosts.insert(number, Host { bundle: bundle.clone(), commands });
-        self.current.insert(bundle.clone(), number);
-        self.tasks.spawn(run_host(number, program, self.state.clone(), receiver, self.event_sender.clone()));
+        self.hosts.insert(number, Host { bundle: bundle.clone(), commands, process: process.clone() });
+        let task = HostTask { number, bundle, process, around: self.around.clone() };
+        self.tasks.spawn(run_host(task, origin, receiver, self.event_sender.clone()));
+    }
+
+    /// A host of an earlier run has answered or is gone. Once all have, what the others have left is nobody's.
+    fn look_for_leftovers(&mut self) {
+        if self.asked.is_empty() && self.leftovers.is_none() {
+            let around = self.around.clone();
+            self.leftovers = Some(tokio::task::spawn_blocking(move || Leftovers::find(&around.state)));
+        }
     }
 
     /// Events of a host that was ended on purpose are no news.
     fn on_host(&mut self, host: HostNumber, event: HostEvent) -> Option<FleetEvent> {
         let bundle = self.hosts.get(&host)?.bundle.clone();
+        if self.asked.remove(&host) {
+            self.look_for_leftovers();
+        }
         Some(match event {
-            HostEvent::Ready { arena } => FleetEvent::Ready { bundle, host, arena },
+            HostEvent::Ready { arena, held } => FleetEvent::Ready { bundle, host, arena, held },
+            HostEvent::Checkpoint { attempt, state } => FleetEvent::Checkpoint { attempt, state },
             HostEvent::Began { attempt, pid, region } => FleetEvent::Began { host, attempt, pid, region },
             HostEvent::Ended(ended) => FleetEvent::Ended { host, ended },
             HostEvent::OutputRead { attempt, texts } => FleetEvent::OutputRead { attempt, texts },
+            HostEvent::Gone => {
+                self.hosts.remove(&host);
+                return None;
+            }
             HostEvent::Refused { reason } => {
-                self.forget_host(host, &bundle);
+                self.hosts.remove(&host);
                 FleetEvent::Refused { bundle, reason }
             }
             HostEvent::Died { reason } => {
-                self.forget_host(host, &bundle);
+                self.hosts.remove(&host);
                 FleetEvent::Died { bundle, host: Some(host), reason }
             }
         })
     }
+}
 
-    fn forget_host(&mut self, host: HostNumber, bundle: &BundleRef) {
-        self.hosts.remove(&host);
-        self.current.remove(bundle);
+/// What was found, once. Safe to cancel.
+async fn found(search: &mut Option<JoinHandle<Leftovers>>) -> Leftovers {
+    match search {
+        Some(running) => {
+            let result = running.await;
+            *search = None;
+            result.expect("looking at files doesn't panic")
+        }
+        None => std::future::pending().await,
     }
 }

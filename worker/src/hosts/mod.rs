@@ -1,9 +1,18 @@
 //! Job hosts: the bundle's executable in host mode, one process per bundle, each looked after by a tokio task of its own.
 //!
-//! The task starts the process, introduces itself, carries commands one way and events the other, and at the end says how the
-//! host died. Commands are carried out in order; none of them waits for an event, so the two directions can't block each other.
+//! The task starts the process, or finds one that an earlier run of the worker has started, introduces itself, carries commands
+//! one way and events the other, and at the end says how the host died. Commands are carried out in order; none of them waits
+//! for an event, so the two directions can't block each other.
+//!
+//! Hosts outlive the worker: they have a session of their own, and wait for the next worker once the connection has ended.
 
+mod adopt;
+mod family;
 mod fleet;
+mod introduce;
+mod leftovers;
+mod process;
+mod record;
 mod session;
 mod start;
 mod supervise;
@@ -12,16 +21,18 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bytes::Bytes;
+use lrts_core::clock::Moment;
 use lrts_core::ids::AttemptId;
-use lrts_core::protocol::host::Output;
+use lrts_core::protocol::host::{HeldRun, Output};
 use lrts_core::protocol::progress::BarRecord;
 use lrts_core::protocol::worker::AttemptEnd;
+use lrts_core::spec::JobOptions;
 
+pub(crate) use self::family::Family;
 pub(crate) use self::fleet::{Fleet, FleetEvent};
-use self::supervise::run_host;
-
-/// Names a job host within this run of the worker, and its arena to the progress subprocess.
-pub(crate) type HostNumber = u32;
+pub(crate) use self::leftovers::Leftovers;
+pub(crate) use self::record::Notes;
+pub(crate) use crate::engine::HostNumber;
 
 /// What a host is to do.
 #[derive(Debug)]
@@ -40,6 +51,16 @@ pub(crate) enum Command {
         /// Which.
         attempt: AttemptId,
     },
+    /// Exclusive attempts may run on until then.
+    RenewLeases {
+        /// Until when.
+        until: Moment,
+    },
+    /// Send its newest checkpoint again.
+    ReadCheckpoint {
+        /// Which.
+        attempt: AttemptId,
+    },
     /// The region isn't looked at any more.
     ReleaseRegion {
         /// Which.
@@ -50,6 +71,8 @@ pub(crate) enum Command {
         /// Which.
         attempt: AttemptId,
     },
+    /// End, and all jobs with it.
+    End,
 }
 
 /// An attempt to be started.
@@ -61,13 +84,30 @@ pub(crate) struct Job {
     pub(crate) execution: u32,
     /// The service's name.
     pub(crate) service: String,
-    /// Environment variables to set.
-    pub(crate) env: Vec<(String, String)>,
+    /// Its limits and environment.
+    pub(crate) options: JobOptions,
     /// The encoded service.
     pub(crate) payload: Bytes,
+    /// What an earlier attempt has kept.
+    pub(crate) checkpoint: Option<Bytes>,
+    /// When it must end unless its lease is renewed, if it is exclusive.
+    pub(crate) lease_until: Option<Moment>,
+    /// What the worker wants to know of it after a restart.
+    pub(crate) notes: Notes,
 }
 
-/// What has happened at a host. `Ready`, `Refused` or `Died` comes first; nothing comes after `Refused` or `Died`, nor after
+/// An attempt that a host of an earlier run has.
+#[derive(Debug)]
+pub(crate) struct HeldJob {
+    /// Which.
+    pub(crate) attempt: AttemptId,
+    /// As given at its start; none if they are another version's.
+    pub(crate) notes: Option<Notes>,
+    /// Its process. Without one, its end comes next.
+    pub(crate) run: Option<HeldRun>,
+}
+
+/// What has happened at a host. `Ready`, `Refused`, `Died` or `Gone` comes first; nothing comes after the last three, nor after
 /// the end of the commands.
 #[derive(Debug)]
 pub(crate) enum HostEvent {
@@ -75,7 +115,11 @@ pub(crate) enum HostEvent {
     Ready {
         /// Its progress records.
         arena: OwnedFd,
+        /// What it has already.
+        held: Vec<HeldJob>,
     },
+    /// A host of an earlier run isn't there any more.
+    Gone,
     /// It can't start on this machine, whatever one does.
     Refused {
         /// Why, and what to do.
@@ -89,6 +133,13 @@ pub(crate) enum HostEvent {
         pid: u32,
         /// Its region of the arena.
         region: u32,
+    },
+    /// An attempt has kept a checkpoint.
+    Checkpoint {
+        /// Which.
+        attempt: AttemptId,
+        /// The state.
+        state: Bytes,
     },
     /// An attempt has ended, and nothing of it runs any more.
     Ended(Box<HostEnded>),

@@ -1,19 +1,23 @@
 //! What a job host leaves that was killed. Its jobs die with it, but not the programs that they have started: those are found
 //! by their session, which a host has for itself.
 
-use std::fs;
-
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use super::process::{self, Process, Stat};
 
 /// How many times they are looked for: one may start another in the meantime.
 const ROUNDS: u32 = 10;
 
-/// Kills the processes of a session whose leader is gone. As long as there is one, the kernel gives the session's number to
-/// nobody else. A process that has made a session of its own is not found.
-pub(super) fn kill_session(leader: u32) {
+/// Kills the processes of a host's session. As long as there is one, the kernel gives the session's number to nobody else. A
+/// process that has made a session of its own is not found.
+pub(super) fn kill_session(host: Process) {
+    // The number is another process's by now, if the host and all of its session are long gone.
+    if Process::of(host.pid).is_some_and(|process| process != host) {
+        return;
+    }
     for _ in 0..ROUNDS {
-        let members = members(leader);
+        let members = members(host.pid);
         if members.is_empty() {
             return;
         }
@@ -30,18 +34,15 @@ fn members(leader: u32) -> Vec<Pid> {
     if leader == 0 {
         return Vec::new();
     }
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| session_of(*pid) == Some(leader)).map(Pid::from_raw).collect()
+    process::all()
+        .filter(|&pid| session_of(pid) == Some(leader))
+        .map(|pid| Pid::from_raw(pid.cast_signed()))
+        .collect()
 }
 
 /// The session of a process that is no zombie.
-fn session_of(pid: i32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The program's name may contain anything, but it is the last thing in parentheses.
-    let mut fields = stat.rsplit(") ").next()?.split(' ');
-    let (state, _parent, _group, session) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-    if matches!(state, "Z" | "X") { None } else { session.parse().ok() }
+fn session_of(pid: u32) -> Option<u32> {
+    Stat::of(pid).filter(|stat| !stat.is_dead).map(|stat| stat.session)
 }
 
 #[cfg(test)]
@@ -66,14 +67,15 @@ mod tests {
         let mut line = String::new();
         let mut stdout = std::io::BufReader::new(leader.stdout.take().unwrap());
         std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
-        let left: i32 = line.trim().parse().unwrap();
+        let left: u32 = line.trim().parse().unwrap();
         let session = leader.id();
+        let host = Process::of(session).unwrap();
         assert_eq!(session_of(left), Some(session));
         leader.kill().unwrap();
         assert_eq!(leader.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
 
-        kill_session(session);
-        assert_ne!(session_of(std::process::id().cast_signed()), Some(session));
+        kill_session(host);
+        assert_ne!(session_of(std::process::id()), Some(session));
         let start = Moment::now();
         while session_of(left).is_some() {
             assert!(start.elapsed() < Duration::from_secs(30), "still there");

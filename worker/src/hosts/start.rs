@@ -11,13 +11,16 @@ use std::time::Duration;
 use lrts_core::limits::{FAILURE_OUTPUT_BYTES, FAILURE_OUTPUT_LINES};
 use lrts_core::mode::{self, Mode};
 use lrts_core::notices::{AsyncNoticeSocket, NoticeListener, NoticeSocket};
-use lrts_core::protocol::HOST_VERSION;
-use lrts_core::protocol::host::{FromHost, ToHost};
+use lrts_core::spec::BundleRef;
 use nix::errno::Errno;
 use tokio::process::{Child, Command};
 use tracing::{info, warn};
 
 use super::HostNumber;
+use super::introduce::{Introduced, Introduction, introduce};
+use super::process::Process;
+use super::record::HostRecord;
+use super::supervise::Surroundings;
 use crate::bundles::Program;
 use crate::state_dir::{StateDir, private_file};
 
@@ -28,9 +31,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// A host that has said Welcome.
 pub(super) struct Started {
     pub(super) child: Child,
-    pub(super) pid: u32,
-    pub(super) socket: AsyncNoticeSocket,
-    pub(super) arena: OwnedFd,
+    pub(super) introduced: Introduced,
 }
 
 /// Why there is no host.
@@ -49,31 +50,45 @@ impl From<io::Error> for StartError {
     }
 }
 
-/// Starts the program in host mode and waits for its Welcome, for up to `patience`.
+/// Starts the program in host mode and waits for its Welcome, for up to `patience`. Tells `started` of its process at once.
 pub(super) async fn start(
     number: HostNumber,
     program: &Program,
-    state: &StateDir,
+    bundle: &BundleRef,
+    around: &Surroundings,
     patience: Duration,
+    started: impl FnOnce(Process),
 ) -> Result<Started, StartError> {
+    let state = &*around.state;
     let path = state.host_socket(number);
     let listener = NoticeListener::bind(&path)?;
     // Before the host is there: the connection waits in the listener's queue, and breaks if the program ends.
     let socket = AsyncNoticeSocket::new(NoticeSocket::connect(&path)?)?;
-    let mut child = spawn(program, listener, state, number).await?;
+    let mut child = spawn(program, listener, around, number).await?;
     let pid = child.id().unwrap_or_default();
+    if let Some(process) = Process::of(pid) {
+        started(process);
+        // Before it can have a job: the next run of the worker has to find it.
+        let record = HostRecord { bundle: bundle.clone(), process, boot_id: around.boot_id.clone() };
+        if let Err(error) = record.write(&state.host_record(number)) {
+            process.kill();
+            child.wait().await?;
+            return Err(StartError::Unavailable(format!("cannot write down a job host: {error}")));
+        }
+    }
     let log = state.host_log(number);
-    tokio::select! {
+    let result = tokio::select! {
         // A program that ends also breaks the connection; its exit status says more.
         biased;
         status = child.wait() => Err(ended_too_soon(status?, &log)),
-        welcome = tokio::time::timeout(patience, introduce(&socket)) => match welcome {
-            Ok(Ok((forks, arena))) => {
-                info!(pid, forks, program = %program.path.display(), "job host started");
+        welcome = tokio::time::timeout(patience, introduce(socket, &path, around.orphan_grace)) => match welcome {
+            Ok(Ok(introduced)) => {
+                let Introduced { version, forks, .. } = introduced;
+                info!(pid, version, forks, program = %program.path.display(), "job host started");
                 if !forks {
                     warn!("the program starts threads before `host_services!`, so each of its jobs takes a new process");
                 }
-                Ok(Started { child, pid, socket, arena })
+                Ok(introduced)
             }
             Ok(Err(Introduction::Broken)) => {
                 // The program has closed the socket; if that was its end, its status comes now.
@@ -85,40 +100,23 @@ pub(super) async fn start(
             Ok(Err(Introduction::Wrong(reason))) => Err(StartError::Refused(reason)),
             Err(_) => Err(StartError::Refused(not_a_host(&log))),
         },
-    }
-}
-
-/// Why a program that was spoken to is no host.
-enum Introduction {
-    Broken,
-    Wrong(String),
-}
-
-/// Returns whether the host forks, and its arena.
-async fn introduce(socket: &AsyncNoticeSocket) -> Result<(bool, OwnedFd), Introduction> {
-    socket.send(&ToHost::Hello { version: HOST_VERSION }, &[]).await.map_err(|_| Introduction::Broken)?;
-    let packet = socket.receive().await.ok().flatten().ok_or(Introduction::Broken)?;
-    let wrong = |reason: String| Introduction::Wrong(reason);
-    match packet.decode::<FromHost>() {
-        Ok(FromHost::Welcome { version, .. }) if version != HOST_VERSION => Err(wrong(format!(
-            "the program's lrts speaks version {version} with workers, this worker speaks {HOST_VERSION}: build the \
-             program with the lrts that the cluster runs"
-        ))),
-        Ok(FromHost::Welcome { forks, .. }) => match packet.descriptors.into_iter().next() {
-            Some(arena) => Ok((forks, arena)),
-            None => Err(wrong("the program sent no memory for progress records".to_owned())),
-        },
-        Ok(other) => Err(wrong(format!("the program said {other:?} instead of Welcome"))),
-        Err(error) => Err(wrong(format!("the program said nonsense instead of Welcome: {error}"))),
+    };
+    match result {
+        Ok(introduced) => Ok(Started { child, introduced }),
+        Err(error) => {
+            let _ended_already = child.kill().await;
+            Err(error)
+        }
     }
 }
 
 async fn spawn(
     program: &Program,
     listener: NoticeListener,
-    state: &StateDir,
+    around: &Surroundings,
     number: HostNumber,
 ) -> Result<Child, StartError> {
+    let state: &StateDir = &around.state;
     let log = private_file().append(true).open(state.host_log(number))?;
     let mut command = Command::new(&program.path);
     command
@@ -128,11 +126,10 @@ async fn spawn(
         .current_dir(state.path())
         .env_clear()
         .envs(std::env::vars_os().filter(|(name, _)| !name.as_encoded_bytes().starts_with(b"LRTS_")))
-        .env(mode::VARIABLE, Mode::Host.as_str())
-        .kill_on_drop(true);
+        .env(mode::VARIABLE, Mode::Host.as_str());
     let mut tries = 0;
     loop {
-        match command.spawn() {
+        match around.family.spawn(|| command.spawn()) {
             // Some other child, forked while the file was being written, hasn't come to its own program yet.
             Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES => {
                 tries += 1;
@@ -228,7 +225,13 @@ mod tests {
         let path = directory.path().join("program");
         std::fs::write(&path, content).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        match start(1, &Program::installed(path), &state, patience).await {
+        let around = Surroundings::alone(state);
+        let bundle = BundleRef::Installed("program".to_owned());
+        let process = std::cell::Cell::new(None);
+        let started = |started| process.set(Some(started));
+        let result = start(1, &Program::installed(path), &bundle, &around, patience, started).await;
+        assert!(process.get().is_none_or(|process| !process.is_alive()), "the program is still there");
+        match result {
             Err(error) => error,
             Ok(_) => panic!("no host was there to start"),
         }

@@ -3,28 +3,36 @@
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use lrts_core::clock::Moment;
 use lrts_core::ids::AttemptId;
-use lrts_core::limits::{BARS_PER_ATTEMPT, INLINE_BODY_BYTES};
+use lrts_core::limits::{BARS_PER_ATTEMPT, CHECKPOINT_BYTES, INLINE_BODY_BYTES};
 use lrts_core::notices::AsyncNoticeSocket;
+use lrts_core::protocol::codec;
 use lrts_core::protocol::host::{FromHost, Output, Payload, StartAttempt, ToHost};
 use lrts_core::protocol::progress::BarRecord;
 use lrts_core::protocol::worker::AttemptEnd;
+use lrts_core::spec::{BundleRef, JobOptions};
+use lrts_core::status::{Failure, FailureKind};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::process::Child;
 use tokio::sync::mpsc;
 use tracing::{Instrument, debug, info_span, warn};
 
+use super::adopt::{Adopted, adopt};
+use super::introduce::Introduced;
+use super::process::Process;
+use super::record::HostRecord;
 use super::session::kill_session;
 use super::start::{StartError, Started, describe, last_words, start};
-use super::{Command, HostEnded, HostEvent, HostNumber, Job};
-use crate::bundles::Program;
+use super::{Command, Family, HostEnded, HostEvent, HostNumber, Job};
+use crate::bundles::{Lease, Program};
 use crate::state_dir::StateDir;
 
 /// How long a program may take to its Welcome. `host_services!` is the first thing in its `main`.
@@ -33,24 +41,85 @@ const WELCOME_TIME: Duration = Duration::from_secs(20);
 /// How long a host may take to end once its connection is closed. It kills its jobs first.
 const FAREWELL_TIME: Duration = Duration::from_secs(4);
 
-/// Starts a host and carries commands and events until the commands end, which ends the host, or until it dies.
-pub(crate) async fn run_host(
-    number: HostNumber,
-    program: Program,
-    state: Arc<StateDir>,
+/// How often it is looked whether a process has ended that isn't the worker's child.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The first version of hosts that knows of leases, limits, checkpoints, and the order to end.
+const KNOWS_LIMITS_SINCE: u16 = 2;
+
+/// What all hosts of a worker have in common.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    pub(super) state: Arc<StateDir>,
+    pub(super) family: Family,
+    /// Of this boot of the machine.
+    pub(super) boot_id: String,
+    /// Between terminate and kill.
+    pub(super) grace: Duration,
+    /// How long hosts wait for another worker.
+    pub(super) orphan_grace: Duration,
+}
+
+#[cfg(test)]
+impl Surroundings {
+    /// Those of a worker that does nothing else.
+    pub(super) fn alone(state: StateDir) -> Self {
+        Self {
+            state: Arc::new(state),
+            family: Family::new(false),
+            boot_id: "this boot".to_owned(),
+            grace: Duration::from_secs(2),
+            orphan_grace: Duration::ZERO,
+        }
+    }
+}
+
+/// Where a host comes from.
+#[derive(Debug)]
+pub(super) enum Origin {
+    /// To be started.
+    New(Program),
+    /// Started by an earlier run of the worker. While it lives, the cache keeps its program.
+    Earlier { record: HostRecord, _lease: Option<Lease> },
+}
+
+/// One host, as its task and the fleet know it.
+#[derive(Debug)]
+pub(super) struct HostTask {
+    pub(super) number: HostNumber,
+    pub(super) bundle: BundleRef,
+    /// Its process, once there is one.
+    pub(super) process: Arc<OnceLock<Process>>,
+    pub(super) around: Arc<Surroundings>,
+}
+
+/// Starts or finds a host and carries commands and events until it is told to end, or until it dies. If nobody commands it any
+/// more, it is left alone.
+pub(super) async fn run_host(
+    task: HostTask,
+    origin: Origin,
     commands: mpsc::UnboundedReceiver<Command>,
     events: mpsc::Sender<(HostNumber, HostEvent)>,
 ) {
+    let number = task.number;
     let events = Events { number, sender: events };
     let span = info_span!("host", number);
-    let last = attend(number, &program, &state, commands, &events).instrument(span).await;
+    let last = attend(&task, &origin, commands, &events).instrument(span).await;
+    let last = match last {
+        Last::LeftAlone => return,
+        Last::Wanted => None,
+        Last::News(event) => Some(event),
+    };
+    let state = &task.around.state;
+    // The record goes first: without it nobody looks for the rest.
+    for path in [state.host_record(number), state.host_socket(number), state.host_log(number)] {
+        let _never_made = std::fs::remove_file(path);
+    }
     if let Some(event) = last {
         events.send(event).await;
     }
     // Only now: while the host lived, the cache had to keep the file.
-    drop(program);
-    let _never_made = std::fs::remove_file(state.host_socket(number));
-    let _never_made = std::fs::remove_file(state.host_log(number));
+    drop(origin);
 }
 
 /// Where a host's events go.
@@ -66,34 +135,70 @@ impl Events {
     }
 }
 
-/// Returns the host's last event, if its end is news.
+/// How a host's task ends.
+enum Last {
+    /// The worker leaves, and the host goes on.
+    LeftAlone,
+    /// The host has ended as it was told to.
+    Wanted,
+    /// The host is gone.
+    News(HostEvent),
+}
+
+/// Why no more commands are carried out.
+enum CommandsEnd {
+    /// The host was told to end.
+    End,
+    /// Nobody commands.
+    LeftAlone,
+}
+
 async fn attend(
-    number: HostNumber,
-    program: &Program,
-    state: &StateDir,
+    task: &HostTask,
+    origin: &Origin,
     mut commands: mpsc::UnboundedReceiver<Command>,
     events: &Events,
-) -> Option<HostEvent> {
-    let Started { mut child, pid, socket, arena } = match start(number, program, state, WELCOME_TIME).await {
-        Ok(started) => started,
-        Err(StartError::Refused(reason)) => return Some(HostEvent::Refused { reason }),
-        Err(StartError::Unavailable(reason)) => return Some(HostEvent::Died { reason }),
+) -> Last {
+    let HostTask { number, bundle, process, around } = task;
+    let (mut child, introduced, held) = match origin {
+        Origin::New(program) => {
+            let started = |started| process.set(started).expect("a task has one process");
+            match start(*number, program, bundle, around, WELCOME_TIME, started).await {
+                Ok(Started { child, introduced }) => (Some(child), introduced, Vec::new()),
+                Err(error) => {
+                    bury(around, process.get().copied()).await;
+                    return Last::News(match error {
+                        StartError::Refused(reason) => HostEvent::Refused { reason },
+                        StartError::Unavailable(reason) => HostEvent::Died { reason },
+                    });
+                }
+            }
+        }
+        Origin::Earlier { record, .. } => match adopt(*number, record, around).await {
+            Some(Adopted { introduced, held }) => (None, introduced, held),
+            None => {
+                bury(around, Some(record.process)).await;
+                return Last::News(HostEvent::Gone);
+            }
+        },
     };
-    events.send(HostEvent::Ready { arena }).await;
+    let Introduced { socket, version, arena, .. } = introduced;
+    events.send(HostEvent::Ready { arena, held }).await;
     let wanted_end = {
         let reading = read_notices(&socket, events);
-        let writing = write_commands(&socket, &mut commands, state, events);
+        let writing = write_commands(&socket, version, &mut commands, around, events);
         let mut reading = pin!(reading);
         // Both go on side by side.
         tokio::select! {
             trouble = &mut reading => {
-                debug!(pid, %trouble, "job host has closed its connection");
+                debug!(%trouble, "job host has closed its connection");
                 false
             }
             result = writing => match result {
-                Ok(()) => true,
+                Ok(CommandsEnd::End) => true,
+                Ok(CommandsEnd::LeftAlone) => return Last::LeftAlone,
                 Err(error) => {
-                    debug!(pid, %error, "job host takes no commands any more");
+                    debug!(%error, "job host takes no commands any more");
                     // What it has said of its jobs still counts.
                     let _ = tokio::time::timeout(FAREWELL_TIME, reading).await;
                     false
@@ -102,17 +207,21 @@ async fn attend(
         }
     };
     drop(socket);
-    let status = reap(&mut child).await;
-    // A host that was killed leaves what its jobs have started.
-    let _ended_with_the_runtime = tokio::task::spawn_blocking(move || kill_session(pid)).await;
+    let process = process.get().copied();
+    let status = match &mut child {
+        Some(child) => reap(child).await,
+        None => wait_for_end(process).await,
+    };
+    bury(around, process).await;
     if wanted_end {
-        return None;
+        return Last::Wanted;
     }
-    let words = last_words(&state.host_log(number));
-    Some(HostEvent::Died { reason: format!("its job host (process {pid}) died with {status}{words}") })
+    let words = last_words(&around.state.host_log(*number));
+    let pid = process.map_or(0, |process| process.pid);
+    Last::News(HostEvent::Died { reason: format!("its job host (process {pid}) died with {status}{words}") })
 }
 
-/// Waits for the host's end, and brings it about if it takes too long.
+/// Waits for the end of a host that is the worker's child, and brings it about if it takes too long.
 async fn reap(child: &mut Child) -> String {
     let status = match tokio::time::timeout(FAREWELL_TIME, child.wait()).await {
         Ok(status) => status,
@@ -127,9 +236,38 @@ async fn reap(child: &mut Child) -> String {
     status.map_or_else(|error| error.to_string(), describe)
 }
 
+/// The same for a host of an earlier run, whose status its new parent gets.
+async fn wait_for_end(process: Option<Process>) -> String {
+    let is_alive = || process.is_some_and(Process::is_alive);
+    let gone = async || {
+        while is_alive() {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    };
+    if tokio::time::timeout(FAREWELL_TIME, gone()).await.is_err() {
+        warn!("job host doesn't end by itself and is killed");
+        process.inspect(|process| process.kill());
+        let _ = tokio::time::timeout(FAREWELL_TIME, gone()).await;
+    }
+    "a status that only its parent knows".to_owned()
+}
+
+/// Kills what a host that is gone has left behind.
+async fn bury(around: &Arc<Surroundings>, process: Option<Process>) {
+    let around = around.clone();
+    let bury = move || {
+        if let Some(process) = process {
+            around.family.remove(process.pid);
+            kill_session(process);
+        }
+        around.family.kill_orphans();
+    };
+    let _ended_with_the_runtime = tokio::task::spawn_blocking(bury).await;
+}
+
 /// What the host has said of an attempt ahead of its end.
 #[derive(Default)]
-struct Partial {
+pub(super) struct Partial {
     bars: Vec<BarRecord>,
     stdout: Option<Vec<u8>>,
     stderr: Option<Vec<u8>>,
@@ -144,21 +282,50 @@ async fn read_notices(socket: &AsyncNoticeSocket, events: &Events) -> String {
             Ok(None) => return "closed".to_owned(),
             Err(error) => return error.to_string(),
         };
-        let notice = match packet.decode() {
-            Ok(notice) => notice,
+        let event = match packet.decode() {
+            Ok(FromHost::Checkpoint { attempt, state }) => {
+                match read_checkpoint(state, packet.descriptors).await {
+                    Ok(state) => Some(HostEvent::Checkpoint { attempt, state }),
+                    Err(error) => {
+                        warn!(%attempt, %error, "checkpoint can't be read");
+                        None
+                    }
+                }
+            }
+            Ok(notice) => collect(notice, &mut partial),
             Err(error) => return error.to_string(),
         };
-        if let Some(event) = collect(notice, &mut partial) {
+        if let Some(event) = event {
             events.send(event).await;
         }
     }
 }
 
+/// A small checkpoint travels in the notice, a large one as shared memory.
+async fn read_checkpoint(state: Payload, descriptors: Vec<OwnedFd>) -> io::Result<Bytes> {
+    let bytes = match state {
+        Payload::Inline(bytes) => return Ok(bytes.into()),
+        Payload::Descriptor { bytes } => bytes,
+    };
+    let length = usize::try_from(bytes).ok().filter(|&length| length <= CHECKPOINT_BYTES);
+    let length = length.ok_or_else(|| io::Error::other(format!("it has {bytes} bytes")))?;
+    let memory = descriptors.into_iter().next().ok_or_else(|| io::Error::other("it did not travel along"))?;
+    let read = move || -> io::Result<Bytes> {
+        let mut content = vec![0; length];
+        // At a place, since the descriptor's own position is shared with the host.
+        File::from(memory).read_exact_at(&mut content, 0)?;
+        Ok(content.into())
+    };
+    tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
+}
+
 /// Puts the pieces of an attempt's end together.
-fn collect(notice: FromHost, partial: &mut BTreeMap<AttemptId, Partial>) -> Option<HostEvent> {
+pub(super) fn collect(notice: FromHost, partial: &mut BTreeMap<AttemptId, Partial>) -> Option<HostEvent> {
     match notice {
-        // Said once already.
-        FromHost::Welcome { .. } => None,
+        // Said once already, by a host that was found, or by a new one that has nothing.
+        FromHost::Welcome { .. } | FromHost::Held { .. } | FromHost::AllHeld => None,
+        // Their memory has to be read first.
+        FromHost::Checkpoint { .. } => None,
         FromHost::Began { attempt, pid, region } => Some(HostEvent::Began { attempt, pid, region }),
         FromHost::Bars { attempt, bars } => {
             let known = &mut partial.entry(attempt).or_default().bars;
@@ -193,81 +360,138 @@ fn collect(notice: FromHost, partial: &mut BTreeMap<AttemptId, Partial>) -> Opti
     }
 }
 
-/// Ends well with the commands.
+/// Returns why there are no more commands.
 async fn write_commands(
     socket: &AsyncNoticeSocket,
+    version: u16,
     commands: &mut mpsc::UnboundedReceiver<Command>,
-    state: &StateDir,
+    around: &Surroundings,
     events: &Events,
-) -> io::Result<()> {
+) -> io::Result<CommandsEnd> {
+    let knows_limits = version >= KNOWS_LIMITS_SINCE;
     while let Some(command) = commands.recv().await {
         let notice = match command {
+            Command::Start(job) if !knows_limits && has_limits(&job.options) => {
+                events.send(HostEvent::Ended(Box::new(unlimited(job.attempt)))).await;
+                continue;
+            }
             Command::Start(job) => {
-                start_attempt(socket, *job, state, events).await?;
+                start_attempt(socket, *job, around, events).await?;
                 continue;
             }
             Command::Stop { attempt, grace } => ToHost::Stop { attempt, grace },
             Command::Confirm { attempt } => ToHost::Confirm { attempt },
+            Command::RenewLeases { until } if knows_limits => ToHost::RenewLeases { until: until.as_nanos() },
+            Command::ReadCheckpoint { attempt } if knows_limits => ToHost::ReadCheckpoint { attempt },
+            Command::RenewLeases { .. } | Command::ReadCheckpoint { .. } => continue,
             Command::ReleaseRegion { region } => ToHost::ReleaseRegion { region },
             Command::ReadOutput { attempt } => ToHost::ReadOutput { attempt },
+            Command::End => {
+                // One that doesn't know the word ends with the connection.
+                if knows_limits {
+                    socket.send(&ToHost::End, &[]).await?;
+                }
+                return Ok(CommandsEnd::End);
+            }
         };
         socket.send(&notice, &[]).await?;
     }
-    Ok(())
+    Ok(CommandsEnd::LeftAlone)
 }
 
 async fn start_attempt(
     socket: &AsyncNoticeSocket,
     job: Job,
-    state: &StateDir,
+    around: &Surroundings,
     events: &Events,
 ) -> io::Result<()> {
-    let attempt = job.attempt;
-    let directory = state.working_directory(attempt);
+    let Job { attempt, execution, service, options, payload, checkpoint, lease_until, notes } = job;
+    let directory = around.state.working_directory(attempt);
     // One system call on a local disk: not worth another thread.
     let made = DirBuilder::new().mode(0o700).create(&directory);
     let prepared = match made {
-        Ok(()) => payload(job.payload).await,
+        Ok(()) => bodies(payload, checkpoint).await,
         Err(error) => Err(error),
     };
-    let (payload, memory) = match prepared {
+    let (payload, checkpoint, memory) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
-            events.send(HostEvent::Ended(Box::new(unprepared(attempt, &error)))).await;
+            let reason = format!("the worker cannot prepare it: {error}");
+            events.send(HostEvent::Ended(Box::new(not_run(attempt, AttemptEnd::Lost { reason })))).await;
             return Ok(());
         }
     };
     let notice = ToHost::Start(StartAttempt {
         attempt,
-        execution: job.execution,
-        service: job.service,
+        execution,
+        service,
         payload,
         directory,
-        spool_file: state.spool().path(attempt),
-        env: job.env,
+        spool_file: around.state.spool().path(attempt),
+        env: options.get_env().to_vec(),
+        checkpoint,
+        grace: around.grace,
+        run_timeout: options.get_run_timeout(),
+        progress_timeout: options.get_progress_timeout(),
+        memory_limit: options.get_memory_limit(),
+        lease_until: lease_until.map(Moment::as_nanos),
+        notes: codec::encode(&notes).to_vec(),
     });
     let memory: Vec<BorrowedFd<'_>> = memory.iter().map(AsFd::as_fd).collect();
     socket.send(&notice, &memory).await
 }
 
-/// A small payload travels in the notice, a large one as shared memory.
-async fn payload(bytes: Bytes) -> io::Result<(Payload, Option<File>)> {
+/// Payload and checkpoint as they travel, and their memory in this order.
+async fn bodies(
+    payload: Bytes,
+    checkpoint: Option<Bytes>,
+) -> io::Result<(Payload, Option<Payload>, Vec<File>)> {
+    let (payload, memory) = body(payload).await?;
+    let mut memory = Vec::from_iter(memory);
+    let checkpoint = match checkpoint {
+        None => None,
+        Some(checkpoint) => {
+            let (checkpoint, more) = body(checkpoint).await?;
+            memory.extend(more);
+            Some(checkpoint)
+        }
+    };
+    Ok((payload, checkpoint, memory))
+}
+
+/// Whether the options ask for something that a host of the first version doesn't do.
+fn has_limits(options: &JobOptions) -> bool {
+    options.is_exclusive()
+        || options.get_run_timeout().is_some()
+        || options.get_progress_timeout().is_some()
+        || options.get_memory_limit().is_some()
+}
+
+/// The end of an attempt whose program is too old for its options.
+fn unlimited(attempt: AttemptId) -> HostEnded {
+    let text = "the program was built with an lrts that knows no exclusive jobs and no limits of time and memory: build it \
+                with the lrts that the cluster runs";
+    not_run(attempt, AttemptEnd::Failed(Failure::new(FailureKind::Bundle, text)))
+}
+
+/// A small body travels in the notice, a large one as shared memory.
+async fn body(bytes: Bytes) -> io::Result<(Payload, Option<File>)> {
     if bytes.len() <= INLINE_BODY_BYTES {
         return Ok((Payload::Inline(bytes.to_vec()), None));
     }
     let write = move || -> io::Result<(Payload, Option<File>)> {
-        let mut memory = File::from(memfd_create("lrts-payload", MFdFlags::MFD_CLOEXEC)?);
+        let mut memory = File::from(memfd_create("lrts-body", MFdFlags::MFD_CLOEXEC)?);
         memory.write_all(&bytes)?;
         Ok((Payload::Descriptor { bytes: bytes.len() as u64 }, Some(memory)))
     };
     tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?
 }
 
-/// The end of an attempt that this machine has no room for.
-fn unprepared(attempt: AttemptId, error: &io::Error) -> HostEnded {
+/// The end of an attempt that no host has seen.
+fn not_run(attempt: AttemptId, end: AttemptEnd) -> HostEnded {
     HostEnded {
         attempt,
-        end: AttemptEnd::Lost { reason: format!("the worker cannot prepare it: {error}") },
+        end,
         output: Output::default(),
         ran: Duration::ZERO,
         peak_memory_bytes: 0,
@@ -348,12 +572,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn large_payloads_travel_as_shared_memory() {
-        let (small, none) = payload(vec![1; INLINE_BODY_BYTES].into()).await.unwrap();
+    async fn large_bodies_travel_as_shared_memory() {
+        let (small, none) = body(vec![1; INLINE_BODY_BYTES].into()).await.unwrap();
         assert_eq!(small, Payload::Inline(vec![1; INLINE_BODY_BYTES]));
         assert!(none.is_none());
         let content: Vec<u8> = (0..3_000_000u32).map(|i| i as u8).collect();
-        let (large, memory) = payload(content.clone().into()).await.unwrap();
+        let (large, memory) = body(content.clone().into()).await.unwrap();
         assert_eq!(large, Payload::Descriptor { bytes: 3_000_000 });
         let (mut memory, mut read) = (memory.unwrap(), Vec::new());
         memory.rewind().unwrap();

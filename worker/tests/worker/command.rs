@@ -27,6 +27,8 @@ fn worker(port: u16, state: &Path) -> Child {
         "9",
         "--max-jobs",
         "2",
+        "--orphan-grace",
+        "0s",
         "--state-dir",
     ]);
     command.arg(state).args(["--bundle", &program]);

@@ -9,7 +9,7 @@ use lrts_core::ids::{AttemptId, BundleDigest, SessionId, WorkerId};
 use lrts_core::protocol::codec;
 use lrts_core::protocol::worker::{Ended, FromWorker, Register, Start, ToWorker};
 use lrts_core::shutdown::Shutdown;
-use lrts_core::spec::BundleRef;
+use lrts_core::spec::{BundleRef, JobOptions};
 use lrts_core::transport::{ConnectionId, Message, Role, Server, ServerConfig, ServerEvent, SocketDir};
 use lrts_worker::{Config, RunError};
 use serde::Serialize;
@@ -19,6 +19,12 @@ use tokio::task::JoinHandle;
 
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The store that the scheduler has, unless a test wants another.
+pub(crate) const STORE: u64 = 0x5709e;
+
+/// The lease that it gives.
+pub(crate) const LOST_AFTER: Duration = Duration::from_secs(20);
 
 /// The name under which the test program is installed.
 pub(crate) const PROGRAM: &str = "test-program";
@@ -60,7 +66,7 @@ impl Scheduler {
     pub(crate) async fn next(&mut self) -> (FromWorker, Bytes) {
         loop {
             let message = self.next_or_heartbeat().await;
-            if message.0 != FromWorker::Heartbeat {
+            if !matches!(message.0, FromWorker::Heartbeat { .. }) {
                 return message;
             }
         }
@@ -86,25 +92,43 @@ impl Scheduler {
     pub(crate) async fn register(&mut self, closed: Vec<AttemptId>) -> Register {
         let (message, _) = self.next().await;
         let FromWorker::Register(register) = message else { panic!("{message:?} before Register") };
-        let heartbeat = Duration::from_millis(200);
-        let lost_after = Duration::from_secs(20);
-        self.send(&ToWorker::Registered { epoch: 1, heartbeat, lost_after, closed }, Bytes::new());
+        self.answer(STORE, closed);
         register
     }
 
+    /// Answers a registration as a scheduler with this store does.
+    pub(crate) fn answer(&self, store: u64, closed: Vec<AttemptId>) {
+        let heartbeat = Duration::from_millis(200);
+        let registered = ToWorker::Registered { store, epoch: 1, heartbeat, lost_after: LOST_AFTER, closed };
+        self.send(&registered, Bytes::new());
+    }
+
     pub(crate) fn order(&self, sequence: u64, bundle: BundleRef, service: &str, payload: &impl Serialize) {
+        let options = JobOptions::new().env("GREETING", "hello");
+        self.order_with(sequence, bundle, service, payload, options, None);
+    }
+
+    pub(crate) fn order_with(
+        &self,
+        sequence: u64,
+        bundle: BundleRef,
+        service: &str,
+        payload: &impl Serialize,
+        options: JobOptions,
+        checkpoint: Option<&[u8]>,
+    ) {
         let start = Start {
             attempt: attempt(sequence),
             execution: 1,
             application: "test".parse().unwrap(),
             bundle,
             service: service.to_owned(),
-            label: String::new(),
-            slots: 1,
-            env: vec![("GREETING".to_owned(), "hello".to_owned())],
+            options,
+            checkpoint_bytes: checkpoint.map(|checkpoint| checkpoint.len() as u32),
             progress_rtt_test: Duration::from_secs(10),
         };
-        self.send(&ToWorker::Start(start), rmp_serde::to_vec_named(payload).unwrap());
+        let payload = rmp_serde::to_vec_named(payload).unwrap();
+        self.send(&ToWorker::Start(start), [&payload, checkpoint.unwrap_or_default()].concat());
     }
 
     pub(crate) fn confirm(&self, sequence: u64) {
@@ -158,9 +182,13 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// One with this many slots. Its hosts are started of this test program.
+    /// One with this many slots. Its hosts are started of this test program, and end with it.
     pub(crate) fn start(scheduler: &Scheduler, slots: u32) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), scheduler, slots)
+    }
+
+    /// One that finds the state of another.
+    pub(crate) fn start_in(directory: tempfile::TempDir, scheduler: &Scheduler, slots: u32) -> Self {
         let state = directory.path().join("state");
         let program = |name: &str, path: PathBuf| (name.to_owned(), path);
         let config = Config {
@@ -174,6 +202,7 @@ impl Worker {
                 program("no-host", PathBuf::from("/bin/false")),
             ]
             .into(),
+            orphan_grace: Duration::ZERO,
             progress_executable: PathBuf::from(env!("CARGO_BIN_EXE_lrts-worker")),
             ..Config::default()
         };

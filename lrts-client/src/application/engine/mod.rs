@@ -7,8 +7,14 @@
 //! Results that somebody waits for by name are asked for urgently; those of streams come under credit ([`window`]). Where
 //! several streams are open and the results of one have used up the credit, a stream that is polled and has nothing asks for
 //! its jobs urgently: so nobody starves, at the price of a larger buffer in that rare case.
+//!
+//! Jobs go by numbers here, see [`jobs`]: a job's sequence, or for jobs with [`keys`] and those of earlier starts one that was
+//! made up when they were met.
 
 mod jobs;
+mod keys;
+mod lists;
+mod receive;
 mod submits;
 #[cfg(test)]
 mod tests;
@@ -22,15 +28,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lrts_core::clock::Moment;
-use lrts_core::ids::{ApplicationId, AttemptId, SessionId};
-use lrts_core::limits::RESULT_WINDOW_BYTES;
-use lrts_core::protocol::application::{Attach, FromApplication, JobReport, JobSet, ToApplication, Totals};
+use lrts_core::ids::{ApplicationId, AttemptId, JobId, SessionId};
+use lrts_core::protocol::application::{
+    Attach, FromApplication, JobReport, JobSet, RefusalCause, ToApplication, Totals,
+};
 use lrts_core::protocol::progress::BarRecord;
 use lrts_core::spec::{BundleRef, OnDisconnect};
 
 use jobs::{Jobs, State, Want};
-pub(crate) use submits::NewJob;
+use keys::Keys;
+pub(crate) use lists::Listed;
 use submits::Submits;
+pub(crate) use submits::{Key, NewJob};
 pub(crate) use upload::Offer;
 use upload::Upload;
 use waits::Wait;
@@ -45,13 +54,15 @@ const TAKEN_BATCH: usize = 256;
 /// Most ranges of one job set in a message, which keeps heads well below their bound.
 const RANGES_PER_MESSAGE: usize = 100_000;
 
-/// How long `stop` waits for a scheduler that is away, where the application sets no limit of its own.
-const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// How long `stop` and `detach` wait for a scheduler that is away, where the application sets no limit of its own.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(10);
 
 /// What doesn't change while an application runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) application: ApplicationId,
+    /// The id was given: earlier starts may have left jobs.
+    pub(crate) named: bool,
     pub(crate) session: SessionId,
     pub(crate) services: Vec<String>,
     pub(crate) on_disconnect: OnDisconnect,
@@ -117,6 +128,8 @@ pub(crate) enum Fatal {
     Bundle(String),
     /// `stop` was called.
     Stopped,
+    /// `detach` was called.
+    Detached,
 }
 
 /// The connection to the scheduler.
@@ -132,11 +145,30 @@ enum Connection {
     Attached,
 }
 
+/// How the application ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Farewell {
+    /// What is left is cancelled and forgotten.
+    Stop,
+    /// The jobs go on, for another start of it.
+    Detach,
+}
+
 /// The end of the application.
 #[derive(Debug)]
-struct Stopping {
+struct Ending {
+    farewell: Farewell,
     sent: bool,
     answered: bool,
+}
+
+/// Why a job wasn't taken.
+#[derive(Clone, Debug)]
+struct Refusal {
+    reason: Arc<str>,
+    cause: RefusalCause,
+    /// The job's key.
+    key: Option<Arc<str>>,
 }
 
 /// A result that is here.
@@ -158,10 +190,11 @@ pub(crate) struct Engine {
     upload: Upload,
     connection: Connection,
     fatal: Option<Fatal>,
-    stopping: Option<Stopping>,
+    ending: Option<Ending>,
     jobs: Jobs,
     submits: Submits,
-    refusals: BTreeMap<u64, Arc<str>>,
+    keys: Keys,
+    refusals: BTreeMap<u64, Refusal>,
     /// Refused or lost since the last flush.
     unreported: Option<u64>,
     arrived: BTreeMap<u64, Arrived>,
@@ -179,6 +212,9 @@ pub(crate) struct Engine {
     cancelled: BTreeSet<u64>,
     /// Those of them that the scheduler is to be told.
     to_cancel: Vec<u64>,
+    /// Waits for lists that the scheduler is to be asked for.
+    to_list: Vec<WaitId>,
+    last_list: u64,
     submitted: bool,
     actions: Vec<Action>,
 }
@@ -186,14 +222,15 @@ pub(crate) struct Engine {
 impl Engine {
     pub(crate) fn new(settings: Settings, now: Moment) -> Self {
         Self {
+            jobs: Jobs::new(settings.session, settings.application),
             settings,
             bundle: None,
             upload: Upload::default(),
             connection: Connection::Down(now),
             fatal: None,
-            stopping: None,
-            jobs: Jobs::new(),
+            ending: None,
             submits: Submits::default(),
+            keys: Keys::default(),
             refusals: BTreeMap::new(),
             unreported: None,
             arrived: BTreeMap::new(),
@@ -207,13 +244,16 @@ impl Engine {
             taken_due: None,
             cancelled: BTreeSet::new(),
             to_cancel: Vec::new(),
+            to_list: Vec::new(),
+            last_list: 0,
             submitted: false,
             actions: Vec::new(),
         }
     }
 
-    fn session(&self) -> SessionId {
-        self.settings.session
+    /// The number by which a job goes here.
+    pub(crate) fn number(&mut self, job: JobId) -> u64 {
+        self.jobs.meet(job)
     }
 
     /// How many jobs the scheduler hasn't accepted.
@@ -223,21 +263,37 @@ impl Engine {
 
     /// Whether `stop` was called.
     pub(crate) fn is_stopped(&self) -> bool {
-        self.stopping.is_some()
+        self.ending.as_ref().is_some_and(|ending| ending.farewell == Farewell::Stop)
+    }
+
+    /// Whether the scheduler may have jobs of the application.
+    pub(crate) fn may_have_jobs(&self) -> bool {
+        self.submitted || self.settings.named
+    }
+
+    /// Whether the scheduler has confirmed the end.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.ending.as_ref().is_some_and(|ending| ending.answered)
     }
 
     /// Whether the scheduler was told everything and, where that counts, has acknowledged it; or never will be.
     pub(crate) fn is_settled(&self) -> bool {
-        self.fatal.is_some() || self.taken.is_empty() && self.to_cancel.is_empty() && self.submits.len() == 0
+        let told = self.taken.is_empty() && self.to_cancel.is_empty();
+        match self.fatal {
+            Some(Fatal::Detached) => told,
+            Some(_) => true,
+            None => told && self.submits.len() == 0,
+        }
     }
 
     /// Whether there is nothing to say now. While there is no connection nothing is certain.
     pub(crate) fn is_quiet(&self) -> bool {
         self.connection == Connection::Attached
-            && self.stopping.is_none()
+            && self.ending.is_none()
             && self.urgent.is_empty()
             && self.wanted.is_empty()
             && self.to_cancel.is_empty()
+            && self.to_list.is_empty()
             && self.taken.len() < TAKEN_BATCH
             && !self.window.is_due()
             && !self.submits.has_unsent()
@@ -292,8 +348,8 @@ impl Engine {
             self.connection = Connection::Down(now);
         }
         self.upload.disconnect();
-        if let Some(stopping) = &mut self.stopping {
-            stopping.sent = false;
+        if let Some(ending) = &mut self.ending {
+            ending.sent = false;
         }
     }
 
@@ -302,170 +358,11 @@ impl Engine {
         self.wake_all();
     }
 
-    fn receive(&mut self, message: ToApplication, body: Bytes) {
-        match message {
-            ToApplication::Attached { accepted_through, .. } if self.connection == Connection::Attaching => {
-                self.attached(accepted_through);
-            }
-            // The answer to an Attach of this connection comes before anything else.
-            _ if self.connection != Connection::Attached => {}
-            ToApplication::Attached { .. } => {}
-            ToApplication::BundleWanted { digest, offset } => self.upload.wanted(digest, offset),
-            ToApplication::BundleComplete { digest } => self.upload.complete(digest),
-            ToApplication::BundleRefused { digest, reason } => {
-                if self.upload.refused(digest, &reason) {
-                    let reason: Arc<str> = reason.into();
-                    self.submits.sequences().for_each(|sequence| self.refuse(sequence, Arc::clone(&reason)));
-                }
-            }
-            ToApplication::Accepted { through } => self.accept(through),
-            ToApplication::Refused { sequence, reason } => self.refuse(sequence, reason.into()),
-            ToApplication::Result { job, report } => {
-                if job.session == self.settings.session {
-                    self.arrive(job.sequence, report, body);
-                }
-            }
-            ToApplication::Gone { job, taken } => {
-                if job.session == self.settings.session {
-                    self.end(job.sequence, if taken { State::Taken } else { State::Lost });
-                }
-            }
-            ToApplication::Totals(totals) => self.actions.push(Action::ShowTotals(totals)),
-            ToApplication::Stopped => {
-                if let Some(stopping) = self.stopping.as_mut().filter(|stopping| stopping.sent) {
-                    stopping.answered = true;
-                    self.wake_all();
-                }
-            }
-        }
-    }
-
-    /// The scheduler knows this session up to there. Whatever it may not have heard is said again.
-    fn attached(&mut self, accepted_through: u64) {
-        self.connection = Connection::Attached;
-        for sequence in accepted_through + 1..=self.submits.accepted_through() {
-            self.end(sequence, State::Lost);
-        }
-        self.accept(accepted_through);
-        self.submits.rewind();
-        self.urgent.clear();
-        self.wanted.clear();
-        self.to_cancel.clear();
-        self.taken.clear();
-        if self.jobs.base() > 1 {
-            self.taken.extend(1..self.jobs.base());
-        }
-        let accepted = self.submits.accepted_through();
-        for (sequence, entry) in self.jobs.iter_mut() {
-            match entry.state {
-                State::Open if entry.has_waiters() => match entry.want {
-                    Want::Urgent if sequence <= accepted => self.urgent.push(sequence),
-                    Want::Credit if sequence <= accepted => self.wanted.push(sequence),
-                    Want::No | Want::Credit | Want::Urgent => {}
-                },
-                State::Open => entry.want = Want::No,
-                State::Taken => self.taken.push(sequence),
-                State::Arrived | State::Handed | State::Refused | State::Lost => {}
-            }
-        }
-        if !self.taken.is_empty() {
-            self.taken_due = Some(Moment::default());
-        }
-        self.to_cancel.extend(self.cancelled.range(..=accepted));
-    }
-
-    fn accept(&mut self, through: u64) {
-        let passed = self.submits.accept(through);
-        if passed.is_empty() {
-            return;
-        }
-        for sequence in passed.clone() {
-            match self.jobs.get(sequence).filter(|entry| entry.state == State::Open).map(|entry| entry.want) {
-                Some(Want::Urgent) => self.urgent.push(sequence),
-                Some(Want::Credit) => self.wanted.push(sequence),
-                Some(Want::No) | None => {}
-            }
-        }
-        self.to_cancel.extend(self.cancelled.range(passed));
-        self.wake_submitters();
-    }
-
-    fn refuse(&mut self, sequence: u64, reason: Arc<str>) {
-        if self.jobs.state(sequence) == State::Open {
-            self.refusals.insert(sequence, reason);
-            self.end(sequence, State::Refused);
-        }
-    }
-
-    fn arrive(&mut self, sequence: u64, mut report: JobReport, body: Bytes) {
-        let Some(entry) = self.jobs.get(sequence).filter(|entry| entry.state == State::Open) else { return };
-        let (bytes, under_credit) = (body.len() as u64, entry.want == Want::Credit);
-        if under_credit {
-            self.window.arrived(bytes);
-        }
-        let attempt = AttemptId { job: self.settings.session.job(sequence), attempt: report.attempt };
-        self.actions.push(Action::ShowEnded(attempt, std::mem::take(&mut report.bars)));
-        if under_credit {
-            self.window.hold(bytes);
-        }
-        self.arrived.insert(sequence, Arrived { report, body, under_credit, orphan: false });
-        self.end(sequence, State::Arrived);
-        if !self.jobs.has_waiters(sequence) {
-            self.orphan(sequence);
-        }
-        self.help_starving();
-    }
-
-    /// Keeps a result that nobody waits for, while there is room for such; else the scheduler sends it again when it is wanted.
-    fn orphan(&mut self, sequence: u64) {
-        if self.arrived.get(&sequence).is_none_or(|arrived| arrived.orphan) {
-            return;
-        }
-        let Some(mut arrived) = self.arrived.remove(&sequence) else { return };
-        let bytes = arrived.body.len() as u64;
-        if std::mem::take(&mut arrived.under_credit) {
-            self.window.release(bytes);
-        }
-        // What a result weighs beside its body counts too, or a million empty ones would be free.
-        let weight = bytes + size_of::<Arrived>() as u64;
-        if self.orphan_bytes + weight > RESULT_WINDOW_BYTES {
-            if let Some(entry) = self.jobs.get_mut(sequence) {
-                entry.state = State::Open;
-                entry.want = Want::No;
-            }
-            return;
-        }
-        self.orphan_bytes += weight;
-        arrived.orphan = true;
-        self.arrived.insert(sequence, arrived);
-    }
-
-    /// Somebody waits for it again.
-    fn adopt(&mut self, sequence: u64) {
-        if let Some(arrived) = self.arrived.get_mut(&sequence).filter(|arrived| arrived.orphan) {
-            arrived.orphan = false;
-            self.orphan_bytes -= arrived.body.len() as u64 + size_of::<Arrived>() as u64;
-        }
-    }
-
-    /// An open job ends; whoever waits for it is told.
-    fn end(&mut self, sequence: u64, state: State) {
-        let Some(entry) = self.jobs.get_mut(sequence).filter(|entry| entry.state == State::Open) else {
-            return;
-        };
-        entry.state = state;
-        self.cancelled.remove(&sequence);
-        if matches!(state, State::Refused | State::Lost) {
-            self.unreported.get_or_insert(sequence);
-        }
-        self.tell_waiters(sequence, state);
-    }
-
     /// Queues jobs if the window has room for them; returns the sequence of the first.
     ///
     /// # Errors
     ///
-    /// If they will never be accepted.
+    /// If they will never be accepted, or one has the key of a job with another content.
     pub(crate) fn submit(&mut self, jobs: &mut Vec<NewJob>) -> Result<Option<u64>, WaitError> {
         if let Some(fatal) = &self.fatal {
             return Err(WaitError::Fatal(fatal.clone()));
@@ -477,12 +374,57 @@ impl Engine {
         if !self.submits.has_room(jobs.len(), bytes) {
             return Ok(None);
         }
+        self.check_keys(jobs)?;
         let first = self.jobs.last() + 1;
         for job in jobs.drain(..) {
-            self.jobs.push(job.service);
-            self.submits.push(job);
+            match &job.key {
+                Some(key) => {
+                    let number = self.reopen(key, job.service);
+                    self.keys.schedule(self.jobs.last() + 1, number, key.clone());
+                    self.push(job, State::Keyed);
+                }
+                None => self.push(job, State::Open),
+            }
         }
         Ok(Some(first))
+    }
+
+    fn push(&mut self, job: NewJob, state: State) {
+        let sequence = self.jobs.push(job.service);
+        if let Some(entry) = self.jobs.get_mut(sequence) {
+            entry.state = state;
+        }
+        self.submits.push(job);
+    }
+
+    /// Whether this process knows that a key was used for something else.
+    fn check_keys(&self, jobs: &[NewJob]) -> Result<(), WaitError> {
+        for key in jobs.iter().filter_map(|job| job.key.as_ref()) {
+            let job = JobId::keyed(self.settings.application, &key.key);
+            let number = self.jobs.find(job);
+            if let Some(key) = number.and_then(|number| self.keys.conflict(number, key.digest)) {
+                return Err(WaitError::Job(job, JobFault::KeyConflict(key)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of the job with this key, which is scheduled: what it was refused for counts no more.
+    fn reopen(&mut self, key: &Key, service: u16) -> u64 {
+        let number = self.jobs.meet(JobId::keyed(self.settings.application, &key.key));
+        self.met(number, service);
+        number
+    }
+
+    /// A job exists, or may: it has this service.
+    fn met(&mut self, number: u64, service: u16) {
+        let Some(entry) = self.jobs.get_mut(number) else { return };
+        entry.service = service;
+        if matches!(entry.state, State::Refused | State::Lost) {
+            entry.state = State::Open;
+            entry.want = Want::No;
+            self.refusals.remove(&number);
+        }
     }
 
     /// The user's wish to stop a job.
@@ -490,25 +432,39 @@ impl Engine {
     /// # Errors
     ///
     /// If the scheduler can't be told any more.
-    pub(crate) fn cancel(&mut self, sequence: u64) -> Result<(), WaitError> {
+    pub(crate) fn cancel(&mut self, number: u64) -> Result<(), WaitError> {
         if let Some(fatal) = &self.fatal {
             return Err(WaitError::Fatal(fatal.clone()));
         }
-        if self.jobs.state(sequence) == State::Open && self.cancelled.insert(sequence) {
-            // Else it follows the job's acceptance.
-            if sequence <= self.submits.accepted_through() {
-                self.to_cancel.push(sequence);
-            }
+        // Else it follows the job's acceptance.
+        if self.jobs.state(number) == State::Open && self.cancelled.insert(number) && self.is_known(number) {
+            self.to_cancel.push(number);
         }
         Ok(())
     }
 
     /// Begins the end: nothing but the scheduler's farewell counts any more.
     pub(crate) fn stop(&mut self) {
-        if self.stopping.is_none() {
-            self.stopping = Some(Stopping { sent: false, answered: false });
+        if !self.is_stopped() {
+            self.ending = Some(Ending { farewell: Farewell::Stop, sent: false, answered: false });
             self.fail(Fatal::Stopped);
         }
+    }
+
+    /// Begins to leave: the scheduler is told once it knows of everything that was returned and cancelled. Waits go on until
+    /// [`leave`](Self::leave).
+    pub(crate) fn begin_detach(&mut self) {
+        if self.ending.is_none() {
+            self.ending = Some(Ending { farewell: Farewell::Detach, sent: false, answered: false });
+            self.hurry();
+            self.wake_all();
+        }
+    }
+
+    /// Nothing is scheduled or waited for any more.
+    pub(crate) fn leave(&mut self) {
+        self.begin_detach();
+        self.fail(Fatal::Detached);
     }
 
     /// What to send or read next.
@@ -518,30 +474,14 @@ impl Engine {
             Connection::Up => return self.attach(),
             Connection::Attached => {}
         }
-        if let Some(stopping) = &mut self.stopping {
-            if std::mem::replace(&mut stopping.sent, true) {
-                return Step::Idle;
-            }
-            return Step::Send(FromApplication::Stop, Bytes::new());
+        if self.is_stopped() {
+            return match self.farewell() {
+                Some(message) => Step::Send(message, Bytes::new()),
+                None => Step::Idle,
+            };
         }
-        if let Some(jobs) = next_set(self.settings.session, &mut self.urgent) {
-            return Step::Send(FromApplication::Want { jobs, urgent: true }, Bytes::new());
-        }
-        if let Some(jobs) = next_set(self.settings.session, &mut self.wanted) {
-            return Step::Send(FromApplication::Want { jobs, urgent: false }, Bytes::new());
-        }
-        if let Some(jobs) = next_set(self.settings.session, &mut self.to_cancel) {
-            return Step::Send(FromApplication::Cancel { jobs }, Bytes::new());
-        }
-        if self.taken.len() >= TAKEN_BATCH || self.taken_due.is_some_and(|due| due <= now) {
-            if let Some(jobs) = next_set(self.settings.session, &mut self.taken) {
-                self.taken_due = self.taken_due.filter(|_| !self.taken.is_empty());
-                return Step::Send(FromApplication::Taken { jobs }, Bytes::new());
-            }
-            self.taken_due = None;
-        }
-        if self.window.is_due() {
-            return Step::Send(FromApplication::Credit(self.window.grant()), Bytes::new());
+        if let Some(message) = self.next_message(now) {
+            return Step::Send(message, Bytes::new());
         }
         if self.submits.has_unsent()
             && let Some(offer) = self.upload.offer()
@@ -560,9 +500,48 @@ impl Engine {
         }
     }
 
+    /// The next message beside submits.
+    fn next_message(&mut self, now: Moment) -> Option<FromApplication> {
+        if let Some(jobs) = next_set(&self.jobs, &mut self.urgent) {
+            return Some(FromApplication::Want { jobs, urgent: true });
+        }
+        if let Some(jobs) = next_set(&self.jobs, &mut self.wanted) {
+            return Some(FromApplication::Want { jobs, urgent: false });
+        }
+        if let Some(jobs) = next_set(&self.jobs, &mut self.to_cancel) {
+            return Some(FromApplication::Cancel { jobs });
+        }
+        if let Some(message) = self.next_list() {
+            return Some(message);
+        }
+        if self.taken.len() >= TAKEN_BATCH || self.taken_due.is_some_and(|due| due <= now) {
+            if let Some(jobs) = next_set(&self.jobs, &mut self.taken) {
+                self.taken_due = self.taken_due.filter(|_| !self.taken.is_empty());
+                return Some(FromApplication::Taken { jobs });
+            }
+            self.taken_due = None;
+        }
+        if self.window.is_due() {
+            return Some(FromApplication::Credit(self.window.grant()));
+        }
+        self.farewell()
+    }
+
+    /// The last word, once on each connection.
+    fn farewell(&mut self) -> Option<FromApplication> {
+        let ending = self.ending.as_mut()?;
+        if std::mem::replace(&mut ending.sent, true) {
+            return None;
+        }
+        Some(match ending.farewell {
+            Farewell::Stop => FromApplication::Stop,
+            Farewell::Detach => FromApplication::Detach,
+        })
+    }
+
     fn attach(&mut self) -> Step {
         // Without a digest there is nothing to attach with yet; with a broken program or after a refusal there never is.
-        let Some(bundle) = self.bundle.clone().filter(|_| self.fatal.is_none() || self.stopping.is_some())
+        let Some(bundle) = self.bundle.clone().filter(|_| self.fatal.is_none() || self.ending.is_some())
         else {
             return Step::Idle;
         };
@@ -580,15 +559,22 @@ impl Engine {
     }
 }
 
-/// Takes sequences, as many as one message should name.
-fn next_set(session: SessionId, sequences: &mut Vec<u64>) -> Option<JobSet> {
-    if sequences.is_empty() {
-        return None;
-    }
-    let mut set = JobSet::from_sequences(session, std::mem::take(sequences));
+/// Takes jobs of one session, as many as one message should name.
+fn next_set(jobs: &Jobs, numbers: &mut Vec<u64>) -> Option<JobSet> {
+    let session = jobs.id(*numbers.first()?).session;
+    let mut sequences = Vec::with_capacity(numbers.len());
+    numbers.retain(|&number| {
+        let job = jobs.id(number);
+        if job.session == session {
+            sequences.push(job.sequence);
+        }
+        job.session != session
+    });
+    let mut set = JobSet::from_sequences(session, sequences);
     if set.ranges.len() > RANGES_PER_MESSAGE {
         let rest = set.ranges.split_off(RANGES_PER_MESSAGE);
-        sequences.extend(rest.into_iter().flat_map(|(first, last)| first..=last));
+        let rest = rest.into_iter().flat_map(|(first, last)| first..=last);
+        numbers.extend(rest.filter_map(|sequence| jobs.find(session.job(sequence))));
     }
     Some(set)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use lrts_core::limits::{SEND_WINDOW_BYTES, SEND_WINDOW_JOBS, SUBMIT_BYTES, SUBMIT_JOBS};
-use lrts_core::protocol::application::{FromApplication, JobRange};
+use lrts_core::protocol::application::{FromApplication, JobRange, KeyedJob};
 use lrts_core::spec::JobOptions;
 
 /// A job to be scheduled.
@@ -18,6 +18,16 @@ pub(crate) struct NewJob {
     pub(crate) options: Arc<JobOptions>,
     /// The encoded service.
     pub(crate) payload: Bytes,
+    /// Its key, if it has one.
+    pub(crate) key: Option<Key>,
+}
+
+/// What names a job within its application.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Key {
+    pub(crate) key: Arc<str>,
+    /// Of its service and payload.
+    pub(crate) digest: u64,
 }
 
 /// The jobs above the scheduler's watermark, in order.
@@ -59,6 +69,12 @@ impl Submits {
         self.accepted_through + 1..=self.accepted_through + self.queue.len() as u64
     }
 
+    /// The jobs with keys up to this sequence, with theirs.
+    pub(super) fn keyed_through(&self, through: u64) -> Vec<(u64, NewJob)> {
+        let jobs = self.sequences().zip(&self.queue).take_while(|&(sequence, _)| sequence <= through);
+        jobs.filter(|(_, job)| job.key.is_some()).map(|(sequence, job)| (sequence, job.clone())).collect()
+    }
+
     /// Whether some of them weren't sent on this connection.
     pub(super) fn has_unsent(&self) -> bool {
         self.sent < self.queue.len()
@@ -87,11 +103,15 @@ impl Submits {
             return None;
         }
         let mut options: Vec<Arc<JobOptions>> = Vec::new();
-        let mut jobs = Vec::new();
+        let (mut jobs, mut keys) = (Vec::new(), Vec::new());
         let (mut count, mut bytes) = (0, 0);
         for job in self.queue.range(self.sent..) {
             if count == SUBMIT_JOBS || (count > 0 && bytes + job.payload.len() > SUBMIT_BYTES) {
                 break;
+            }
+            if let Some(Key { key, digest }) = &job.key {
+                let index = u32::try_from(count).expect("a batch has at most a thousand jobs");
+                keys.push(KeyedJob { index, key: key.as_ref().to_owned(), digest: *digest });
             }
             count += 1;
             bytes += job.payload.len();
@@ -113,7 +133,7 @@ impl Submits {
         let first = self.accepted_through + self.sent as u64 + 1;
         self.sent += count;
         let options = options.iter().map(|options| JobOptions::clone(options)).collect();
-        Some((FromApplication::Submit { first, options, jobs }, body))
+        Some((FromApplication::Submit { first, options, jobs, keys }, body))
     }
 }
 
@@ -133,12 +153,12 @@ mod tests {
     use super::*;
 
     fn job(options: &Arc<JobOptions>, bytes: usize) -> NewJob {
-        NewJob { service: 0, options: Arc::clone(options), payload: Bytes::from(vec![7; bytes]) }
+        NewJob { service: 0, options: Arc::clone(options), payload: Bytes::from(vec![7; bytes]), key: None }
     }
 
     fn batch(submits: &mut Submits) -> Option<(u64, usize, usize, usize)> {
         let (message, body) = submits.next_batch()?;
-        let FromApplication::Submit { first, options, jobs } = message else { panic!("not a submit") };
+        let FromApplication::Submit { first, options, jobs, .. } = message else { panic!("not a submit") };
         let count = jobs.iter().map(|range| range.count as usize).sum();
         Some((first, options.len(), count, body.len()))
     }
@@ -193,5 +213,23 @@ mod tests {
         submits.push(job(&Arc::new(JobOptions::new()), 1));
         assert!(!submits.has_room(1, SEND_WINDOW_BYTES));
         assert!(!submits.has_room(SEND_WINDOW_JOBS, 0));
+    }
+
+    #[test]
+    fn keys_travel_beside_their_jobs_and_can_be_found_again() {
+        let plain = Arc::new(JobOptions::new());
+        let mut submits = Submits::default();
+        for key in [None, Some("a"), None, Some("b")] {
+            let key = key.map(|key| Key { key: key.into(), digest: 9 });
+            submits.push(NewJob { key, ..job(&plain, 1) });
+        }
+        submits.accept(1);
+        let Some((FromApplication::Submit { keys, .. }, _)) = submits.next_batch() else { panic!("a batch") };
+        let keyed = |index, key: &str| KeyedJob { index, key: key.to_owned(), digest: 9 };
+        assert_eq!(keys, [keyed(0, "a"), keyed(2, "b")]);
+        let found = |through| -> Vec<u64> {
+            submits.keyed_through(through).iter().map(|&(sequence, _)| sequence).collect()
+        };
+        assert_eq!((found(1), found(3), found(9)), (vec![], vec![2], vec![2, 4]));
     }
 }

@@ -8,11 +8,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use lrts_core::bundle::restore_chunk;
 use lrts_core::clock::Moment;
-use lrts_core::ids::SessionId;
-use lrts_core::protocol::application::{FromApplication, JobReport, ToApplication};
+use lrts_core::ids::{ApplicationId, JobId, SessionId};
+use lrts_core::protocol::application::{FromApplication, JobReport, JobSet, RefusalCause, ToApplication};
 use lrts_core::protocol::codec;
 use lrts_core::transport::{
-    ConnectionId, Message, Role, Server, ServerConfig, ServerEvent, ServerHandle, SocketDir,
+    ConnectionId, Message, Refusal, RefusalKind, Role, Server, ServerConfig, ServerEvent, ServerHandle,
+    SocketDir,
 };
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -23,18 +24,34 @@ pub(super) const SOON: Duration = Duration::from_secs(20);
 /// What the scheduler knows; outlives its server, as a store does.
 #[derive(Default)]
 pub(super) struct Memory {
+    pub(super) application: Option<ApplicationId>,
     pub(super) session: Option<SessionId>,
-    pub(super) payloads: BTreeMap<u64, Bytes>,
-    pub(super) taken: Vec<(u64, u64)>,
-    pub(super) cancelled: Vec<(u64, u64)>,
+    connection: Option<ConnectionId>,
+    services: Vec<String>,
+    /// The last sequence that was used up.
+    watermark: BTreeMap<SessionId, u64>,
+    pub(super) jobs: BTreeMap<JobId, Job>,
+    pub(super) taken: Vec<JobSet>,
+    pub(super) cancelled: Vec<JobSet>,
     pub(super) stopped: bool,
+    pub(super) detached: bool,
     /// Jobs that never end.
     pub(super) silent: bool,
+    /// Submits that are neither accepted nor refused.
+    pub(super) hesitates: bool,
     /// What it lacks of the program, and what came.
     pub(super) wants_bundle: bool,
     pub(super) bundle: Vec<u8>,
     bundle_bytes: u64,
     messages: Vec<String>,
+}
+
+/// A job, which lasts no time.
+pub(super) struct Job {
+    service: String,
+    payload: Bytes,
+    digest: Option<u64>,
+    taken: bool,
 }
 
 pub(super) struct FakeScheduler {
@@ -123,8 +140,14 @@ impl Memory {
         self.messages.push(format!("{message:?}").chars().take(120).collect());
         match message {
             FromApplication::Attach(attach) => {
+                if let Some(old) = self.connection.replace(from).filter(|&old| old != from) {
+                    let refusal = Refusal::new(RefusalKind::Superseded, "a newer one has come");
+                    handle.disconnect(old, Some(refusal));
+                }
+                self.application = Some(attach.application);
                 self.session = Some(attach.session);
-                let accepted_through = self.payloads.keys().next_back().copied().unwrap_or_default();
+                self.services = attach.services;
+                let accepted_through = self.watermark.get(&attach.session).copied().unwrap_or_default();
                 say(&ToApplication::Attached { epoch: 1, accepted_through }, Bytes::new());
             }
             FromApplication::OfferBundle { digest, bytes, .. } => {
@@ -143,32 +166,61 @@ impl Memory {
                     self.accept(&say);
                 }
             }
-            FromApplication::Submit { first, jobs, .. } => {
-                let lengths = jobs.iter().flat_map(|range| {
-                    std::iter::repeat_n(u64::from(range.payload_bytes), range.count as usize)
+            FromApplication::Submit { first, jobs, keys, .. } if !self.hesitates => {
+                let ranges = jobs.iter().flat_map(|range| {
+                    std::iter::repeat_n((range.service, range.payload_bytes), range.count as usize)
                 });
+                let lengths = ranges.clone().map(|(_, bytes)| u64::from(bytes));
                 let payloads = codec::split_body(body, lengths).unwrap();
-                self.payloads.extend((first..).zip(payloads));
+                for (index, ((service, _), payload)) in ranges.zip(payloads).enumerate() {
+                    let sequence = first + index as u64;
+                    let (job, digest) = match keys.iter().find(|job| job.index as usize == index) {
+                        Some(keyed) => {
+                            (JobId::keyed(self.application.unwrap(), &keyed.key), Some(keyed.digest))
+                        }
+                        None => (self.session.unwrap().job(sequence), None),
+                    };
+                    let service = self.services[usize::from(service)].clone();
+                    let known =
+                        self.jobs.entry(job).or_insert(Job { service, payload, digest, taken: false });
+                    if known.digest != digest {
+                        let (reason, cause) = ("another job has it".to_owned(), RefusalCause::KeyConflict);
+                        say(&ToApplication::Refused { sequence, reason, cause }, Bytes::new());
+                    }
+                    self.watermark.insert(self.session.unwrap(), sequence);
+                }
                 self.accept(&say);
             }
             FromApplication::Want { jobs, .. } if !self.silent => {
-                for sequence in jobs.ranges.iter().flat_map(|&(first, last)| first..=last) {
-                    let report = JobReport {
-                        failure: None,
-                        attempt: 1,
-                        attempts: 1,
-                        worker: None,
-                        queued: Duration::ZERO,
-                        ran: Duration::ZERO,
-                        bars: Vec::new(),
-                    };
-                    let body = self.payloads[&sequence].clone();
-                    say(&ToApplication::Result { job: jobs.session.job(sequence), report }, body);
+                for job in each(&jobs) {
+                    self.give(job, &say);
                 }
             }
-            FromApplication::Want { .. } | FromApplication::Credit(_) => {}
-            FromApplication::Taken { jobs } => self.taken.extend(jobs.ranges),
-            FromApplication::Cancel { jobs } => self.cancelled.extend(jobs.ranges),
+            FromApplication::Submit { .. } | FromApplication::Want { .. } | FromApplication::Credit(_) => {}
+            FromApplication::Taken { jobs } => {
+                for job in each(&jobs) {
+                    if let Some(job) = self.jobs.get_mut(&job) {
+                        job.taken = job.digest.is_none();
+                    }
+                }
+                self.taken.push(jobs);
+            }
+            FromApplication::Cancel { jobs } => self.cancelled.push(jobs),
+            FromApplication::List { request, job: only } => {
+                let listed = self
+                    .jobs
+                    .iter()
+                    .filter(|&(job, known)| !known.taken && only.is_none_or(|only| only == *job));
+                for (&job, known) in listed {
+                    let jobs = vec![(known.service.clone(), JobSet::one(job))];
+                    say(&ToApplication::Listed { request, jobs, last: false }, Bytes::new());
+                }
+                say(&ToApplication::Listed { request, jobs: Vec::new(), last: true }, Bytes::new());
+            }
+            FromApplication::Detach => {
+                self.detached = true;
+                say(&ToApplication::Detached, Bytes::new());
+            }
             FromApplication::Stop => {
                 self.stopped = true;
                 say(&ToApplication::Stopped, Bytes::new());
@@ -176,10 +228,44 @@ impl Memory {
         }
     }
 
+    fn give(&self, job: JobId, say: &impl Fn(&ToApplication, Bytes)) {
+        match self.jobs.get(&job) {
+            Some(known) if !known.taken => {
+                let report = JobReport {
+                    failure: None,
+                    attempt: 1,
+                    attempts: 1,
+                    worker: None,
+                    queued: Duration::ZERO,
+                    ran: Duration::ZERO,
+                    bars: Vec::new(),
+                };
+                say(&ToApplication::Result { job, report }, known.payload.clone());
+            }
+            known => say(&ToApplication::Gone { job, taken: known.is_some() }, Bytes::new()),
+        }
+    }
+
     fn accept(&self, say: &impl Fn(&ToApplication, Bytes)) {
         let complete = !self.wants_bundle || self.bundle.len() as u64 == self.bundle_bytes;
-        if let Some((&through, _)) = self.payloads.last_key_value().filter(|_| complete) {
+        let through = self.session.and_then(|session| self.watermark.get(&session));
+        if let Some(&through) = through.filter(|_| complete) {
             say(&ToApplication::Accepted { through }, Bytes::new());
         }
     }
+
+    /// Loses everything.
+    pub(super) fn forget(&mut self) {
+        self.jobs.clear();
+        self.watermark.clear();
+    }
+
+    pub(super) fn has_taken(&self, job: JobId) -> bool {
+        self.taken.iter().any(|set| each(set).any(|taken| taken == job))
+    }
+}
+
+fn each(set: &JobSet) -> impl Iterator<Item = JobId> {
+    let sequences = set.ranges.iter().flat_map(|&(first, last)| first..=last);
+    sequences.map(|sequence| set.session.job(sequence))
 }

@@ -1,6 +1,7 @@
 //! The whole client against a scheduler of a few lines, over real sockets.
 
 mod fake;
+mod leaving;
 
 use std::future::Future;
 use std::io::Write;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lrts_core::ids::{AttemptId, BarId, SessionId};
+use lrts_core::protocol::application::JobSet;
 use lrts_core::protocol::codec;
 use lrts_core::protocol::progress::{BarNumbers, BarText, BarUpdate, FromWatcher, ToWatcher};
 use lrts_core::transport::{Role, Server, ServerConfig, ServerEvent, SocketDir};
@@ -21,7 +23,7 @@ use crate::display::{Bar, ProgressDisplay, ProgressSink};
 use crate::information::Bundle;
 use crate::park::{block_on, block_until};
 use crate::results::RawOutput;
-use crate::service::ServiceError;
+use crate::service::{ServiceError, Services};
 use fake::{FakeScheduler, SOON};
 use lrts_core::clock::Moment;
 
@@ -62,8 +64,10 @@ fn information(scheduler: &FakeScheduler) -> ApplicationInformation {
 }
 
 fn start(information: ApplicationInformation) -> ClientApplication {
-    let application = Application::start_with(information.check().unwrap(), vec!["echo", "liar"]).unwrap();
-    ClientApplication { application }
+    let services = Services::new().add::<Echo>().add::<Liar>().hosted();
+    ClientApplication {
+        application: Application::start_with(information.check().unwrap(), services).unwrap(),
+    }
 }
 
 /// Waits for a future, but not for ever.
@@ -106,7 +110,7 @@ fn jobs_go_out_and_results_come_back() {
         assert_eq!(sum, (0..2_500).sum::<u64>());
     });
     scheduler
-        .eventually("told what was returned", |memory| memory.taken.iter().any(|&(_, last)| last == 5_001));
+        .eventually("told what was returned", |memory| memory.has_taken(memory.session.unwrap().job(5_001)));
     soon(app.stop()).unwrap();
     assert!(scheduler.memory().stopped);
     soon(app.stop()).expect("a second stop does nothing");
@@ -146,7 +150,7 @@ fn jobs_of_a_scheduler_without_memory_are_lost() {
     let job = soon(app.schedule_service(&echo(1))).unwrap();
     soon(app.flush()).unwrap();
     scheduler.kill();
-    scheduler.memory().payloads.clear();
+    scheduler.memory().forget();
     scheduler.restart();
     assert!(matches!(soon(app.wait_for(&job)), Err(ClientError::Lost { job: lost }) if lost == job.id()));
 }
@@ -169,7 +173,7 @@ fn a_program_is_shipped_as_it_was_when_the_application_started() {
     assert_eq!(soon(app.wait_for(&job)).unwrap().outcome, Ok(echo(4)));
     assert!(scheduler.memory().bundle == program);
     drop(app);
-    assert_eq!(scheduler.memory().taken, [(1, 1)], "what was returned is confirmed before the end");
+    assert!(scheduler.memory().has_taken(job.id()), "what was returned is confirmed before the end");
 }
 
 #[test]
@@ -180,7 +184,7 @@ fn a_dropped_application_sends_what_was_scheduled() {
     let started = Moment::now();
     drop(app);
     assert!(started.elapsed() < Duration::from_secs(1), "nothing keeps it once all is said");
-    assert_eq!(scheduler.memory().payloads.len(), 5_000);
+    assert_eq!(scheduler.memory().jobs.len(), 5_000);
     assert!(!scheduler.memory().stopped);
 }
 
@@ -228,12 +232,8 @@ fn wishes_to_cancel_arrive() {
     let app = start(information(&scheduler));
     let jobs = soon(app.schedule_services((0..3).map(echo))).unwrap();
     soon(app.cancel(&jobs[1])).unwrap();
-    scheduler.eventually("cancelled", |memory| memory.cancelled == [(2, 2)]);
-    let foreign = JobHandle::<Echo>::new(SessionId(1).job(1));
-    assert!(matches!(soon(app.cancel(&foreign)), Err(ClientError::ForeignJob { .. })));
-    let mut stream = app.as_completed([&foreign]);
-    assert!(matches!(soon(stream.next()), Some(Err(ClientError::ForeignJob { .. }))));
-    assert!(soon(stream.next()).is_none());
+    let expected = [JobSet::one(jobs[1].id())];
+    scheduler.eventually("cancelled", |memory| memory.cancelled == expected);
 }
 
 #[test]

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use lrts_core::ids::WorkerId;
 use lrts_core::limits::ORPHAN_GRACE;
-use lrts_core::protocol::command::WorkerState;
 use lrts_core::spec::{BundleRef, JobOptions};
-use lrts_core::status::{FailureKind, JobState};
+use lrts_core::status::{FailureKind, JobState, WorkerState};
 
 use super::cluster::{Cluster, DIGEST, HEARTBEAT, LOST_AFTER, STORE, attempt, failed, settings};
 use crate::engine::{Action, AttemptOutcome, Event, Held, Message, Note, Reason};

@@ -1,11 +1,12 @@
 //! Scenarios: what happens, in invented time, and what the engine says and gives.
 
+mod leaving;
 mod simulation;
 
 use std::time::Duration;
 
 use lrts_core::ids::{AttemptId, BundleDigest, WorkerId};
-use lrts_core::limits::{RESULT_WINDOW, SEND_WINDOW_JOBS};
+use lrts_core::limits::{RESULT_WINDOW, RESULT_WINDOW_BYTES, SEND_WINDOW_JOBS};
 use lrts_core::protocol::application::Credit;
 use lrts_core::spec::{JobOptions, Platform};
 use lrts_core::status::{Failure, FailureKind};
@@ -17,9 +18,14 @@ const SESSION: SessionId = SessionId(7);
 const DIGEST: BundleDigest = BundleDigest([9; 32]);
 const LIMIT: Duration = Duration::from_secs(5);
 
+fn application() -> ApplicationId {
+    "tests".parse().unwrap()
+}
+
 fn settings() -> Settings {
     Settings {
-        application: "tests".parse().unwrap(),
+        application: application(),
+        named: false,
         session: SESSION,
         services: vec!["add".to_owned()],
         on_disconnect: OnDisconnect::Keep,
@@ -77,7 +83,12 @@ fn said_at(engine: &mut Engine, now: Moment) -> Vec<FromApplication> {
 }
 
 fn submit(engine: &mut Engine, count: usize) {
-    let job = NewJob { service: 0, options: Arc::new(JobOptions::new()), payload: Bytes::from_static(b"x") };
+    let job = NewJob {
+        service: 0,
+        options: Arc::new(JobOptions::new()),
+        payload: Bytes::from_static(b"x"),
+        key: None,
+    };
     let mut jobs = vec![job; count];
     assert!(engine.submit(&mut jobs).unwrap().is_some());
 }
@@ -124,7 +135,7 @@ fn wanted(ranges: &[(u64, u64)]) -> FromApplication {
 }
 
 fn sequences(polled: Option<Result<Vec<Delivery>, WaitError>>) -> Vec<u64> {
-    polled.unwrap().unwrap().iter().map(|delivery| delivery.sequence).collect()
+    polled.unwrap().unwrap().iter().map(|delivery| delivery.number).collect()
 }
 
 fn job_error(sequence: u64, fault: JobFault) -> WaitError {
@@ -136,8 +147,8 @@ fn next(engine: &mut Engine, wait: WaitId) -> Option<Result<u64, WaitError>> {
         Next::Pending => None,
         Next::End => panic!("the stream has ended"),
         Next::Item(item) => Some(item.map(|delivery| {
-            engine.returned(&[delivery.sequence], T0);
-            delivery.sequence
+            engine.returned(&[delivery.number], T0);
+            delivery.number
         })),
     }
 }
@@ -244,7 +255,7 @@ fn a_refused_program_fails_its_jobs_until_the_next_connection() {
     let refused = || job_error(1, JobFault::Refused("no space".into()));
     assert_eq!(engine.poll_all(wait), Some(Err(refused())));
     assert_eq!(engine.poll_flush(flush), Some(Err(refused())));
-    let job = NewJob { service: 0, options: Arc::new(JobOptions::new()), payload: Bytes::new() };
+    let job = NewJob { service: 0, options: Arc::new(JobOptions::new()), payload: Bytes::new(), key: None };
     assert_eq!(engine.submit(&mut vec![job]), Err(WaitError::Bundle("no space".into())));
     engine.handle(Event::LinkDown, T0);
     connect(&mut engine, 0);
@@ -333,7 +344,10 @@ fn a_refused_job_leaves_the_others_alone() {
     submit(&mut engine, 3);
     said(&mut engine);
     let wait = engine.wait_for_all(vec![1, 2, 3], T0);
-    hear(&mut engine, ToApplication::Refused { sequence: 2, reason: "disk full".into() });
+    hear(
+        &mut engine,
+        ToApplication::Refused { sequence: 2, reason: "disk full".into(), cause: RefusalCause::NoRoom },
+    );
     hear(&mut engine, ToApplication::Accepted { through: 3 });
     let refused = job_error(2, JobFault::Refused("disk full".into()));
     assert_eq!(engine.poll_all(wait), Some(Err(refused)));
@@ -572,17 +586,17 @@ fn a_refusal_for_good_fails_waits_but_not_results_that_are_here() {
     finish(&mut engine, 1);
     engine.take_actions();
 
-    engine.handle(Event::Refused(Fatal::Superseded), T0);
+    engine.handle(Event::Refused(Fatal::Unauthorised("no".into())), T0);
 
     assert!(engine.take_actions().contains(&Action::Wake(never)));
-    assert_eq!(engine.poll_all(never), Some(Err(WaitError::Fatal(Fatal::Superseded))));
+    assert_eq!(engine.poll_all(never), Some(Err(WaitError::Fatal(Fatal::Unauthorised("no".into())))));
     assert_eq!(sequences(engine.poll_all(here)), [1]);
-    assert_eq!(next(&mut engine, stream), Some(Err(WaitError::Fatal(Fatal::Superseded))));
+    assert_eq!(next(&mut engine, stream), Some(Err(WaitError::Fatal(Fatal::Unauthorised("no".into())))));
     assert_eq!(engine.poll_each(stream, T0), Next::End);
-    assert_eq!(engine.submit(&mut Vec::new()), Err(WaitError::Fatal(Fatal::Superseded)));
+    assert_eq!(engine.submit(&mut Vec::new()), Err(WaitError::Fatal(Fatal::Unauthorised("no".into()))));
     let flush = engine.wait_for_flush(T0);
     assert_eq!(engine.poll_flush(flush), Some(Ok(())), "all that was scheduled is safe");
-    assert_eq!(engine.cancel(2), Err(WaitError::Fatal(Fatal::Superseded)));
+    assert_eq!(engine.cancel(2), Err(WaitError::Fatal(Fatal::Unauthorised("no".into()))));
 }
 
 #[test]
@@ -590,7 +604,7 @@ fn a_full_send_window_makes_submits_wait() {
     let mut engine = connected();
     submit(&mut engine, SEND_WINDOW_JOBS);
     said(&mut engine);
-    let job = NewJob { service: 0, options: Arc::new(JobOptions::new()), payload: Bytes::new() };
+    let job = NewJob { service: 0, options: Arc::new(JobOptions::new()), payload: Bytes::new(), key: None };
     let mut jobs = vec![job];
     assert_eq!(engine.submit(&mut jobs), Ok(None));
     let room = engine.wait_for_room(T0);
@@ -610,32 +624,32 @@ fn stop_tells_the_scheduler_and_ends_everything_else() {
 
     engine.stop();
 
-    let stop = engine.wait_for_stop(T0);
+    let stop = engine.wait_for_farewell(T0);
     assert_eq!(engine.poll_all(wait), Some(Err(WaitError::Fatal(Fatal::Stopped))));
-    assert_eq!(engine.poll_stop(stop), None);
+    assert_eq!(engine.poll_farewell(stop), None);
     assert_eq!(said(&mut engine), [FromApplication::Stop]);
     engine.handle(Event::LinkDown, T0);
     connect(&mut engine, 2);
     assert_eq!(said(&mut engine), [FromApplication::Stop], "it may not have heard");
     hear(&mut engine, ToApplication::Stopped);
-    assert_eq!(engine.poll_stop(stop), Some(Ok(())));
+    assert_eq!(engine.poll_farewell(stop), Some(Ok(())));
 }
 
 #[test]
 fn stop_waits_for_a_scheduler_only_if_it_has_something_to_forget() {
     let mut idle = started();
     idle.stop();
-    let stop = idle.wait_for_stop(T0);
-    assert_eq!(idle.poll_stop(stop), Some(Ok(())));
+    let stop = idle.wait_for_farewell(T0);
+    assert_eq!(idle.poll_farewell(stop), Some(Ok(())));
 
     let mut busy = connected();
     accepted(&mut busy, 1);
     busy.handle(Event::LinkDown, T0);
     busy.stop();
-    let stop = busy.wait_for_stop(T0);
-    assert_eq!(busy.poll_stop(stop), None);
+    let stop = busy.wait_for_farewell(T0);
+    assert_eq!(busy.poll_farewell(stop), None);
     busy.handle(Event::Tick, T0 + LIMIT);
-    assert_eq!(busy.poll_stop(stop), Some(Err(WaitError::NoScheduler(LIMIT))));
+    assert_eq!(busy.poll_farewell(stop), Some(Err(WaitError::NoScheduler(LIMIT))));
 }
 
 #[test]

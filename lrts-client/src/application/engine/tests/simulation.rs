@@ -1,22 +1,51 @@
-//! Random schedules against a plain model of a scheduler: connections break, messages under way are lost, waits come and go.
-//! Each job's result must reach the caller exactly once.
+//! Random schedules against a plain model of a scheduler: connections break, messages under way are lost, the scheduler dies
+//! before it has committed what it heard, waits come and go. Each job's result must reach the caller exactly once, those of
+//! jobs with keys as often as they are waited for.
 
 use std::collections::VecDeque;
 
 use super::*;
 
-/// Jobs scheduled per run.
-const JOBS: u64 = 60;
+/// Jobs without keys scheduled per run.
+const JOBS: usize = 60;
 
-/// A scheduler that keeps what it was told over lost connections.
-#[derive(Default)]
+/// An earlier start of the application, and how many jobs it has left.
+const EARLIER: SessionId = SessionId(3);
+const EARLIER_JOBS: u64 = 12;
+
+/// Keys that jobs get. The last one belongs to another job.
+const KEYS: [&str; 4] = ["a", "b", "c", "foreign"];
+const FOREIGN: &str = "foreign";
+
+/// What the jobs with keys are.
+const DIGEST: u64 = 1;
+
+fn job_of(key: &str) -> JobId {
+    JobId::keyed(application(), key)
+}
+
+fn session_of_keys() -> SessionId {
+    SessionId::keyed(application())
+}
+
+/// A submit that was heard, but not committed.
+struct Heard {
+    first: u64,
+    count: u64,
+    keys: Vec<(u64, String, u64)>,
+}
+
+/// A scheduler that keeps what it has committed over lost connections.
 struct Model {
     attached: bool,
     accepted: u64,
-    ended: BTreeSet<u64>,
-    urgent: BTreeSet<u64>,
-    wanted: BTreeSet<u64>,
-    taken: BTreeSet<u64>,
+    heard: Vec<Heard>,
+    /// Jobs with keys, with their digests.
+    keys: BTreeMap<JobId, u64>,
+    ended: BTreeSet<JobId>,
+    urgent: BTreeSet<JobId>,
+    wanted: BTreeSet<JobId>,
+    taken: BTreeSet<JobId>,
     credit: Credit,
     out: VecDeque<ToApplication>,
 }
@@ -24,31 +53,50 @@ struct Model {
 const BODY: &[u8] = &[0; 1_000];
 
 impl Model {
+    fn new() -> Self {
+        Self {
+            attached: false,
+            accepted: 0,
+            heard: Vec::new(),
+            keys: BTreeMap::from([(job_of(FOREIGN), DIGEST + 1)]),
+            ended: BTreeSet::new(),
+            urgent: BTreeSet::new(),
+            wanted: BTreeSet::new(),
+            taken: BTreeSet::new(),
+            credit: Credit::default(),
+            out: VecDeque::new(),
+        }
+    }
+
     fn hear(&mut self, message: FromApplication) {
-        let flat =
-            |set: &JobSet| set.ranges.iter().flat_map(|&(first, last)| first..=last).collect::<Vec<_>>();
+        let flat = |set: &JobSet| {
+            let sequences = set.ranges.iter().flat_map(|&(first, last)| first..=last);
+            sequences.map(|sequence| set.session.job(sequence)).collect::<Vec<_>>()
+        };
         match &message {
             FromApplication::Attach(attach) => {
                 self.attached = true;
                 self.credit = attach.credit;
                 self.out.push_back(ToApplication::Attached { epoch: 1, accepted_through: self.accepted });
             }
-            FromApplication::Submit { first, jobs, .. } => {
-                assert!(self.attached && *first <= self.accepted + 1, "a gap below {first}");
-                let count: u64 = jobs.iter().map(|range| u64::from(range.count)).sum();
-                self.accepted = self.accepted.max(first + count - 1);
-                self.out.push_back(ToApplication::Accepted { through: self.accepted });
+            FromApplication::Submit { first, jobs, keys, .. } => {
+                let before = self.heard.last().map_or(self.accepted, |heard| heard.first + heard.count - 1);
+                assert!(self.attached && *first <= before + 1, "a gap below {first}");
+                let count = jobs.iter().map(|range| u64::from(range.count)).sum();
+                let keys =
+                    keys.iter().map(|job| (*first + u64::from(job.index), job.key.clone(), job.digest));
+                self.heard.push(Heard { first: *first, count, keys: keys.collect() });
             }
             FromApplication::Want { jobs, urgent } => {
-                for sequence in flat(jobs) {
-                    assert!(sequence <= self.accepted, "{sequence} is wanted before it was accepted");
-                    if self.taken.contains(&sequence) {
-                        self.out.push_back(ToApplication::Gone { job: SESSION.job(sequence), taken: true });
+                for job in flat(jobs) {
+                    self.check_wanted(job);
+                    if self.taken.contains(&job) {
+                        self.out.push_back(ToApplication::Gone { job, taken: true });
                     } else if *urgent {
-                        self.wanted.remove(&sequence);
-                        self.urgent.insert(sequence);
+                        self.wanted.remove(&job);
+                        self.urgent.insert(job);
                     } else {
-                        self.wanted.insert(sequence);
+                        self.wanted.insert(job);
                     }
                 }
             }
@@ -56,35 +104,70 @@ impl Model {
                 self.credit.results += credit.results;
                 self.credit.bytes += credit.bytes;
             }
+            FromApplication::Taken { jobs } if jobs.session == session_of_keys() => {}
             FromApplication::Taken { jobs } => self.taken.extend(flat(jobs)),
             FromApplication::OfferBundle { .. } => {}
-            FromApplication::BundleChunk { .. } | FromApplication::Cancel { .. } | FromApplication::Stop => {
-                panic!("{message:?} is not expected");
-            }
+            FromApplication::BundleChunk { .. }
+            | FromApplication::Cancel { .. }
+            | FromApplication::List { .. }
+            | FromApplication::Detach
+            | FromApplication::Stop => panic!("{message:?} is not expected"),
         }
         self.deliver();
     }
 
-    fn deliver(&mut self) {
-        let urgent: Vec<u64> = self.urgent.intersection(&self.ended).copied().collect();
-        for sequence in urgent {
-            self.urgent.remove(&sequence);
-            self.send(sequence);
+    fn check_wanted(&self, job: JobId) {
+        if job.session == SESSION {
+            assert!(job.sequence <= self.accepted, "{job} is wanted before it was accepted");
+        } else if job.session == session_of_keys() {
+            assert!(job != job_of(FOREIGN), "a job whose key is of another one is wanted");
+            assert!(self.keys.contains_key(&job), "{job} is wanted before it was accepted");
         }
-        let wanted: Vec<u64> = self.wanted.intersection(&self.ended).copied().collect();
-        for sequence in wanted {
+    }
+
+    fn commit(&mut self) {
+        if self.heard.is_empty() {
+            return;
+        }
+        for Heard { first, count, keys } in std::mem::take(&mut self.heard) {
+            for (sequence, key, digest) in keys {
+                if *self.keys.entry(job_of(&key)).or_insert(digest) != digest {
+                    let (reason, cause) = (String::new(), RefusalCause::KeyConflict);
+                    self.out.push_back(ToApplication::Refused { sequence, reason, cause });
+                }
+            }
+            self.accepted = self.accepted.max(first + count - 1);
+        }
+        self.out.push_back(ToApplication::Accepted { through: self.accepted });
+    }
+
+    fn deliver(&mut self) {
+        let urgent: Vec<JobId> = self.urgent.intersection(&self.ended).copied().collect();
+        for job in urgent {
+            self.urgent.remove(&job);
+            self.send(job);
+        }
+        let wanted: Vec<JobId> = self.wanted.intersection(&self.ended).copied().collect();
+        for job in wanted {
             if self.credit.results == 0 || self.credit.bytes == 0 {
                 return;
             }
             self.credit.results -= 1;
             self.credit.bytes = self.credit.bytes.saturating_sub(BODY.len() as u64);
-            self.wanted.remove(&sequence);
-            self.send(sequence);
+            self.wanted.remove(&job);
+            self.send(job);
         }
     }
 
-    fn send(&mut self, sequence: u64) {
-        self.out.push_back(ToApplication::Result { job: SESSION.job(sequence), report: report() });
+    fn send(&mut self, job: JobId) {
+        self.out.push_back(ToApplication::Result { job, report: report() });
+    }
+
+    /// All that the application can have.
+    fn end_everything(&mut self) {
+        self.ended.extend((1..=self.accepted).map(|sequence| SESSION.job(sequence)));
+        self.ended.extend((1..=EARLIER_JOBS).map(|sequence| EARLIER.job(sequence)));
+        self.ended.extend(self.keys.keys());
     }
 
     fn disconnect(&mut self) {
@@ -108,7 +191,12 @@ struct World {
     up: bool,
     to_model: VecDeque<FromApplication>,
     waits: Vec<Waiting>,
-    returned: Vec<u64>,
+    /// Jobs without keys: the session's, and those of the earlier start.
+    jobs: BTreeSet<JobId>,
+    scheduled: usize,
+    /// Keys that were scheduled.
+    keys: BTreeSet<&'static str>,
+    returned: Vec<JobId>,
     random: fastrand::Rng,
 }
 
@@ -129,11 +217,12 @@ impl World {
             }
             6 => self.drop_a_wait(),
             7 | 8 => {
-                let ended = self.random.u64(1..=JOBS);
-                if ended <= self.model.accepted {
-                    self.model.ended.insert(ended);
-                    self.model.deliver();
-                }
+                let sequence = self.random.u64(1..=JOBS as u64);
+                let one =
+                    [SESSION.job(sequence), EARLIER.job(sequence), job_of(self.random.choice(KEYS).unwrap())];
+                let one = *self.random.choice(&one).unwrap();
+                self.model.ended.insert(one);
+                self.model.deliver();
             }
             9..=12 => self.poll(),
             _ => self.carry(),
@@ -148,23 +237,45 @@ impl World {
     fn disconnect(&mut self) {
         self.up = false;
         self.to_model.clear();
+        if self.random.bool() {
+            // The scheduler has died.
+            self.model.heard.clear();
+        } else {
+            self.model.commit();
+        }
         self.model.disconnect();
         self.engine.handle(Event::LinkDown, self.now);
     }
 
     fn schedule(&mut self) {
-        let count = self.random.u64(1..5).min(JOBS - self.engine.jobs.last());
+        let before = self.engine.jobs.last();
+        if self.random.u8(0..3) == 0 {
+            let key = self.random.choice(KEYS).unwrap();
+            let job = NewJob {
+                service: 0,
+                options: Arc::new(JobOptions::new()),
+                payload: Bytes::from_static(b"x"),
+                key: Some(Key { key: key.into(), digest: DIGEST }),
+            };
+            assert!(self.engine.submit(&mut vec![job]).unwrap().is_some());
+            self.keys.insert(key);
+            return;
+        }
+        let count = self.random.usize(1..5).min(JOBS - self.scheduled);
         if count > 0 {
-            submit(&mut self.engine, count as usize);
+            submit(&mut self.engine, count);
+            self.scheduled += count;
+            self.jobs.extend((before + 1..=self.engine.jobs.last()).map(|sequence| SESSION.job(sequence)));
         }
     }
 
+    /// Numbers of some jobs, with keys and without.
     fn some_jobs(&mut self) -> Vec<u64> {
-        let last = self.engine.jobs.last();
-        if last == 0 {
-            return Vec::new();
-        }
-        (0..self.random.u8(0..6)).map(|_| self.random.u64(1..=last)).collect()
+        let keyed = self.keys.iter().map(|key| job_of(key));
+        let jobs: Vec<JobId> = self.jobs.iter().copied().chain(keyed).collect();
+        let some = (0..self.random.u8(0..6)).map(|_| *self.random.choice(&jobs).unwrap());
+        let some: Vec<JobId> = some.collect();
+        some.into_iter().map(|job| self.engine.number(job)).collect()
     }
 
     fn drop_a_wait(&mut self) {
@@ -188,6 +299,9 @@ impl World {
         }
         if let Some(message) = self.to_model.pop_front() {
             self.model.hear(message);
+        }
+        if self.random.u8(0..3) == 0 {
+            self.model.commit();
         }
         if let Some(message) = self.model.out.pop_front() {
             let body = if matches!(message, ToApplication::Result { .. }) { BODY } else { b"" };
@@ -219,60 +333,71 @@ impl World {
                 }
             },
         };
-        let sequences: Vec<u64> = deliveries.iter().map(|delivery| delivery.sequence).collect();
+        let numbers: Vec<u64> = deliveries.iter().map(|delivery| delivery.number).collect();
         if self.random.u8(0..8) == 0 {
-            self.engine.give_back(&sequences);
+            self.engine.give_back(&numbers);
         } else {
-            self.engine.returned(&sequences, self.now);
-            self.returned.extend(sequences);
+            self.engine.returned(&numbers, self.now);
+            self.returned.extend(deliveries.iter().map(|delivery| delivery.job));
         }
     }
 
     fn check(&self, outcome: Result<Vec<Delivery>, WaitError>) -> Vec<Delivery> {
         match outcome {
             Ok(deliveries) => deliveries,
-            Err(WaitError::Job(_, JobFault::AlreadyTaken)) => Vec::new(),
+            Err(WaitError::Job(job, JobFault::AlreadyTaken)) if self.jobs.contains(&job) => Vec::new(),
+            Err(WaitError::Job(job, JobFault::KeyConflict(_))) if job == job_of(FOREIGN) => Vec::new(),
             Err(error) => panic!("{error:?}"),
         }
     }
 
+    /// What hasn't been returned; of jobs with keys only those that never were.
+    fn missing(&mut self) -> Vec<u64> {
+        let returned: BTreeSet<JobId> = self.returned.iter().copied().collect();
+        let keyed = self.keys.iter().filter(|&&key| key != FOREIGN).map(|key| job_of(key));
+        let jobs: Vec<JobId> = self.jobs.iter().copied().chain(keyed).collect();
+        let missing = jobs.into_iter().filter(|job| !returned.contains(job));
+        missing.map(|job| self.engine.number(job)).collect()
+    }
+
     /// Everything heals: whatever hasn't been returned comes now.
     fn finish(&mut self) {
-        while self.engine.jobs.last() < JOBS {
+        while self.scheduled < JOBS {
             self.schedule();
         }
         if !self.up {
             self.connect();
         }
-        let jobs = (1..=JOBS).filter(|&sequence| self.engine.jobs.state(sequence) != State::Taken).collect();
-        self.waits.push(Waiting::Each(self.engine.wait_for_each(jobs, self.now)));
         for _ in 0..100_000 {
-            if self.returned.len() == JOBS as usize {
-                return;
+            if self.waits.is_empty() {
+                // A stream that has ended may have met a job while another wait gave it back.
+                let missing = self.missing();
+                if missing.is_empty() && self.model.heard.is_empty() && self.engine.submits.len() == 0 {
+                    return;
+                }
+                self.waits.push(Waiting::Each(self.engine.wait_for_each(missing, self.now)));
             }
             self.now = self.now + Duration::from_millis(5);
-            self.model.ended.extend(1..=self.model.accepted);
+            self.model.end_everything();
             self.model.deliver();
             self.carry();
             self.poll();
-            // A stream that has ended may have met a job while another wait gave it back.
-            if self.waits.is_empty() {
-                let all = (1..=JOBS).filter(|sequence| !self.returned.contains(sequence)).collect();
-                self.waits.push(Waiting::Each(self.engine.wait_for_each(all, self.now)));
-            }
         }
-        panic!("only {} of {JOBS} jobs were returned: {:?}", self.returned.len(), self.waits);
+        panic!("{:?} were never returned: {:?}", self.missing(), self.waits);
     }
 }
 
 fn run(seed: u64) {
     let mut world = World {
         engine: Engine::new(Settings { communication_time_out: None, ..settings() }, T0),
-        model: Model::default(),
+        model: Model::new(),
         now: T0,
         up: false,
         to_model: VecDeque::new(),
         waits: Vec::new(),
+        jobs: (1..=EARLIER_JOBS).map(|sequence| EARLIER.job(sequence)).collect(),
+        scheduled: 0,
+        keys: BTreeSet::new(),
         returned: Vec::new(),
         random: fastrand::Rng::with_seed(seed),
     };
@@ -281,14 +406,20 @@ fn run(seed: u64) {
         world.step();
     }
     world.finish();
+    world.returned.retain(|job| job.session != session_of_keys());
     world.returned.sort_unstable();
-    assert_eq!(world.returned, (1..=JOBS).collect::<Vec<_>>(), "each exactly once");
-    world
-        .waits
-        .drain(..)
-        .for_each(|(Waiting::All(wait) | Waiting::Each(wait))| world.engine.remove_wait(wait));
-    assert_eq!(world.engine.jobs.base(), JOBS + 1, "nothing is kept of jobs that are over");
-    assert!(world.engine.arrived.is_empty() && world.engine.orphan_bytes == 0);
+    assert_eq!(world.returned, world.jobs.iter().copied().collect::<Vec<_>>(), "each exactly once");
+    let wait = world.engine.wait_for_each(Vec::new(), world.now);
+    world.engine.remove_wait(wait);
+    assert_eq!(
+        world.engine.jobs.base(),
+        world.engine.jobs.last() + 1,
+        "nothing is kept of jobs that are over"
+    );
+    let engine = &world.engine;
+    let again = engine.arrived.iter().all(|(&number, arrived)| engine.jobs.has_key(number) && arrived.orphan);
+    assert!(again, "nothing is held but what may be waited for again");
+    assert_eq!(engine.orphan_bytes, engine.arrived.len() as u64 * (BODY.len() + size_of::<Arrived>()) as u64);
 }
 
 #[test]

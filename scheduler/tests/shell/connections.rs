@@ -1,135 +1,20 @@
-//! A scheduler over real connections: what the event loop, the conversion, the stores and the transport make of each other.
-
-#![expect(
-    clippy::unwrap_used,
-    clippy::wildcard_enum_match_arm,
-    reason = "a test fails where something else than the expected happens"
-)]
+//! What the event loop, the conversion, the store and the transport make of each other.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use lrts_core::bundle::{digest_file, read_chunk, restore_chunk};
-use lrts_core::ids::{AttemptId, JobId, SessionId, WorkerId};
-use lrts_core::protocol::application::{Attach, Credit, FromApplication, JobRange, JobSet, ToApplication};
-use lrts_core::protocol::codec;
+use lrts_core::ids::{AttemptId, JobId};
+use lrts_core::protocol::application::{FromApplication, JobSet, ToApplication};
 use lrts_core::protocol::command::{FromCommand, ToCommand};
-use lrts_core::protocol::worker::{AttemptEnd, Ended, FromWorker, Register, ToWorker};
+use lrts_core::protocol::worker::{AttemptEnd, Ended, FromWorker, ToWorker};
 use lrts_core::shutdown::Shutdown;
-use lrts_core::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
+use lrts_core::spec::BundleRef;
 use lrts_core::status::JobState;
-use lrts_core::transport::{
-    Hello, Link, LinkConfig, LinkEvent, LinkReceiver, LinkSender, Message, Role, SocketDir,
-};
-use lrts_scheduler::{Config, RunError};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use tokio::task::JoinHandle;
+use lrts_core::transport::{LinkEvent, Message, Role};
+use lrts_scheduler::{Config, RunError, StoreError};
 
-const PATIENCE: Duration = Duration::from_secs(20);
-const SESSION: SessionId = SessionId(5);
-
-/// A running scheduler.
-struct Scheduler {
-    address: String,
-    shutdown: Shutdown,
-    task: JoinHandle<Result<(), RunError>>,
-    sockets: SocketDir,
-}
-
-impl Scheduler {
-    async fn start(config: Config) -> Self {
-        let shutdown = Shutdown::new();
-        let (ready, address) = tokio::sync::oneshot::channel();
-        let mut config = config;
-        config.address.set_port(0);
-        let ended = shutdown.clone();
-        let task = tokio::spawn(lrts_scheduler::run(config, |address| ready.send(address).unwrap(), ended));
-        let address = address.await.expect("the scheduler starts").to_string();
-        Self { address, shutdown, task, sockets: SocketDir::create().unwrap() }
-    }
-
-    async fn connect(&self, role: Role) -> Peer {
-        let hello = Hello::new(role, "test", "here");
-        let (sender, receiver) = Link::open(LinkConfig::new(&self.address, hello, self.sockets.path()));
-        let mut peer = Peer { sender, receiver };
-        assert!(matches!(peer.event().await, LinkEvent::Up { .. }));
-        peer
-    }
-
-    async fn end(self) {
-        self.shutdown.request();
-        tokio::time::timeout(PATIENCE, self.task).await.expect("it ends in time").unwrap().unwrap();
-    }
-}
-
-/// An application, a worker or a command, played by the test.
-struct Peer {
-    sender: LinkSender,
-    receiver: LinkReceiver,
-}
-
-impl Peer {
-    async fn event(&mut self) -> LinkEvent {
-        tokio::time::timeout(PATIENCE, self.receiver.next()).await.expect("something happens in time")
-    }
-
-    async fn say(&self, head: &impl Serialize, body: impl Into<Bytes>) {
-        self.sender.send(Message::new(codec::encode(head), body)).await.unwrap();
-    }
-
-    /// The next message that isn't about totals.
-    async fn hear<T: DeserializeOwned + std::fmt::Debug>(&mut self) -> (T, Bytes) {
-        loop {
-            match self.event().await {
-                LinkEvent::Message(message) => {
-                    if let Ok(ToApplication::Totals(_)) = codec::decode(&message.head) {
-                        continue;
-                    }
-                    return (codec::decode(&message.head).unwrap(), message.body);
-                }
-                other => panic!("{other:?} where a message was due"),
-            }
-        }
-    }
-}
-
-fn platform() -> Platform {
-    Platform { target: "x86_64-linux-gnu".into(), glibc: None }
-}
-
-fn attach(bundle: BundleRef) -> FromApplication {
-    FromApplication::Attach(Attach {
-        application: "test".parse().unwrap(),
-        session: SESSION,
-        bundle,
-        services: vec!["double".into()],
-        on_disconnect: OnDisconnect::Keep,
-        progress_rtt_test: Duration::from_secs(10),
-        credit: Credit { results: 10, bytes: 1_000 },
-    })
-}
-
-fn register() -> FromWorker {
-    FromWorker::Register(Register {
-        worker: WorkerId(1),
-        host: "here".into(),
-        pid: 1,
-        slots: 2,
-        platform: platform(),
-        boot_id: "boot".into(),
-        installed: Vec::new(),
-        ships: true,
-        attempts: Vec::new(),
-    })
-}
-
-fn submit(payloads: &[&str]) -> (FromApplication, Bytes) {
-    let mut jobs = Vec::new();
-    payloads.iter().for_each(|payload| JobRange::push(&mut jobs, 0, 0, payload.len() as u32));
-    let head = FromApplication::Submit { first: 1, options: vec![JobOptions::new().label("x")], jobs };
-    (head, payloads.concat().into())
-}
+use super::support::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_travels_with_its_program_to_a_worker_and_its_result_back() {
@@ -180,7 +65,10 @@ async fn a_job_travels_with_its_program_to_a_worker_and_its_result_back() {
     };
     assert_eq!((closed, heartbeat), (vec![], Duration::from_secs(5)));
     let (ToWorker::Start(start), payload) = worker.hear().await else { panic!("no job") };
-    assert_eq!((start.attempt.job, &*start.service, &*start.label), (SESSION.job(1), "double", "x"));
+    assert_eq!(
+        (start.attempt.job, &*start.service, start.options.get_label()),
+        (SESSION.job(1), "double", "x")
+    );
     assert_eq!(payload, "one");
     let (ToWorker::Start(second), payload) = worker.hear().await else { panic!("no second job") };
     assert_eq!((second.attempt.job, payload), (SESSION.job(2), Bytes::new()));
@@ -308,7 +196,7 @@ async fn a_state_directory_serves_one_scheduler_at_a_time() {
     let mut second = config.clone();
     second.address.set_port(0);
     let refused = lrts_scheduler::run(second, |_| panic!("it must not start"), Shutdown::new()).await;
-    assert!(matches!(refused, Err(RunError::StateDirInUse(_))), "{refused:?}");
+    assert!(matches!(refused, Err(RunError::Store(StoreError::InUse { .. }))), "{refused:?}");
     scheduler.end().await;
     Scheduler::start(config).await.end().await;
 }

@@ -1,0 +1,121 @@
+//! The connection of the worker that the host serves.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use bytes::Bytes;
+use lrts_core::ids::AttemptId;
+use lrts_core::notices::NoticeSocket;
+use lrts_core::protocol::codec;
+use lrts_core::protocol::host::FromHost;
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+
+/// The first version that knows of hosts that outlive their worker, and of checkpoints.
+const ADOPTING_VERSION: u16 = 2;
+
+/// One notice to the worker, and the memfd that travels along.
+pub(super) struct Parcel {
+    notice: Bytes,
+    descriptor: Option<OwnedFd>,
+}
+
+impl Parcel {
+    pub(super) fn new(notice: &FromHost) -> Self {
+        Self::with(notice, None)
+    }
+
+    pub(super) fn with(notice: &FromHost, descriptor: Option<OwnedFd>) -> Self {
+        Self { notice: codec::encode(notice), descriptor }
+    }
+
+    #[cfg(test)]
+    pub(super) fn notice(&self) -> &[u8] {
+        &self.notice
+    }
+}
+
+/// A worker's connection that has said hello.
+pub(super) struct Connection {
+    socket: NoticeSocket,
+    version: u16,
+    orphan_grace: Duration,
+    /// What its socket had no room for.
+    outbox: VecDeque<Parcel>,
+    /// Ended attempts that are to be sent once the outbox is empty: they are made into notices one by one, since a worker may
+    /// read slowly, or not at all.
+    ends: BTreeSet<AttemptId>,
+    /// Whether epoll tells when there is room again.
+    watched: bool,
+}
+
+impl Connection {
+    pub(super) fn new(socket: NoticeSocket, version: u16, orphan_grace: Duration) -> Self {
+        // An older worker never comes back to its hosts.
+        let orphan_grace = if version >= ADOPTING_VERSION { orphan_grace } else { Duration::ZERO };
+        Self { socket, version, orphan_grace, outbox: VecDeque::new(), ends: BTreeSet::new(), watched: false }
+    }
+
+    pub(super) fn socket(&self) -> &NoticeSocket {
+        &self.socket
+    }
+
+    /// How long the host goes on without this worker.
+    pub(super) fn orphan_grace(&self) -> Duration {
+        self.orphan_grace
+    }
+
+    /// Whether this worker knows of hosts that outlive their worker, and of checkpoints.
+    pub(super) fn adopts(&self) -> bool {
+        self.version >= ADOPTING_VERSION
+    }
+
+    /// Whether all that was posted is on its way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.outbox.is_empty()
+    }
+
+    pub(super) fn push_end(&mut self, attempt: AttemptId) {
+        self.ends.insert(attempt);
+    }
+
+    /// The next ended attempt that is to be sent, if there is room for it.
+    pub(super) fn pop_end(&mut self) -> Option<AttemptId> {
+        if self.is_idle() { self.ends.pop_first() } else { None }
+    }
+
+    /// Sends these now or, in their order, once the socket has room. A broken connection shows itself to the reader.
+    pub(super) fn post(&mut self, parcels: impl IntoIterator<Item = Parcel>, epoll: &Epoll, token: u64) {
+        let waited = !self.outbox.is_empty();
+        self.outbox.extend(parcels);
+        if !waited {
+            let _ = self.flush(epoll, token);
+        }
+    }
+
+    /// Sends what waits, as far as there is room. `token` is what epoll knows the connection by.
+    ///
+    /// # Errors
+    ///
+    /// Those of `sendmsg(2)` and `epoll_ctl(2)`: the connection is broken.
+    pub(super) fn flush(&mut self, epoll: &Epoll, token: u64) -> io::Result<()> {
+        while let Some(Parcel { notice, descriptor }) = self.outbox.front() {
+            let descriptor = descriptor.as_ref().map(AsFd::as_fd);
+            match self.socket.send(notice, descriptor.as_slice()) {
+                Ok(()) => {
+                    self.outbox.pop_front();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if self.watched == self.outbox.is_empty() {
+            self.watched = !self.outbox.is_empty();
+            let mut flags = EpollFlags::EPOLLIN;
+            flags.set(EpollFlags::EPOLLOUT, self.watched);
+            epoll.modify(&self.socket, &mut EpollEvent::new(flags, token))?;
+        }
+        Ok(())
+    }
+}

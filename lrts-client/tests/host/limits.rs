@@ -1,0 +1,99 @@
+//! Limits of time and memory.
+
+use std::time::Duration;
+
+use lrts_core::protocol::host::{StartAttempt, ToHost};
+use lrts_core::protocol::worker::AttemptEnd;
+use lrts_core::status::FailureKind;
+
+use crate::services::{Act, Beat, Grow, Wait};
+use crate::worker::{LONG, Worker, failure, lives, until, value};
+
+const SHORT: Duration = Duration::from_millis(300);
+
+fn run_limit(start: &mut StartAttempt) {
+    start.run_timeout = Some(SHORT);
+}
+
+#[test]
+fn a_job_that_runs_too_long_is_stopped_with_all_its_processes() {
+    let mut worker = Worker::new();
+    let too_long = (FailureKind::TimedOut, "ran longer than its run_timeout of 300ms".to_owned());
+    let wait = Wait { children: true, ..Wait::default() };
+    let job = worker.start_with(1, &wait, run_limit);
+    assert_eq!(failure(worker.end(job)), too_long);
+    assert!(worker.children(job).into_iter().all(|pid| !lives(pid)));
+
+    let stubborn = Wait { hook: true, stubborn: true, ..wait };
+    let job = worker.start_with(2, &stubborn, |start| {
+        start.grace = SHORT;
+        run_limit(start);
+    });
+    assert_eq!(failure(worker.end(job)), too_long);
+    assert!(worker.children(job).into_iter().all(|pid| !lives(pid)));
+
+    // One that returns a value in its grace period has made it; an error counts for nothing.
+    let job = worker.start_with(3, &Wait { hook: true, ..Wait::default() }, run_limit);
+    assert_eq!(value::<String>(worker.end(job)), "hook");
+    let job = worker.start_with(4, &Wait { look: true, ..Wait::default() }, run_limit);
+    assert_eq!(failure(worker.end(job)), too_long);
+
+    // Stopped by order before its time was up.
+    let job = worker.start_with(5, &stubborn, run_limit);
+    worker.until_ready(job);
+    worker.send(&ToHost::Stop { attempt: job, grace: 2 * SHORT });
+    assert_eq!(worker.end(job).end, AttemptEnd::Stopped);
+}
+
+#[test]
+fn limits_hold_without_a_worker() {
+    let mut worker = Worker::with_orphan_grace(LONG);
+    let job = worker.start_with(1, &Wait::default(), run_limit);
+    worker.disconnect();
+    until("the end is on disk", || worker.end_file(job).exists());
+    worker.reconnect();
+    assert_eq!(failure(worker.end(job)).0, FailureKind::TimedOut);
+}
+
+#[test]
+fn a_job_that_stands_still_is_stopped_and_one_that_moves_is_not() {
+    let mut worker = Worker::new();
+    let mut stands = |sequence, checkpoints| {
+        let interval = Duration::from_millis(100);
+        let beat = Beat { times: 20, interval, checkpoints };
+        let limit = |start: &mut StartAttempt| start.progress_timeout = Some(10 * interval);
+        let job = worker.start_with(sequence, &beat, limit);
+        let ended = worker.end(job);
+        let wanted = (FailureKind::TimedOut, "made no progress within its progress_timeout of 1s".to_owned());
+        assert_eq!(failure(ended), wanted);
+        let position = ended.bars[0].numbers.position;
+        (position, worker.checkpoints.get(&job).map(|state| rmp_serde::from_slice::<u32>(state).unwrap()))
+    };
+    // It had come to where it stands.
+    assert_eq!(stands(1, false), (20, None));
+    assert_eq!(stands(2, true), (0, Some(20)));
+}
+
+#[test]
+fn a_job_that_takes_too_much_memory_is_killed_with_all_its_processes() {
+    for threads in [false, true] {
+        let mut worker = Worker::with_threads(threads);
+        for (sequence, in_child) in [(1, false), (2, true)] {
+            let grow = Grow { bytes: 100 << 20, in_child };
+            // A child that leaves its session is a fork of its own, for which the job must have one thread.
+            if in_child && threads {
+                continue;
+            }
+            let job = worker.start_with(sequence, &grow, |start| start.memory_limit = Some(64 << 20));
+            let ended = worker.end(job);
+            let (kind, message) = failure(ended);
+            assert_eq!(kind, FailureKind::OutOfMemory, "{message}");
+            let used = message.strip_prefix("out of memory: ").unwrap();
+            let used: u64 = used.strip_suffix(" MiB used, its limit is 64 MiB").unwrap().parse().unwrap();
+            assert!((65..200).contains(&used), "{message}");
+            assert!(ended.peak_memory_bytes > 64 << 20);
+        }
+        let within = worker.start_with(3, &Act::Bars, |start| start.memory_limit = Some(64 << 20));
+        assert_eq!(value::<String>(worker.end(within)), "done");
+    }
+}

@@ -1,0 +1,198 @@
+//! What goes out to peers, in order: a message whose body is still being read holds up those behind it to the same peer, and
+//! nobody else.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use lrts_core::ids::JobId;
+use lrts_core::protocol::worker;
+use lrts_core::transport::Message;
+use tokio::task::JoinSet;
+
+use crate::convert::{self, Outgoing};
+use crate::engine::Peer;
+use crate::record::Report;
+use crate::store::{Fetched, ReadError, ResultBodies, StartBodies};
+
+/// A message whose body has been read, or can't be.
+pub(crate) enum Read {
+    Start(Box<worker::Start>, Result<StartBodies, ReadError>),
+    Result(JobId, Report, Result<ResultBodies, ReadError>),
+}
+
+/// What is to be done now.
+pub(crate) enum Due {
+    Send(Peer, Message),
+    /// This attempt's payload can't be read.
+    NoPayload(Peer, Box<worker::Start>, ReadError),
+}
+
+/// A place in a peer's queue.
+enum Place {
+    Message(Message),
+    /// Of a message whose body is being read.
+    Reading(u64),
+}
+
+/// Messages that wait for bodies, and those behind them.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    queues: BTreeMap<Peer, VecDeque<Place>>,
+    reads: JoinSet<(Peer, u64, Read)>,
+    number: u64,
+}
+
+impl Outbox {
+    /// Takes a message. Returns what is to be done at once.
+    pub(crate) fn push(&mut self, to: Peer, outgoing: Outgoing) -> Option<Due> {
+        let read = match outgoing {
+            Outgoing::Ready(message) => return self.queue(to, message),
+            Outgoing::Start(start, Fetched::Now(bodies)) => Read::Start(start, bodies),
+            Outgoing::Result(job, report, Fetched::Now(bodies)) => Read::Result(job, report, bodies),
+            Outgoing::Start(start, Fetched::Later(bodies)) => {
+                self.await_read(to, async { Read::Start(start, bodies.await.unwrap_or_else(ended)) });
+                return None;
+            }
+            Outgoing::Result(job, report, Fetched::Later(bodies)) => {
+                self.await_read(
+                    to,
+                    async move { Read::Result(job, report, bodies.await.unwrap_or_else(ended)) },
+                );
+                return None;
+            }
+        };
+        match message_of(to, read) {
+            Ok(Some(message)) => self.queue(to, message),
+            Ok(None) => None,
+            Err(due) => Some(due),
+        }
+    }
+
+    fn queue(&mut self, to: Peer, message: Message) -> Option<Due> {
+        match self.queues.get_mut(&to) {
+            None => Some(Due::Send(to, message)),
+            Some(queue) => {
+                queue.push_back(Place::Message(message));
+                None
+            }
+        }
+    }
+
+    fn await_read(&mut self, to: Peer, read: impl Future<Output = Read> + Send + 'static) {
+        self.number += 1;
+        let number = self.number;
+        self.queues.entry(to).or_default().push_back(Place::Reading(number));
+        self.reads.spawn(async move { (to, number, read.await) });
+    }
+
+    /// The next body that has been read; never if none is being read. Safe to cancel.
+    pub(crate) async fn next(&mut self) -> (Peer, u64, Read) {
+        match self.reads.join_next().await {
+            Some(Ok(read)) => read,
+            Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// A body has been read. Returns what is to be done, in order.
+    pub(crate) fn came(&mut self, (peer, number, read): (Peer, u64, Read)) -> Vec<Due> {
+        // It has gone since.
+        let Some(queue) = self.queues.get_mut(&peer) else { return Vec::new() };
+        let Some(place) =
+            queue.iter().position(|place| matches!(place, Place::Reading(other) if *other == number))
+        else {
+            return Vec::new();
+        };
+        let mut due = Vec::new();
+        match message_of(peer, read) {
+            Ok(Some(message)) => queue[place] = Place::Message(message),
+            Ok(None) => drop(queue.remove(place)),
+            Err(failure) => {
+                queue.remove(place);
+                due.push(failure);
+            }
+        }
+        while let Some(Place::Message(_)) = queue.front() {
+            if let Some(Place::Message(message)) = queue.pop_front() {
+                due.push(Due::Send(peer, message));
+            }
+        }
+        if queue.is_empty() {
+            self.queues.remove(&peer);
+        }
+        due
+    }
+
+    /// A peer has gone: what waits for it is dropped.
+    pub(crate) fn forget(&mut self, peer: Peer) {
+        self.queues.remove(&peer);
+    }
+}
+
+/// A store that has ended reads nothing any more.
+fn ended<T>(_: tokio::sync::oneshot::error::RecvError) -> Result<T, ReadError> {
+    Err(ReadError::Missing)
+}
+
+/// None if nobody needs it any more.
+fn message_of(to: Peer, read: Read) -> Result<Option<Message>, Due> {
+    match read {
+        Read::Start(start, Ok(bodies)) => Ok(Some(convert::start(*start, bodies))),
+        Read::Start(start, Err(error)) => Err(Due::NoPayload(to, start, error)),
+        Read::Result(job, report, bodies) => Ok(convert::result(job, report, bodies)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    fn report() -> Report {
+        Report {
+            failure: None,
+            attempt: 1,
+            attempts: 1,
+            worker: None,
+            queued: Default::default(),
+            ran: Default::default(),
+        }
+    }
+
+    fn sent(due: impl IntoIterator<Item = Due>) -> Vec<(Peer, Bytes)> {
+        let body = |due| match due {
+            Due::Send(to, message) => (to, message.body),
+            Due::NoPayload(..) => panic!("nothing was started"),
+        };
+        due.into_iter().map(body).collect()
+    }
+
+    #[tokio::test]
+    async fn what_is_read_holds_up_its_own_peer_only() {
+        let mut outbox = Outbox::default();
+        let job = lrts_core::ids::SessionId(1).job(1);
+        let (read, bodies) = oneshot::channel();
+        assert!(outbox.push(Peer(1), Outgoing::Result(job, report(), Fetched::Later(bodies))).is_none());
+        let ready = |text: &'static str| Outgoing::Ready(Message::new("", text));
+        assert!(outbox.push(Peer(1), ready("behind")).is_none());
+        assert_eq!(sent(outbox.push(Peer(2), ready("other"))), [(Peer(2), "other".into())]);
+
+        let _ = read.send(Ok(ResultBodies { output: "read".into(), bars: Vec::new() }));
+        let came = outbox.next().await;
+        assert_eq!(sent(outbox.came(came)), [(Peer(1), "read".into()), (Peer(1), "behind".into())]);
+        assert_eq!(sent(outbox.push(Peer(1), ready("free"))), [(Peer(1), "free".into())]);
+    }
+
+    #[tokio::test]
+    async fn a_result_that_is_gone_frees_those_behind_it() {
+        let mut outbox = Outbox::default();
+        let job = lrts_core::ids::SessionId(1).job(1);
+        let (read, bodies) = oneshot::channel::<Result<ResultBodies, ReadError>>();
+        assert!(outbox.push(Peer(1), Outgoing::Result(job, report(), Fetched::Later(bodies))).is_none());
+        assert!(outbox.push(Peer(1), Outgoing::Ready(Message::new("", "behind"))).is_none());
+        drop(read);
+        let came = outbox.next().await;
+        assert_eq!(sent(outbox.came(came)), [(Peer(1), "behind".into())]);
+    }
+}

@@ -1,0 +1,205 @@
+//! The scheduler's state directory: private, for one scheduler at a time, and recognised as such before anything is written.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use lrts_core::private_dir::PrivateDir;
+
+use crate::store::StoreError;
+
+/// The format of all that is in the directory. A version that would misread what another one wrote has another number.
+const FORMAT: u32 = 1;
+
+/// The file that makes a directory a scheduler's, and says its format.
+const MARKER: &str = "lrts-scheduler-state";
+
+/// Locked while a scheduler runs.
+const LOCK: &str = "scheduler.lock";
+
+/// What the marker says before the format's number.
+const MARKER_TEXT: &str = "state of an lrts scheduler, format ";
+
+/// The directory of one scheduler.
+#[derive(Debug)]
+pub(crate) struct StateDir {
+    path: PathBuf,
+    /// The lock goes with the process. A temporary directory needs none.
+    _lock: Option<File>,
+    /// Removed at the end.
+    _temporary: Option<PrivateDir>,
+}
+
+impl StateDir {
+    /// Opens and locks this directory, which is made if it isn't there; without one, a temporary directory that is removed at
+    /// the end. A directory that holds something else is left as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) fn open(path: Option<PathBuf>) -> Result<Self, StoreError> {
+        let Some(path) = path else {
+            let parent = std::env::temp_dir();
+            let temporary = PrivateDir::create(&parent, "scheduler");
+            let temporary = temporary.map_err(|source| StoreError::from_io(&parent, source))?;
+            return Ok(Self { path: temporary.path().to_owned(), _lock: None, _temporary: Some(temporary) });
+        };
+        let failed = |source| StoreError::from_io(&path, source);
+        DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
+        if fs::metadata(&path).map_err(failed)?.mode() & 0o022 != 0 {
+            return Err(StoreError::NotPrivate { path });
+        }
+        let new = !check_marker(&path)?;
+        let lock = private_file().open(path.join(LOCK)).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path }),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        if new {
+            write_marker(&path).map_err(failed)?;
+        }
+        Ok(Self { path, _lock: Some(lock), _temporary: None })
+    }
+
+    /// The directory itself.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory of the store.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.path.join("store")
+    }
+
+    /// The directory of bundles.
+    pub(crate) fn bundles(&self) -> PathBuf {
+        self.path.join("bundles")
+    }
+}
+
+/// Whether the directory is a scheduler's already; otherwise it is empty.
+fn check_marker(directory: &Path) -> Result<bool, StoreError> {
+    let failed = |source| StoreError::from_io(directory, source);
+    match fs::read(directory.join(MARKER)) {
+        Ok(text) => {
+            let text = String::from_utf8_lossy(&text);
+            let Some(found) = text.trim_end().strip_prefix(MARKER_TEXT) else {
+                return Err(StoreError::Foreign { path: directory.to_owned() });
+            };
+            if found != FORMAT.to_string() {
+                let (path, found) = (directory.to_owned(), found.to_owned());
+                return Err(StoreError::OtherFormat { path, found, known: FORMAT });
+            }
+            Ok(true)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            for entry in fs::read_dir(directory).map_err(failed)? {
+                // A first start that was cut short has left these.
+                let name = entry.map_err(failed)?.file_name();
+                if name != LOCK && name != part().as_str() {
+                    return Err(StoreError::Foreign { path: directory.to_owned() });
+                }
+            }
+            Ok(false)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// The marker before it is whole.
+fn part() -> String {
+    format!("{MARKER}.part")
+}
+
+/// Comes last, and whole: from then on the directory is a scheduler's.
+fn write_marker(directory: &Path) -> io::Result<()> {
+    let part = directory.join(part());
+    let mut file = private_file().truncate(true).open(&part)?;
+    writeln!(file, "{MARKER_TEXT}{FORMAT}")?;
+    file.sync_all()?;
+    fs::rename(part, directory.join(MARKER))?;
+    File::open(directory)?.sync_all()
+}
+
+/// A file for the owner alone, opened to be written and made if it isn't there.
+fn private_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    options
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn open(path: &Path) -> Result<StateDir, StoreError> {
+        StateDir::open(Some(path.to_owned()))
+    }
+
+    fn names(path: &Path) -> Vec<String> {
+        fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_missing_directory_is_made_and_found_again() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("deep/state");
+        let state = open(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        fs::create_dir(state.store()).unwrap();
+        drop(state);
+        assert!(open(&path).unwrap().store().exists());
+    }
+
+    #[test]
+    fn a_first_start_that_was_cut_short_is_no_obstacle() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join(LOCK), "").unwrap();
+        fs::write(home.path().join(part()), "state of").unwrap();
+        open(home.path()).unwrap();
+    }
+
+    #[test]
+    fn what_is_something_else_is_refused_and_left_alone() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("thesis.tex"), "").unwrap();
+        assert!(matches!(open(home.path()), Err(StoreError::Foreign { .. })));
+        assert_eq!(names(home.path()), ["thesis.tex"]);
+
+        let other = tempfile::tempdir().unwrap();
+        fs::write(other.path().join(MARKER), format!("{MARKER_TEXT}7\n")).unwrap();
+        let error = open(other.path()).unwrap_err();
+        assert!(matches!(&error, StoreError::OtherFormat { found, .. } if found == "7"), "{error}");
+        assert_eq!(names(other.path()), [MARKER]);
+    }
+
+    #[test]
+    fn a_directory_has_one_scheduler_at_a_time() {
+        let home = tempfile::tempdir().unwrap();
+        let first = open(home.path()).unwrap();
+        assert!(matches!(open(home.path()), Err(StoreError::InUse { .. })));
+        drop(first);
+        open(home.path()).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_others_write_to_is_refused() {
+        let home = tempfile::tempdir().unwrap();
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o770)).unwrap();
+        assert!(matches!(open(home.path()), Err(StoreError::NotPrivate { .. })));
+        assert!(names(home.path()).is_empty());
+    }
+
+    #[test]
+    fn a_temporary_directory_goes_at_the_end() {
+        let state = StateDir::open(None).unwrap();
+        let path = state.path().to_owned();
+        assert!(path.exists());
+        drop(state);
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,195 @@
+//! The store on a disk: opens it, and stands between the event loop and the threads that wait for the disk.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use lrts_core::ids::{JobId, random_u64};
+use lrts_core::protocol::codec;
+use redb::Database;
+use tokio::sync::oneshot;
+
+use super::body::{BodyKey, Kind};
+use super::cache::{CACHE_BYTES, Cache};
+use super::error::StoreError;
+use super::segments::Segments;
+use super::tables::{self, TableError, Tables};
+use super::writer::{Shared, Work, Writer};
+use super::{Done, Entry, Fetched, Health, ReadError, ResultBodies, StartBodies, Store};
+use crate::record::Loaded;
+
+/// Bytes that an entry takes beside its bodies, for what is to be kept free.
+const ENTRY_BYTES: u64 = 512;
+
+/// What the reading thread does.
+type Read = Box<dyn FnOnce(&Shared) + Send>;
+
+/// A store in a directory, for one scheduler at a time.
+#[derive(Debug)]
+pub(crate) struct DurableStore {
+    epoch: u64,
+    identity: u64,
+    loaded: Loaded,
+    shared: Arc<Shared>,
+    /// None once it is closed.
+    work: Option<mpsc::Sender<Work>>,
+    reads: Option<mpsc::Sender<Read>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl DurableStore {
+    /// Opens the store in this directory, which is made if need be. Waits for the disk.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]. Whatever it is, nothing that was kept is lost by it.
+    pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
+        let failed = |source| StoreError::from_io(directory, source);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+        let file = directory.join("records.redb");
+        let database = tables::open_database(&file).map_err(|error| StoreError::from_redb(&file, error))?;
+        let (epoch, identity) = begin_epoch(&database).map_err(|error| match error {
+            TableError::Redb(error) => StoreError::from_redb(&file, error),
+            TableError::Damaged(damage) => StoreError::Damaged(damage),
+        })?;
+        File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)?;
+        let content = super::load::load(&file, &database)?;
+        let segments = directory.join("bodies");
+        let writer_segments = Segments::open(segments.clone(), content.places)?;
+        let shared = Arc::new(Shared::new(file, segments, database, Cache::new(CACHE_BYTES)));
+
+        let (work, batches) = mpsc::channel();
+        let writer = Writer::new(shared.clone(), writer_segments, content.counts, content.batches);
+        let (reads, wanted) = mpsc::channel::<Read>();
+        let reader = shared.clone();
+        let read = move || wanted.into_iter().for_each(|read| read(&reader));
+        let threads = vec![
+            thread("store-writer", move || writer.run(&batches)).map_err(failed)?,
+            thread("store-reader", read).map_err(failed)?,
+        ];
+        let (work, reads) = (Some(work), Some(reads));
+        Ok(Self { epoch, identity, loaded: content.loaded, shared, work, reads, threads })
+    }
+
+    /// Answers from memory if `cached` can, otherwise reads.
+    fn fetch<T: Send + 'static>(
+        &self,
+        cached: impl FnOnce(&Cache) -> Option<T>,
+        read: impl FnOnce(&Shared) -> Result<T, ReadError> + Send + 'static,
+    ) -> Fetched<T> {
+        if let Some(found) = cached(&self.shared.cache()) {
+            return Fetched::Now(Ok(found));
+        }
+        let (sender, receiver) = oneshot::channel();
+        let read = move |shared: &Shared| {
+            // Who asked may have gone meanwhile.
+            if !sender.is_closed() {
+                let _ = sender.send(read(shared));
+            }
+        };
+        if let Some(reads) = &self.reads {
+            // Without a reader the receiver hears of it.
+            let _ = reads.send(Box::new(read));
+        }
+        Fetched::Later(receiver)
+    }
+}
+
+/// Counts a start; the first one gives the store its number.
+fn begin_epoch(database: &Database) -> Result<(u64, u64), TableError> {
+    let transaction = database.begin_write().map_err(redb::Error::from)?;
+    let mut tables = Tables::open(&transaction)?;
+    let epoch = tables.number(tables::EPOCH)?.unwrap_or(0) + 1;
+    let identity = tables.number(tables::IDENTITY)?.unwrap_or_else(random_u64);
+    tables.set_number(tables::EPOCH, epoch)?;
+    tables.set_number(tables::IDENTITY, identity)?;
+    drop(tables);
+    transaction.commit().map_err(redb::Error::from)?;
+    Ok((epoch, identity))
+}
+
+fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(run)
+}
+
+impl Store for DurableStore {
+    fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    fn identity(&self) -> u64 {
+        self.identity
+    }
+
+    fn load(&mut self) -> Result<Loaded, StoreError> {
+        Ok(std::mem::take(&mut self.loaded))
+    }
+
+    fn commit(&mut self, epoch: u64, batch: Vec<Entry>, done: Done) {
+        debug_assert_eq!(epoch, self.epoch, "only the scheduler that has opened the store writes to it");
+        let bytes = batch.iter().map(|entry| entry.bodies.bytes() + ENTRY_BYTES).sum();
+        self.shared.room.hand_over(bytes);
+        if let Some(work) = &self.work {
+            // A writer that is gone has given up: what isn't durable isn't acknowledged.
+            let _ = work.send(Work::Commit { batch, bytes, done });
+        }
+    }
+
+    fn payload(&self, job: JobId, checkpoint: Option<u32>) -> Fetched<StartBodies> {
+        let cached = |cache: &Cache| {
+            let payload = cache.payload(job)?;
+            let checkpoint = match checkpoint {
+                Some(attempt) => Some(cache.whole(BodyKey::checkpoint(job, attempt))?),
+                None => None,
+            };
+            Some(StartBodies { payload, checkpoint })
+        };
+        self.fetch(cached, move |shared| shared.read_start(job, checkpoint))
+    }
+
+    fn result(&self, job: JobId) -> Fetched<ResultBodies> {
+        let cached = |cache: &Cache| {
+            let output = cache.whole(BodyKey::new(Kind::Result, job))?;
+            let bars = codec::decode(&cache.whole(BodyKey::new(Kind::Bars, job))?).ok()?;
+            Some(ResultBodies { output, bars })
+        };
+        self.fetch(cached, move |shared| shared.read_result(job))
+    }
+
+    fn output(&self, job: JobId) -> Fetched<(Bytes, Bytes)> {
+        self.fetch(|_| None, move |shared| shared.read_output(job))
+    }
+
+    fn health(&self) -> Health {
+        self.shared.health().clone()
+    }
+
+    fn refuses(&self, bytes: u64) -> Option<String> {
+        let refusal = self.shared.room.refuses(bytes)?;
+        if let Some(work) = self.work.as_ref().filter(|_| self.shared.room.may_compact()) {
+            // A writer that is gone has given up.
+            let _ = work.send(Work::Compact);
+        }
+        Some(refusal)
+    }
+
+    fn close(self: Box<Self>) {
+        drop(self);
+    }
+}
+
+impl Drop for DurableStore {
+    fn drop(&mut self) {
+        self.shared.give_up();
+        self.work = None;
+        self.reads = None;
+        for thread in self.threads.drain(..) {
+            // One that has panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! The thread that commits: one batch after the other, and again and again while the disk is full or fails.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
+use std::time::Duration;
+
+use redb::{Database, Durability, ReadableDatabase};
+use tracing::{info, warn};
+
+use super::apply::{Apply, Changes, CommitError};
+use super::cache::Cache;
+use super::counts::Counts;
+use super::error::is_full;
+use super::room::Room;
+use super::segments::Segments;
+use super::tables::TableError;
+use super::{Done, Entry, Health, tables};
+use crate::record::Record;
+
+/// How long a disk that is full or fails is left alone.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the writer, the reader and the event loop share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// The database's file.
+    pub(super) file: PathBuf,
+    /// The directory of segments.
+    pub(super) segments: PathBuf,
+    /// None while it failed and couldn't be opened again. Whoever uses it holds it shared.
+    pub(super) database: RwLock<Option<Database>>,
+    cache: Mutex<Cache>,
+    health: Mutex<Health>,
+    pub(super) room: Room,
+    closing: Mutex<bool>,
+    close: Condvar,
+}
+
+/// What the writer does.
+pub(super) enum Work {
+    /// Commits a batch that counts for so many bytes.
+    Commit { batch: Vec<Entry>, bytes: u64, done: Done },
+    /// Gives what is free in the database's file back to the disk, which doesn't happen by itself.
+    Compact,
+}
+
+impl Shared {
+    pub(super) fn new(file: PathBuf, segments: PathBuf, database: Database, cache: Cache) -> Self {
+        let room = Room::new(&segments);
+        Self {
+            file,
+            segments,
+            database: RwLock::new(Some(database)),
+            cache: Mutex::new(cache),
+            health: Mutex::new(Health::Good),
+            room,
+            closing: Mutex::new(false),
+            close: Condvar::new(),
+        }
+    }
+
+    pub(super) fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens the database again, which a database that has failed needs.
+    pub(super) fn reopen(&self) -> Result<(), redb::Error> {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        // Closed first: it is locked.
+        *database = None;
+        *database = Some(tables::open_database(&self.file)?);
+        Ok(())
+    }
+
+    /// Makes the database's file as small as it can be. Commits and reads wait meanwhile.
+    fn compact(&self) {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Err(error)) = database.as_mut().map(Database::compact) {
+            // The next one who needs it opens it again.
+            *database = None;
+            warn!(%error, "cannot make the database smaller");
+        }
+    }
+
+    /// Nobody waits for a disk that fails from now on.
+    pub(super) fn give_up(&self) {
+        *self.closing.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.close.notify_all();
+    }
+
+    /// Waits before the next try. False if there is to be none.
+    pub(super) fn pause(&self) -> bool {
+        let closing = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = self.close.wait_timeout_while(closing, RETRY, |closing| !*closing);
+        !*wait.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+/// The writer's own.
+pub(super) struct Writer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) segments: Segments,
+    pub(super) counts: Counts,
+    /// How many batches were ever committed.
+    pub(super) batches: u64,
+    /// What is to be done once the batch under way is durable.
+    changes: Changes,
+    /// If it isn't known whether the last try has become durable: whether it was of the whole batch.
+    unsettled: Option<bool>,
+}
+
+impl Writer {
+    pub(super) fn new(shared: Arc<Shared>, segments: Segments, counts: Counts, batches: u64) -> Self {
+        Self { shared, segments, counts, batches, changes: Changes::default(), unsettled: None }
+    }
+
+    /// Commits what comes, until nothing more can come.
+    pub(super) fn run(mut self, work: &mpsc::Receiver<Work>) {
+        for work in work {
+            match work {
+                Work::Commit { batch, bytes, done } => {
+                    if !self.commit(&batch) {
+                        return;
+                    }
+                    self.shared.room.write(bytes);
+                    done();
+                    self.free();
+                }
+                Work::Compact => self.shared.compact(),
+            }
+        }
+    }
+
+    /// Commits a batch, however long it takes. False if the store closes while the disk fails.
+    fn commit(&mut self, batch: &[Entry]) -> bool {
+        let mut since_full = false;
+        while let Err(error) = self.try_whole(batch, since_full) {
+            let message = describe(&error);
+            since_full = is_full_disk(&error);
+            let health =
+                if since_full { Health::Full(message.clone()) } else { Health::Failing(message.clone()) };
+            if std::mem::replace(&mut *self.shared.health(), health) == Health::Good {
+                warn!(
+                    error = message,
+                    "cannot write to the state directory: nothing is acknowledged until that works again"
+                );
+            }
+            if !self.shared.pause() {
+                return false;
+            }
+        }
+        if std::mem::replace(&mut *self.shared.health(), Health::Good) != Health::Good {
+            info!("the state directory can be written to again");
+        }
+        true
+    }
+
+    fn try_whole(&mut self, batch: &[Entry], full: bool) -> Result<(), CommitError> {
+        if self.settle()? {
+            return Ok(());
+        }
+        if full {
+            // What only gives room comes first: the rest may fit then.
+            let deletions: Vec<Entry> =
+                batch.iter().filter(|entry| is_deletion(&entry.record)).cloned().collect();
+            if !deletions.is_empty() {
+                self.write(&deletions, false)?;
+                self.free();
+            }
+        }
+        self.write(batch, true)
+    }
+
+    /// Finds out what became of the last try, if that isn't known. Whether it has made the whole batch durable.
+    fn settle(&mut self) -> Result<bool, CommitError> {
+        let closed = self.shared.database.read().unwrap_or_else(PoisonError::into_inner).is_none();
+        if closed {
+            self.shared.reopen()?;
+        }
+        let Some(whole) = self.unsettled else { return Ok(false) };
+        let batches = {
+            let database = self.shared.database.read().unwrap_or_else(PoisonError::into_inner);
+            let Some(database) = &*database else { return Err(redb::Error::DatabaseClosed.into()) };
+            let transaction = database.begin_read().map_err(redb::Error::from)?;
+            tables::batches(&transaction).map_err(|error| match error {
+                TableError::Redb(error) => error,
+                TableError::Damaged(damage) => redb::Error::Corrupted(damage.to_string()),
+            })?
+        };
+        self.unsettled = None;
+        if batches > self.batches {
+            self.keep();
+            self.free();
+            return Ok(whole);
+        }
+        self.undo();
+        Ok(false)
+    }
+
+    /// Makes these entries durable.
+    fn write(&mut self, entries: &[Entry], whole: bool) -> Result<(), CommitError> {
+        let mut committing = false;
+        let written = self.write_transaction(entries, &mut committing);
+        match &written {
+            Ok(()) => self.keep(),
+            Err(error) => {
+                if committing {
+                    self.unsettled = Some(whole);
+                } else {
+                    self.undo();
+                }
+                if let CommitError::Database(_) = error {
+                    *self.shared.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+                }
+            }
+        }
+        written
+    }
+
+    fn write_transaction(&mut self, entries: &[Entry], committing: &mut bool) -> Result<(), CommitError> {
+        let database = self.shared.database.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(database) = &*database else { return Err(redb::Error::DatabaseClosed.into()) };
+        let mut transaction = database.begin_write().map_err(redb::Error::from)?;
+        transaction.set_durability(Durability::Immediate).map_err(redb::Error::from)?;
+        let mut apply = Apply::new(&transaction, &mut self.segments, &mut self.counts, &mut self.changes)?;
+        for entry in entries {
+            apply.entry(entry)?;
+        }
+        apply.number(self.batches + 1)?;
+        drop(apply);
+        self.segments.sync()?;
+        *committing = true;
+        transaction.commit().map_err(redb::Error::from)?;
+        Ok(())
+    }
+
+    /// The last try is durable.
+    fn keep(&mut self) {
+        self.batches += 1;
+        self.segments.keep();
+        self.counts.keep();
+        self.changes.apply_to(&mut self.shared.cache());
+    }
+
+    /// The last try has left nothing.
+    fn undo(&mut self) {
+        self.segments.undo();
+        self.counts.undo();
+        self.changes = Changes::default();
+    }
+
+    /// Frees what the last batch has left dead.
+    fn free(&mut self) {
+        for place in self.changes.freed.drain(..) {
+            self.segments.free(place);
+        }
+    }
+}
+
+fn is_deletion(record: &Record) -> bool {
+    matches!(
+        record,
+        Record::JobForgotten { .. } | Record::SessionForgotten { .. } | Record::ApplicationForgotten { .. }
+    )
+}
+
+fn is_full_disk(error: &CommitError) -> bool {
+    match error {
+        CommitError::Segments(error) | CommitError::Database(redb::Error::Io(error)) => is_full(error),
+        CommitError::Database(_) => false,
+    }
+}
+
+fn describe(error: &CommitError) -> String {
+    match error {
+        CommitError::Segments(error) | CommitError::Database(redb::Error::Io(error)) => error.to_string(),
+        CommitError::Database(error) => error.to_string(),
+    }
+}
