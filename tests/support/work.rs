@@ -43,7 +43,7 @@ impl Work {
             steps,
             until: None,
             body_bytes: 0,
-            ballast: Bytes::new(),
+            ballast: Bytes::from(Vec::new()),
             alone: false,
         }
     }
