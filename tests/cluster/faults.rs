@@ -7,7 +7,7 @@ use lrts_client::blocking::ClientApplication;
 use lrts_client::{ClientError, JobOptions, ServiceStatus};
 
 use crate::services::*;
-use crate::support::{Cluster, Daemon, SOON, eventually};
+use crate::support::{Cluster, SOON, appears, eventually};
 
 /// Short enough for a test, long enough for a busy machine.
 const LOST_AFTER: &str = "3s";
@@ -129,9 +129,12 @@ fn a_scheduler_that_lost_its_memory_makes_waits_fail_and_never_hang() {
     let job = app.schedule_service(&Sleep(600_000)).unwrap();
     app.flush().unwrap();
     cluster.scheduler.kill();
+    std::fs::remove_dir_all(Cluster::scheduler_directory(cluster.directory())).unwrap();
     cluster.restart_scheduler();
     let error = app.wait_for(&job).unwrap_err();
     assert!(matches!(error, ClientError::Lost { .. }), "{error}");
+    // The worker keeps its slot for the job of the scheduler that it knew.
+    cluster.add_worker(1, &[]);
     let next = app.schedule_service(&Add(1, 1)).unwrap();
     assert_eq!(app.wait_for(&next).unwrap().into_output().unwrap(), 2);
     app.stop().unwrap();
@@ -149,18 +152,14 @@ fn communication_time_out_ends_a_wait_without_a_scheduler() {
 }
 
 #[test]
-fn a_killed_worker_leaves_no_process_behind() {
+fn a_worker_that_leaves_in_order_leaves_no_process_behind() {
     let mut cluster = Cluster::start(&[1]);
     let app = ClientApplication::start(cluster.information()).unwrap();
-    let file = cluster.directory().join("note");
+    let file = cluster.file("note");
     app.schedule_service(&Note { file: file.clone(), sleep_ms: 600_000 }).unwrap();
-    let pid = eventually("the job begins", SOON, || {
-        let text = std::fs::read_to_string(&file).map_err(|error| error.to_string())?;
-        let pid = text.split_whitespace().nth(1).ok_or(text.clone())?;
-        Ok(pid.to_owned())
-    });
-    cluster.workers.iter_mut().for_each(Daemon::kill);
-    eventually("the job ends with its host", SOON, || {
-        if std::path::Path::new("/proc").join(&pid).exists() { Err(pid.clone()) } else { Ok(()) }
-    });
+    appears(&file);
+    let worker = &mut cluster.workers[0];
+    worker.end();
+    let left = worker.part().processes();
+    assert!(left.is_empty(), "{left:?}\n{}", worker.log());
 }
