@@ -1,6 +1,7 @@
 //! Disks of a test's own: small ones that fill up, and ones whose writes stall.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -47,14 +48,18 @@ impl Disk {
 
     /// Fills what is left, but for so many bytes. Room comes back when the ballast is dropped.
     pub(crate) fn fill_but(&self, left: u64) -> Ballast {
-        let file = self.mounted_on.join("ballast");
-        let room = nix::sys::statvfs::statvfs(&self.mounted_on).expect("it is mounted");
-        let free = room.blocks_available() * room.fragment_size();
-        let ballast = File::create(&file).expect("a name needs no room");
-        let bytes = i64::try_from(free.saturating_sub(left)).expect("a small disk");
-        nix::fcntl::fallocate(&ballast, nix::fcntl::FallocateFlags::empty(), 0, bytes)
-            .expect("there was room");
-        Ballast(file)
+        let path = self.mounted_on.join("ballast");
+        let mut ballast = File::create(&path).expect("a name needs no room");
+        // Others write meanwhile: only a refused write shows that there is no room.
+        let refused = loop {
+            if let Err(error) = ballast.write_all(&[0; 64 * 1024]) {
+                break error;
+            }
+        };
+        assert_eq!(refused.kind(), std::io::ErrorKind::StorageFull);
+        let length = ballast.metadata().expect("it is open").len();
+        ballast.set_len(length.saturating_sub(left)).expect("it gets shorter");
+        Ballast(path)
     }
 
     /// Makes every write wait until the guard is dropped.
