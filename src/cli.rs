@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use lrts_core::command_line::duration;
-use lrts_core::ids::JobId;
+use lrts_core::ids::{ApplicationId, JobId, WorkerId};
 use lrts_progress_server::cli::ProgressServerArgs;
 use lrts_scheduler::cli::SchedulerArgs;
 use lrts_worker::cli::WorkerArgs;
@@ -36,10 +36,14 @@ pub(crate) enum Command {
     Jobs(QueryArgs),
     /// List the workers
     Workers(QueryArgs),
+    /// List the applications that the scheduler remembers, connected or not
+    Applications(QueryArgs),
     /// Show what a job has printed
     Logs(LogsArgs),
-    /// Cancel jobs
+    /// Cancel jobs, or all jobs of an application
     Cancel(CancelArgs),
+    /// Let a worker finish what it has and take nothing new
+    Drain(DrainArgs),
 }
 
 /// How a command reaches the scheduler.
@@ -75,10 +79,57 @@ pub(crate) struct LogsArgs {
 #[derive(Debug, Args)]
 pub(crate) struct CancelArgs {
     /// The jobs, as `lrts jobs` lists them
-    #[arg(required = true, value_name = "JOB")]
+    #[arg(required_unless_present = "application", value_name = "JOB")]
     pub(crate) jobs: Vec<JobId>,
+    /// All jobs of this application, as `lrts applications` lists it
+    #[arg(long, conflicts_with = "jobs", value_name = "ID")]
+    pub(crate) application: Option<ApplicationId>,
     #[command(flatten)]
     pub(crate) query: QueryArgs,
+}
+
+/// `lrts drain`.
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// The worker, as `lrts workers` lists it
+    pub(crate) worker: WorkerId,
+    /// After this time, stop what it still runs and place it elsewhere; without it, it may take as long as it needs
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub(crate) deadline: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) query: QueryArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(line.split(' ')).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn cancel_takes_jobs_or_an_application() {
+        let job = "0123456789abcdef-1";
+        assert!(
+            matches!(parse(&format!("lrts cancel {job} {job}")), Ok(Command::Cancel(args)) if args.jobs.len() == 2)
+        );
+        let by_application = parse("lrts cancel --application nightly");
+        assert!(matches!(by_application, Ok(Command::Cancel(args)) if args.application.is_some()));
+        assert!(parse("lrts cancel").is_err());
+        assert!(parse(&format!("lrts cancel --application nightly {job}")).is_err());
+    }
+
+    #[test]
+    fn drain_takes_a_worker_and_perhaps_a_deadline() {
+        let worker = "00000000000000ff";
+        let drain = parse(&format!("lrts drain {worker} --deadline 5m"));
+        assert!(matches!(drain, Ok(Command::Drain(args)) if args.deadline == Some(Duration::from_secs(300))));
+        assert!(
+            matches!(parse(&format!("lrts drain {worker}")), Ok(Command::Drain(args)) if args.deadline.is_none())
+        );
+        assert!(parse("lrts drain").is_err());
+    }
 }
 
 /// `lrts local`.

@@ -140,6 +140,7 @@ impl LocalCluster {
         let Ready { scheduler, progress_server, .. } = self.parts;
         ApplicationInformation::new(scheduler.ip().to_string(), scheduler.port())
             .progress_server(progress_server.ip().to_string(), progress_server.port())
+            .ends_with_program()
     }
 
     /// Where the scheduler listens.

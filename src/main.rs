@@ -57,7 +57,9 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Status(args) => commands::ask(commands::status(args)).map_err(Failure::new),
         Command::Jobs(args) => commands::ask(commands::jobs(args)).map_err(Failure::new),
         Command::Workers(args) => commands::ask(commands::workers(args)).map_err(Failure::new),
+        Command::Applications(args) => commands::ask(commands::applications(args)).map_err(Failure::new),
         Command::Logs(args) => commands::ask(commands::logs(args)).map_err(Failure::new),
         Command::Cancel(args) => commands::ask(commands::cancel(args)).map_err(Failure::new),
+        Command::Drain(args) => commands::ask(commands::drain(args)).map_err(Failure::new),
     }
 }

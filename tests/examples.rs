@@ -98,3 +98,15 @@ fn examples_name_arguments_that_they_do_not_know() {
     assert_eq!(output.status.code(), Some(1), "{}", describe(&output));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--locl"), "{}", describe(&output));
 }
+
+#[test]
+fn evolve_prints_the_same_of_each_island_whenever_it_runs() {
+    let evolve =
+        || run_example_well("evolve", &["--local", "--islands", "2", "--generations", "3"], DEADLINE);
+    let first = evolve();
+    for island in 1..=2 {
+        let line = format!("Island {island}: resumed from generation 0 of 3, best fitness ");
+        assert_eq!(lines(&first, &line).len(), 1, "{first}");
+    }
+    assert_eq!(evolve(), first);
+}

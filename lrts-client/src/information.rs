@@ -26,6 +26,7 @@ pub struct ApplicationInformation {
     progress_server: Option<Result<Address, ClientError>>,
     application_id: Option<(&'static str, String)>,
     insecure: bool,
+    ends_with_program: bool,
     on_disconnect: Option<OnDisconnect>,
     progress_rtt_test_frequency: Duration,
     progress_iteration_timeout: Duration,
@@ -62,6 +63,7 @@ pub(crate) struct Checked {
     pub(crate) application: ApplicationId,
     /// The id was made up here.
     pub(crate) nameless: bool,
+    pub(crate) ends_with_program: bool,
     pub(crate) on_disconnect: OnDisconnect,
     pub(crate) progress_rtt_test: Duration,
     pub(crate) progress_iteration: Duration,
@@ -96,6 +98,7 @@ impl ApplicationInformation {
             progress_server: None,
             application_id: None,
             insecure: false,
+            ends_with_program: false,
             on_disconnect: None,
             progress_rtt_test_frequency: Duration::from_secs(10),
             progress_iteration_timeout: Duration::from_secs(2),
@@ -113,11 +116,19 @@ impl ApplicationInformation {
         self
     }
 
-    /// The application's name: 1 to 64 bytes of text. Without one a random name is made. A newer start under the same name
-    /// takes over from an older one.
+    /// The application's name: 1 to 64 bytes of text. Without one a random name is made, and said on stderr. A newer start under
+    /// the same name takes over from an older one, and comes back to its jobs.
     #[must_use]
     pub fn application_id(mut self, id: impl Into<String>) -> Self {
         self.application_id = Some(("application_id", id.into()));
+        self
+    }
+
+    /// The cluster ends with this program, so that there is nothing to come back to. For `LocalCluster`.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn ends_with_program(mut self) -> Self {
+        self.ends_with_program = true;
         self
     }
 
@@ -211,6 +222,7 @@ impl ApplicationInformation {
             progress_server,
             application,
             nameless,
+            ends_with_program: self.ends_with_program,
             on_disconnect: self.on_disconnect.unwrap_or(default),
             progress_rtt_test: self.progress_rtt_test_frequency,
             progress_iteration: self.progress_iteration_timeout,

@@ -194,6 +194,7 @@ pub(crate) struct Loaded {
 
 /// What is left of a job that is not as it was submitted.
 #[derive(Clone, PartialEq, Debug)]
+#[expect(clippy::large_enum_variant, reason = "the engine takes it apart as soon as it has it")]
 pub(crate) enum LoadedJob {
     Known(JobImage),
     Forgotten { taken: bool },

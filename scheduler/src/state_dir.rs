@@ -1,5 +1,6 @@
 //! The scheduler's state directory: private, for one scheduler at a time, and recognised as such before anything is written.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -17,6 +18,9 @@ const MARKER: &str = "lrts-scheduler-state";
 
 /// Locked while a scheduler runs.
 const LOCK: &str = "scheduler.lock";
+
+/// The programs of applications.
+const BUNDLES: &str = "bundles";
 
 /// What the marker says before the format's number.
 const MARKER_TEXT: &str = "state of an lrts scheduler, format ";
@@ -75,7 +79,7 @@ impl StateDir {
 
     /// The directory of bundles.
     pub(crate) fn bundles(&self) -> PathBuf {
-        self.path.join("bundles")
+        self.path.join(BUNDLES)
     }
 }
 
@@ -95,14 +99,19 @@ fn check_marker(directory: &Path) -> Result<bool, StoreError> {
             Ok(true)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            for entry in fs::read_dir(directory).map_err(failed)? {
-                // A first start that was cut short has left these.
-                let name = entry.map_err(failed)?.file_name();
-                if name != LOCK && name != part().as_str() {
-                    return Err(StoreError::Foreign { path: directory.to_owned() });
-                }
+            let names = fs::read_dir(directory).map_err(failed)?.map(|entry| Ok(entry?.file_name()));
+            let names: Vec<OsString> = names.collect::<io::Result<_>>().map_err(failed)?;
+            // What a first start that was cut short has left, what schedulers had before their jobs were durable, and what
+            // file systems have at their root.
+            let locked = names.iter().any(|name| name == LOCK);
+            let own = |name: &OsString| {
+                name == LOCK || *name == *part() || name == "lost+found" || (locked && name == BUNDLES)
+            };
+            if names.iter().all(own) {
+                Ok(false)
+            } else {
+                Err(StoreError::Foreign { path: directory.to_owned() })
             }
-            Ok(false)
         }
         Err(error) => Err(failed(error)),
     }
@@ -156,8 +165,10 @@ mod tests {
     }
 
     #[test]
-    fn a_first_start_that_was_cut_short_is_no_obstacle() {
+    fn leftovers_of_schedulers_are_no_obstacle() {
         let home = tempfile::tempdir().unwrap();
+        fs::create_dir(home.path().join(BUNDLES)).unwrap();
+        assert!(matches!(open(home.path()), Err(StoreError::Foreign { .. })), "these may be anybody's");
         fs::write(home.path().join(LOCK), "").unwrap();
         fs::write(home.path().join(part()), "state of").unwrap();
         open(home.path()).unwrap();

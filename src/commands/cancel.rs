@@ -1,17 +1,28 @@
 //! `lrts cancel`.
 
+use std::io::{self, Write};
+
+use lrts_core::ids::{ApplicationId, JobId};
 use lrts_core::protocol::command::{FromCommand, ToCommand};
 
 use super::session::{Answers, CommandError};
 use super::table::print_json;
-use crate::cli::CancelArgs;
+use crate::cli::{CancelArgs, QueryArgs};
 
-/// Cancels jobs. Fails if one of them is unknown; one that has ended already is only mentioned.
+/// Cancels jobs, or all of an application's.
 pub(crate) async fn cancel(args: CancelArgs) -> Result<(), CommandError> {
-    let question = FromCommand::Cancel { jobs: args.jobs.clone() };
-    let (answer, _) = Answers::ask(&args.query, &question)?.next().await?;
+    match args.application {
+        Some(application) => cancel_application(application, &args.query).await,
+        None => cancel_jobs(&args.jobs, &args.query).await,
+    }
+}
+
+/// Fails if one of them is unknown; one that has ended already is only mentioned.
+async fn cancel_jobs(jobs: &[JobId], query: &QueryArgs) -> Result<(), CommandError> {
+    let question = FromCommand::Cancel { jobs: jobs.to_vec() };
+    let (answer, _) = Answers::ask(query, &question)?.next().await?;
     let ToCommand::Cancelled { unknown, ended } = answer else { return Err(CommandError::Unexpected) };
-    for job in &args.jobs {
+    for job in jobs {
         let outcome = if unknown.contains(job) {
             "unknown"
         } else if ended.contains(job) {
@@ -19,11 +30,10 @@ pub(crate) async fn cancel(args: CancelArgs) -> Result<(), CommandError> {
         } else {
             "cancelling"
         };
-        if args.query.json {
+        if query.json {
             print_json(&serde_json::json!({ "job_id": job, "outcome": outcome }))?;
         } else {
-            use std::io::Write;
-            writeln!(std::io::stdout(), "{job}  {outcome}")?;
+            writeln!(io::stdout(), "{job}  {outcome}")?;
         }
     }
     if unknown.is_empty() {
@@ -31,4 +41,18 @@ pub(crate) async fn cancel(args: CancelArgs) -> Result<(), CommandError> {
     }
     let names: Vec<String> = unknown.iter().map(ToString::to_string).collect();
     Err(CommandError::Failed(format!("the scheduler knows no job {}", names.join(", "))))
+}
+
+async fn cancel_application(application: ApplicationId, query: &QueryArgs) -> Result<(), CommandError> {
+    let question = FromCommand::CancelApplication { application };
+    let (answer, _) = Answers::ask(query, &question)?.next().await?;
+    let ToCommand::ApplicationCancelled { jobs } = answer else { return Err(CommandError::Unexpected) };
+    let jobs = jobs
+        .ok_or_else(|| CommandError::Failed(format!("the scheduler knows no application {application}")))?;
+    if query.json {
+        print_json(&serde_json::json!({ "application_id": application, "jobs": jobs }))?;
+    } else {
+        writeln!(io::stdout(), "{application}  cancelling {jobs} jobs")?;
+    }
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! The commands that aren't a daemon's own, a file each: `local`, and those that ask the scheduler something. Data on stdout.
 
+mod applications;
 mod cancel;
+mod drain;
 mod jobs;
 mod local;
 mod logs;
@@ -9,7 +11,9 @@ mod status;
 mod table;
 mod workers;
 
+pub(crate) use applications::applications;
 pub(crate) use cancel::cancel;
+pub(crate) use drain::drain;
 pub(crate) use jobs::jobs;
 pub(crate) use local::local;
 pub(crate) use logs::logs;

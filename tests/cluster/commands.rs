@@ -1,4 +1,4 @@
-//! `lrts status`, `jobs`, `workers`, `logs`, `cancel`.
+//! `lrts status`, `jobs`, `workers`, `applications`, `logs`, `cancel`, `drain`.
 
 use lrts_client::blocking::ClientApplication;
 use lrts_client::{JobOptions, ServiceStatus};
@@ -46,6 +46,33 @@ fn status_jobs_and_workers_show_what_runs() {
 }
 
 #[test]
+fn an_application_is_listed_and_all_its_jobs_are_cancelled_at_once() {
+    let cluster = Cluster::start(&[1]);
+    let app = ClientApplication::start(cluster.information().application_id("nightly")).unwrap();
+    let other = ClientApplication::start(cluster.information().application_id("other")).unwrap();
+    let jobs = app.schedule_services([Sleep(600_000), Sleep(600_000), Sleep(600_000)]).unwrap();
+    let theirs = other.schedule_service(&Sleep(0)).unwrap();
+    app.flush().unwrap();
+
+    let row = eventually("the application is listed", SOON, || {
+        let rows = cluster.json(&["applications"]);
+        let row = rows.iter().find(|row| row["application_id"] == "nightly" && row["running"] == 1);
+        row.cloned().ok_or_else(|| format!("{rows:?}"))
+    });
+    assert_eq!((&row["connected"], &row["away_s"]), (&true.into(), &serde_json::Value::Null));
+    assert_eq!((&row["queued"], &row["finished"], &row["failed"]), (&2.into(), &0.into(), &0.into()));
+
+    let cancelled = cluster.json(&["cancel", "--application", "nightly"]);
+    assert_eq!((&cancelled[0]["application_id"], &cancelled[0]["jobs"]), (&"nightly".into(), &3.into()));
+    for result in app.wait_for_multi(&jobs).unwrap() {
+        assert_eq!(result.status(), ServiceStatus::Cancelled);
+    }
+    assert_eq!(other.wait_for(&theirs).unwrap().status(), ServiceStatus::Finished);
+    app.stop().unwrap();
+    other.stop().unwrap();
+}
+
+#[test]
 fn logs_show_what_a_job_has_printed_while_it_runs_and_afterwards() {
     let cluster = Cluster::start(&[2]);
     let app = ClientApplication::start(cluster.information()).unwrap();
@@ -73,6 +100,9 @@ fn commands_without_an_answer_exit_as_documented() {
     assert_eq!(unknown.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("0123456789abcdef-1"));
     assert_eq!(cluster.command(&["logs", "0123456789abcdef-1"]).status.code(), Some(1));
+    assert_eq!(cluster.command(&["cancel", "--application", "nobody"]).status.code(), Some(1));
+    assert_eq!(cluster.command(&["drain", "0000000000000001"]).status.code(), Some(1));
+    assert_eq!(cluster.command(&["cancel"]).status.code(), Some(2));
     assert_eq!(run_lrts(&["logs", "nonsense"]).status.code(), Some(2));
     assert_eq!(run_lrts(&["no-such-command"]).status.code(), Some(2));
     assert_eq!(run_lrts(&["--help"]).status.code(), Some(0));

@@ -54,6 +54,8 @@ struct Application {
     shared: Weak<Shared>,
     /// Whether its thread is done.
     done: watch::Receiver<bool>,
+    /// Its cluster ends with the program: there is nothing to come back to.
+    ends_with_program: bool,
 }
 
 /// An application that Ctrl-C detaches, as long as this lives.
@@ -75,8 +77,8 @@ impl Registration {
     }
 
     /// The application has started.
-    pub(super) fn set(&self, shared: &Arc<Shared>, done: watch::Receiver<bool>) {
-        let application = Application { shared: Arc::downgrade(shared), done };
+    pub(super) fn set(&self, shared: &Arc<Shared>, done: watch::Receiver<bool>, ends_with_program: bool) {
+        let application = Application { shared: Arc::downgrade(shared), done, ends_with_program };
         if let Some(entry) = lock().iter_mut().find(|entry| Arc::ptr_eq(&entry.key, &self.key)) {
             entry.application = Some(application);
         }
@@ -143,21 +145,24 @@ fn interrupted() {
         CAME.store(false, Ordering::SeqCst);
         return;
     }
+    handlers::set(Signal::SIGINT, SigHandler::SigDfl);
     let entries = lock();
-    let running = entries.iter().filter_map(|entry| entry.application.clone());
-    let running: Vec<_> = running
-        .filter(|application| !*application.done.borrow())
-        .filter_map(|Application { shared, done }| Some((shared.upgrade()?, done)))
-        .collect();
+    let running: Vec<_> = entries.iter().filter_map(|entry| entry.application.clone()).collect();
     drop(entries);
-    if running.is_empty() {
+    let mut to_detach = Vec::new();
+    for Application { shared, done, ends_with_program } in running {
+        let Some(shared) = shared.upgrade().filter(|_| !*done.borrow()) else { continue };
+        // First of all, so that the terminal is in order whatever comes.
+        shared.display.finish();
+        if !ends_with_program {
+            to_detach.push((shared, done));
+        }
+    }
+    if to_detach.is_empty() {
         return handlers::act_by_default(Signal::SIGINT);
     }
-    handlers::set(Signal::SIGINT, SigHandler::SigDfl);
-    // First, so that the terminal is in order whatever comes.
-    running.iter().for_each(|(shared, _)| shared.display.finish());
     service::say("lrts: interrupted, leaving the jobs to the cluster (Ctrl-C again quits at once)");
-    for (shared, mut done) in running {
+    for (shared, mut done) in to_detach {
         let confirmed = shared.detach_within(FLUSH_TIME);
         block_until(done.wait_for(|&done| done), Some(Moment::now() + END_TIME));
         let Some(confirmed) = confirmed else { continue };

@@ -102,7 +102,7 @@ impl Application {
             .enable_all()
             .build()
             .map_err(failed("starting threads"))?;
-        if checked.nameless {
+        if checked.nameless && !checked.ends_with_program {
             // A person needs a name to come back to its jobs.
             service::say(&format!("lrts: this application's id is {}", checked.application));
         }
@@ -159,7 +159,7 @@ impl Application {
                 set_done.send_replace(true);
             })
             .map_err(failed("starting a thread"))?;
-        interrupt.set(&shared, done.clone());
+        interrupt.set(&shared, done.clone(), checked.ends_with_program);
         Ok(Arc::new(Self {
             shared,
             default_options: Arc::new(JobOptions::new()),
@@ -558,6 +558,8 @@ impl Shared {
     /// Returns whether the scheduler has confirmed it; none if there are no jobs.
     pub(super) fn detach_within(&self, limit: Duration) -> Option<bool> {
         let deadline = Moment::now() + limit;
+        // A result that a caller gets now would be lost with the program.
+        self.change(|engine, _| engine.freeze());
         let flushed = async {
             let wait = self.wait(Engine::wait_for_flush);
             // What was refused can be told nobody any more.

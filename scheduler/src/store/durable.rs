@@ -165,6 +165,11 @@ impl Store for DurableStore {
     }
 
     fn health(&self) -> Health {
+        if self.threads.iter().any(JoinHandle::is_finished) {
+            return Health::Failing(
+                "a thread of the store has ended, which is a bug: the log says why".to_owned(),
+            );
+        }
         self.shared.health().clone()
     }
 

@@ -14,7 +14,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// This user may not write there.
-    #[error("state directory `{}` can't be written to: give its owner's name to the scheduler, or another directory", path.display())]
+    #[error("state directory `{}` can't be written to: run the scheduler as its owner, or give another directory", path.display())]
     NotWritable {
         /// The directory.
         path: PathBuf,
@@ -70,25 +70,30 @@ impl StoreError {
     /// What an error of the system means for this directory or file.
     pub(crate) fn from_io(path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
-        match source.kind() {
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                Self::NotWritable { path, source }
-            }
-            _ if is_full(&source) => Self::DiskFull { path, source },
-            _ => Self::Io { path, source },
+        if matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) {
+            Self::NotWritable { path, source }
+        } else if is_full(&source) {
+            Self::DiskFull { path, source }
+        } else {
+            Self::Io { path, source }
         }
     }
 
     /// What an error of the database means for its file.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the database has more kinds of errors than matter here"
+    )]
     pub(crate) fn from_redb(path: &Path, error: impl Into<redb::Error>) -> Self {
         match error.into() {
             redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => {
                 Self::InUse { path: path.to_owned() }
             }
+            // Invalid data is how the database says that a file is none of its own.
             redb::Error::Io(source) if source.kind() != io::ErrorKind::InvalidData => {
                 Self::from_io(path, source)
             }
-            error => Self::Damaged(Damage::Database { file: path.to_owned(), error: Box::new(error) }),
+            error => Self::Damaged(Damage::Database { file: path.to_owned(), source: error.into() }),
         }
     }
 }
@@ -124,8 +129,7 @@ pub enum Damage {
         /// The file.
         file: PathBuf,
         /// What the database found.
-        #[source]
-        error: Box<redb::Error>,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 

@@ -182,7 +182,7 @@ impl Shared {
             TableError::Damaged(damage) => damage.into(),
             TableError::Redb(redb::Error::Io(error)) => error.into(),
             TableError::Redb(error @ redb::Error::Corrupted(_)) => {
-                Damage::Database { file: self.file.clone(), error: Box::new(error) }.into()
+                Damage::Database { file: self.file.clone(), source: error.into() }.into()
             }
             TableError::Redb(error) => io::Error::other(error).into(),
         })

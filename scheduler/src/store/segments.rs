@@ -315,12 +315,11 @@ mod tests {
         let mut segments = Segments::open(path.to_owned(), Vec::new()).unwrap();
         let place = append(&mut segments, 1, 100_000);
         drop(segments);
-        let offset_of = || match Segments::open(path.to_owned(), vec![place]).unwrap_err() {
-            StoreError::Damaged(Damage::Segment { file, offset }) => {
-                assert_eq!(file, segment_file(path, 0));
-                offset
-            }
-            error => panic!("{error}"),
+        let offset_of = || {
+            let error = Segments::open(path.to_owned(), vec![place]).unwrap_err();
+            let StoreError::Damaged(Damage::Segment { file, offset }) = error else { panic!("{error}") };
+            assert_eq!(file, segment_file(path, 0));
+            offset
         };
         File::options().write(true).open(segment_file(path, 0)).unwrap().set_len(70_000).unwrap();
         assert_eq!(offset_of(), 70_000);

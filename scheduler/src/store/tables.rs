@@ -53,9 +53,10 @@ pub(super) const IDENTITY: &str = "identity";
 /// The row of [`META`] that counts batches: tells whether a commit of unknown outcome has succeeded.
 pub(super) const BATCH: &str = "batch";
 
-/// Opens the database, or makes it.
+/// Opens the database, or makes it. All pages are checked, as they are after a kill anyway: a damaged file that is trusted
+/// makes the database panic.
 pub(super) fn open_database(path: &Path) -> Result<Database, redb::DatabaseError> {
-    Database::builder().set_cache_size(CACHE_BYTES).create(path)
+    Database::builder().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).create(path)
 }
 
 /// All tables, open for writing.

@@ -281,3 +281,57 @@ fn describe(error: &CommitError) -> String {
         CommitError::Database(error) => error.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use lrts_core::ids::SessionId;
+
+    use super::super::{Bodies, load};
+    use super::*;
+    use crate::record::{NewJob, Submitted};
+
+    fn batch(first: u64) -> Vec<Entry> {
+        let payload = Bytes::from(vec![7; 100_000]);
+        let job = NewJob { service: 0, options: 0, payload_bytes: 100_000 };
+        let submitted = Submitted {
+            session: SessionId(1),
+            first,
+            options: [].into(),
+            jobs: vec![job; 2],
+            skipped: Vec::new(),
+            keyed: Vec::new(),
+        };
+        let bodies = Bodies::Payloads(vec![payload; 2]);
+        vec![Entry { record: Record::Submitted(submitted), bodies }]
+    }
+
+    /// A commit whose outcome isn't known has succeeded, or has left nothing: either way the batch is there once.
+    #[test]
+    fn a_commit_of_unknown_outcome_is_found_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, path) = (directory.path().join("records.redb"), directory.path().join("bodies"));
+        let database = tables::open_database(&file).unwrap();
+        let segments = Segments::open(path.clone(), Vec::new()).unwrap();
+        let shared = Arc::new(Shared::new(file.clone(), path.clone(), database, Cache::new(0)));
+        let mut writer = Writer::new(shared.clone(), segments, Counts::default(), 0);
+        let length = || std::fs::metadata(super::super::segments::segment_file(&path, 0)).unwrap().len();
+
+        writer.write_transaction(&batch(1), &mut false).unwrap();
+        writer.unsettled = Some(true);
+        *shared.database.write().unwrap() = None;
+        assert!(writer.commit(&batch(1)));
+        assert_eq!((writer.batches, length()), (1, 200_008), "it was there");
+
+        writer.segments.append(&super::super::body::Body::whole([Bytes::from_static(b"torn")])).unwrap();
+        writer.unsettled = Some(true);
+        *shared.database.write().unwrap() = None;
+        assert!(writer.commit(&batch(3)));
+        assert_eq!((writer.batches, length()), (2, 200_008), "it has left nothing and was made again");
+
+        drop(writer);
+        let database = shared.database.write().unwrap().take().unwrap();
+        let content = load::load(&file, &database).unwrap();
+        assert_eq!((content.loaded.submits.len(), content.places.len(), content.batches), (2, 2, 2));
+    }
+}

@@ -191,6 +191,8 @@ pub(crate) struct Engine {
     connection: Connection,
     fatal: Option<Fatal>,
     ending: Option<Ending>,
+    /// No result is handed out any more.
+    frozen: bool,
     jobs: Jobs,
     submits: Submits,
     keys: Keys,
@@ -229,6 +231,7 @@ impl Engine {
             connection: Connection::Down(now),
             fatal: None,
             ending: None,
+            frozen: false,
             submits: Submits::default(),
             keys: Keys::default(),
             refusals: BTreeMap::new(),
@@ -370,11 +373,11 @@ impl Engine {
         if let Some(reason) = self.upload.refusal() {
             return Err(WaitError::Bundle(Arc::clone(reason)));
         }
+        self.check_keys(jobs)?;
         let bytes = jobs.iter().map(|job| job.payload.len()).sum();
         if !self.submits.has_room(jobs.len(), bytes) {
             return Ok(None);
         }
-        self.check_keys(jobs)?;
         let first = self.jobs.last() + 1;
         for job in jobs.drain(..) {
             match &job.key {
@@ -451,13 +454,16 @@ impl Engine {
         }
     }
 
-    /// Begins to leave: the scheduler is told once it knows of everything that was returned and cancelled. Waits go on until
-    /// [`leave`](Self::leave).
+    /// Waits for results get nothing any more, and no error either: the program is about to be ended.
+    pub(crate) fn freeze(&mut self) {
+        self.frozen = true;
+    }
+
+    /// Begins to leave: the scheduler is told once it knows of everything that was returned and cancelled.
     pub(crate) fn begin_detach(&mut self) {
         if self.ending.is_none() {
             self.ending = Some(Ending { farewell: Farewell::Detach, sent: false, answered: false });
             self.hurry();
-            self.wake_all();
         }
     }
 
@@ -541,10 +547,8 @@ impl Engine {
 
     fn attach(&mut self) -> Step {
         // Without a digest there is nothing to attach with yet; with a broken program or after a refusal there never is.
-        let Some(bundle) = self.bundle.clone().filter(|_| self.fatal.is_none() || self.ending.is_some())
-        else {
-            return Step::Idle;
-        };
+        let hopeful = matches!(self.fatal, None | Some(Fatal::Stopped | Fatal::Detached));
+        let Some(bundle) = self.bundle.clone().filter(|_| hopeful) else { return Step::Idle };
         self.connection = Connection::Attaching;
         let attach = Attach {
             application: self.settings.application,

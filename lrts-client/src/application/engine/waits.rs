@@ -253,6 +253,9 @@ impl Engine {
         if let Some(error) = self.over() {
             return Some(Err(error));
         }
+        if self.frozen {
+            return None;
+        }
         // A result that a caller couldn't read went back to the scheduler: a job that had ended, or went to another wait, may be
         // open again.
         if self.has_ended(wait)? && !self.are_here(wait)? {
@@ -285,6 +288,9 @@ impl Engine {
     /// The next job of a stream that has ended; its result is handed out.
     pub(crate) fn poll_each(&mut self, wait: WaitId, now: Moment) -> Next {
         let over = self.over();
+        if self.frozen && over.is_none() {
+            return Next::Pending;
+        }
         let Some(Wait { kind: Kind::Each { jobs, ready, starving }, since, expired }) =
             self.waits.get_mut(&wait)
         else {

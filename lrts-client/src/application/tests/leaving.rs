@@ -9,6 +9,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::*;
+#[path = "../../../tests/terminal/mod.rs"]
+mod terminal;
+
+use terminal::{Person, row_of};
 
 fn named(scheduler: &FakeScheduler) -> ApplicationInformation {
     information(scheduler).application_id("nightly")
@@ -211,6 +215,17 @@ fn without_a_scheduler_detach_says_that_it_could_not_be_told() {
 /// Tells a test binary that it is the program of this test, and where its scheduler is.
 const PROGRAM_PORT: &str = "LEAVING_TEST_PORT";
 
+/// Tells it that its scheduler ends with it.
+const PROGRAM_IS_ALL: &str = "LEAVING_TEST_ALONE";
+
+/// The test binary as the program.
+fn program(scheduler: &FakeScheduler) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "application::tests::leaving::the_program", "--nocapture"]);
+    command.env(PROGRAM_PORT, scheduler.address.port().to_string());
+    command
+}
+
 /// A program that schedules a job and waits for it, in a process of its own.
 struct Program {
     child: Child,
@@ -219,13 +234,7 @@ struct Program {
 
 impl Program {
     fn start(scheduler: &FakeScheduler) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "application::tests::leaving::the_program", "--nocapture"])
-            .env(PROGRAM_PORT, scheduler.address.port().to_string())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = program(scheduler).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         Self { child, stderr }
     }
@@ -256,10 +265,13 @@ impl Program {
 #[test]
 fn the_program() {
     let Ok(port) = std::env::var(PROGRAM_PORT) else { return };
-    let information = ApplicationInformation::new("127.0.0.1", port.parse().unwrap())
-        .progress_display(ProgressDisplay::Hidden)
+    let mut information = ApplicationInformation::new("127.0.0.1", port.parse().unwrap())
         .bundle(Bundle::Installed("tests".into()));
+    if std::env::var_os(PROGRAM_IS_ALL).is_some() {
+        information = information.ends_with_program();
+    }
     let app = start(information);
+    app.set_stage("At work");
     let job = block_on(app.schedule_service(&echo(1))).unwrap();
     eprintln!("\nscheduled");
     let result = block_on(app.wait_for(&job));
@@ -314,4 +326,36 @@ fn ctrl_c_without_a_scheduler_does_not_wait_for_ever() {
     assert_eq!(status.code(), Some(130), "{said}");
     assert!(said.contains("1 jobs had not reached the scheduler"), "{said}");
     assert!(said.contains("has not confirmed that"), "{said}");
+}
+
+#[test]
+fn ctrl_c_leaves_a_clean_terminal_with_the_way_back_below_the_bars() {
+    let scheduler = FakeScheduler::start();
+    scheduler.memory().silent = true;
+    let mut person = Person::watches(&program(&scheduler), 24, 120);
+    let settings = person.settings();
+    person.sees_row("this application's id is");
+    person.sees_row("scheduled");
+    person.sees_row("At work");
+    assert!(person.cursor().2, "the cursor is hidden while bars are live");
+
+    person.types(b"\x03");
+
+    let rows = person.sees_end(130);
+    assert!(row_of(&rows, "to come back: LRTS_APPLICATION_ID=") > row_of(&rows, "At work"), "{rows:#?}");
+    assert!(person.settings() == settings, "the terminal is set as before");
+    assert!(scheduler.memory().detached);
+}
+
+#[test]
+fn ctrl_c_ends_a_program_that_has_its_cluster_inside_without_a_way_back() {
+    let scheduler = FakeScheduler::start();
+    scheduler.memory().silent = true;
+    let mut person = Person::watches(program(&scheduler).env(PROGRAM_IS_ALL, "1"), 24, 120);
+    person.sees_row("scheduled");
+    person.sees_row("At work");
+    person.types(b"\x03");
+    let rows = person.sees_end(130);
+    assert!(!rows.iter().any(|row| row.contains("lrts:")), "{rows:#?}");
+    assert!(!scheduler.memory().detached);
 }

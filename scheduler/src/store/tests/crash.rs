@@ -16,11 +16,11 @@ const JOBS: u64 = 4;
 
 fn payload(sequence: u64) -> Bytes {
     // Some small, some in segments of their own size.
-    bytes(sequence, if sequence % 5 == 0 { 60_000 } else { (sequence % 90) as usize })
+    bytes(sequence, if sequence.is_multiple_of(5) { 60_000 } else { (sequence % 90) as usize })
 }
 
 fn result(sequence: u64) -> Bytes {
-    bytes(!sequence, if sequence % 7 == 0 { 30_000 } else { 9 })
+    bytes(!sequence, if sequence.is_multiple_of(7) { 30_000 } else { 9 })
 }
 
 /// New jobs, and the end of those of the batch before, whose payloads go with that; every third batch takes results too.
@@ -39,7 +39,7 @@ fn batch(number: u64) -> Vec<Entry> {
 }
 
 fn is_taken(sequence: u64) -> bool {
-    sequence % 3 == 0
+    sequence.is_multiple_of(3)
 }
 
 /// Not a test by itself: it commits batches until it is killed, and prints the number of each once it is durable.

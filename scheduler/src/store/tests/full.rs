@@ -177,7 +177,7 @@ fn deletions_make_room_for_the_rest_of_their_batch() {
         commit(&mut store, vec![submit(old, 1, &[bytes(1, 20 << 20)])]);
         let body = bytes(2, 15 << 20);
         let forget = record(Record::SessionForgotten { session: old });
-        commit(&mut store, vec![submit(new, 1, &[body.clone()]), forget]);
+        commit(&mut store, vec![submit(new, 1, std::slice::from_ref(&body)), forget]);
         assert_eq!(wait(store.payload(new.job(1), None)).unwrap().payload, body);
         drop(store);
         assert_eq!(DurableStore::open(&root.join("store")).unwrap().load().unwrap().submits.len(), 1);

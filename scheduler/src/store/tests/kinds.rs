@@ -1,4 +1,4 @@
-//! Every kind of record and body, over restarts; damage; what is freed.
+//! Every kind of record and body, over restarts, and when it goes.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -14,10 +14,9 @@ use super::*;
 use crate::record::{
     ApplicationImage, Draining, KeyedRecord, LoadedJob, OpenAttempt, SessionImage, WorkerImage,
 };
-use crate::store::tables;
-use crate::store::{Damage, DurableStore, MemoryStore, StoreError};
+use crate::store::{Damage, DurableStore, MemoryStore, ResultBodies, StoreError, tables};
 
-fn open(directory: &Path) -> DurableStore {
+pub(super) fn open(directory: &Path) -> DurableStore {
     DurableStore::open(directory).unwrap()
 }
 
@@ -41,7 +40,7 @@ fn bar() -> BarRecord {
 }
 
 /// Some of everything.
-fn everything() -> Vec<Entry> {
+pub(super) fn everything() -> Vec<Entry> {
     let application = ApplicationImage {
         on_disconnect: OnDisconnect::CancelAfter(Duration::from_secs(5)),
         progress_rtt_test: Duration::from_millis(3),
@@ -86,29 +85,17 @@ fn everything() -> Vec<Entry> {
 }
 
 /// All that can be asked of these jobs is the same.
-fn same(store: &mut dyn Store, memory: &mut MemoryStore) {
+fn same(store: &dyn Store, memory: &MemoryStore) {
     let jobs = (4..12).map(|sequence| SESSION.job(sequence)).chain([keyed_record(9, "key").job]);
-    let answer = |read: Result<_, ReadError>| read.map_err(|error| error.to_string());
     for job in jobs {
-        let asked = |store: &dyn Store| (store.payload(job, None), store.result(job), store.output(job));
-        let (payload, result, output) = asked(store);
-        let (expected_payload, expected_result, expected_output) = asked(memory);
-        assert_eq!(
-            answer(wait(payload).map(Some)),
-            answer(wait(expected_payload).map(Some)),
-            "payload of {job}"
-        );
-        let answer = |read: Result<ResultBodies, ReadError>| read.map_err(|error| error.to_string());
-        assert_eq!(answer(wait(result)), answer(wait(expected_result)), "result of {job}");
-        let answer = |read: Result<(Bytes, Bytes), ReadError>| read.map_err(|error| error.to_string());
-        assert_eq!(answer(wait(output)), answer(wait(expected_output)), "output of {job}");
+        assert_eq!(text(store.payload(job, None)), text(memory.payload(job, None)), "payload of {job}");
+        assert_eq!(text(store.result(job)), text(memory.result(job)), "result of {job}");
+        assert_eq!(text(store.output(job)), text(memory.output(job)), "output of {job}");
     }
     let start = wait(store.payload(SESSION.job(5), Some(2))).unwrap();
     assert_eq!(start, wait(memory.payload(SESSION.job(5), Some(2))).unwrap());
     assert_eq!(start.checkpoint.unwrap(), "point");
 }
-
-use crate::store::ResultBodies;
 
 #[test]
 fn every_kind_survives_a_restart() {
@@ -118,7 +105,7 @@ fn every_kind_survives_a_restart() {
     assert_eq!(store.load().unwrap(), Loaded::default());
     commit(&mut store, everything());
     commit(&mut memory, everything());
-    same(&mut store, &mut memory);
+    same(&store, &memory);
     let identity = store.identity();
     Box::new(store).close();
 
@@ -128,11 +115,11 @@ fn every_kind_survives_a_restart() {
     let loaded = ageless(store.load().unwrap());
     assert_eq!((loaded.submits.len(), loaded.jobs.len()), (2, 3));
     assert_eq!(loaded, memory.load().unwrap());
-    same(&mut store, &mut memory);
+    same(&store, &memory);
 
     // Written again, it comes to the same.
     commit(&mut store, everything());
-    same(&mut store, &mut memory);
+    same(&store, &memory);
     drop(store);
     let mut store = open(directory.path());
     assert_eq!((store.epoch(), ageless(store.load().unwrap())), (3, memory.load().unwrap()));
@@ -210,7 +197,7 @@ fn forgotten_jobs_take_a_row_for_all_of_a_submit() {
     for &sequence in &jobs {
         let job = SESSION.job(sequence);
         if job != last {
-            commit(&mut store, vec![terminal(job, true), forgotten(job, sequence % 3 == 0)]);
+            commit(&mut store, vec![terminal(job, true), forgotten(job, sequence.is_multiple_of(3))]);
         }
     }
     let rows = || {
@@ -229,7 +216,10 @@ fn forgotten_jobs_take_a_row_for_all_of_a_submit() {
     let expected: Vec<_> = jobs
         .iter()
         .map(|&sequence| {
-            (SESSION.job(sequence), LoadedJob::Forgotten { taken: sequence % 3 == 0 || sequence == 77 })
+            (
+                SESSION.job(sequence),
+                LoadedJob::Forgotten { taken: sequence.is_multiple_of(3) || sequence == 77 },
+            )
         })
         .collect();
     let found: Vec<_> = loaded.jobs.into_iter().map(|(job, _, content)| (job, content)).collect();
@@ -264,63 +254,6 @@ fn keyed_jobs_outlive_the_session_that_brought_them() {
     commit(&mut store, vec![forgotten(b.job, false)]);
     drop(store);
     assert_eq!(open(directory.path()).load().unwrap(), Loaded::default());
-}
-
-#[test]
-fn a_flipped_bit_in_a_body_is_told_with_its_place() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = open(directory.path());
-    let payloads = [bytes(1, 200_000), bytes(2, 200_000)];
-    commit(&mut store, vec![submit(SESSION, 1, &payloads)]);
-    let file = directory.path().join("bodies/0000000000000000.bodies");
-    let segment = File::options().read(true).write(true).open(&file).unwrap();
-    let mut byte = [0];
-    segment.read_exact_at(&mut byte, 300_000).unwrap();
-    segment.write_all_at(&[byte[0] ^ 4], 300_000).unwrap();
-    match wait(store.payload(SESSION.job(2), None)).unwrap_err() {
-        ReadError::Damaged(Damage::Segment { file: damaged, offset }) => {
-            assert_eq!((damaged, offset), (file, 200_004), "where the second payload begins");
-        }
-        error => panic!("{error}"),
-    }
-    assert_eq!(wait(store.payload(SESSION.job(1), None)).unwrap().payload, payloads[0]);
-}
-
-#[test]
-fn a_damaged_row_is_named() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = open(directory.path());
-    commit(&mut store, everything());
-    drop(store);
-    {
-        let database = Database::open(directory.path().join("records.redb")).unwrap();
-        let transaction = database.begin_write().unwrap();
-        {
-            let mut jobs = transaction.open_table(tables::JOBS).unwrap();
-            let key = tables::job_key(SESSION.job(6));
-            let mut row = jobs.get(key).unwrap().unwrap().value().to_vec();
-            row[12] ^= 1;
-            jobs.insert(key, row.as_slice()).unwrap();
-        }
-        transaction.commit().unwrap();
-    }
-    match DurableStore::open(directory.path()).unwrap_err() {
-        StoreError::Damaged(Damage::Row { table, key }) => {
-            assert_eq!((table, key), ("jobs", SESSION.job(6).to_string()));
-        }
-        error => panic!("{error}"),
-    }
-}
-
-#[test]
-fn a_store_has_one_scheduler_and_what_is_no_database_is_refused() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path());
-    assert!(matches!(DurableStore::open(directory.path()), Err(StoreError::InUse { .. })));
-    drop(store);
-    fs::write(directory.path().join("records.redb"), vec![b'x'; 100_000]).unwrap();
-    let error = DurableStore::open(directory.path()).unwrap_err();
-    assert!(matches!(error, StoreError::Damaged(Damage::Database { .. })), "{error:?}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The store as a whole, on real files.
 
 mod crash;
+mod damage;
 mod full;
 mod kinds;
 mod model;
@@ -45,6 +46,11 @@ fn wait<T>(fetched: Fetched<T>) -> Result<T, ReadError> {
         Fetched::Now(result) => result,
         Fetched::Later(receiver) => receiver.blocking_recv().expect("the store is open"),
     }
+}
+
+/// The same, to be compared.
+fn text<T>(fetched: Fetched<T>) -> Result<T, String> {
+    wait(fetched).map_err(|error| error.to_string())
 }
 
 fn record(record: Record) -> Entry {

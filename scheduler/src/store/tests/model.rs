@@ -118,10 +118,6 @@ impl History {
     }
 }
 
-fn text<T>(result: Result<T, ReadError>) -> Result<T, String> {
-    result.map_err(|error| error.to_string())
-}
-
 fn run(seed: u64) {
     let directory = tempfile::tempdir().unwrap();
     let mut history = History::new(seed);
@@ -138,20 +134,16 @@ fn run(seed: u64) {
             assert_eq!(ageless(store.load().unwrap()), memory.load().unwrap(), "seed {seed}");
         }
         for &job in &history.live {
-            assert_eq!(
-                text(wait(store.payload(job, None))),
-                text(wait(memory.payload(job, None))),
-                "{job}, seed {seed}"
-            );
+            assert_eq!(text(store.payload(job, None)), text(memory.payload(job, None)), "{job}, seed {seed}");
             for attempt in 1..3 {
                 let (found, expected) =
                     (store.payload(job, Some(attempt)), memory.payload(job, Some(attempt)));
-                assert_eq!(text(wait(found)), text(wait(expected)), "{job}, seed {seed}");
+                assert_eq!(text(found), text(expected), "{job}, seed {seed}");
             }
         }
         for &(job, _) in &history.ended {
-            assert_eq!(text(wait(store.result(job))), text(wait(memory.result(job))), "{job}, seed {seed}");
-            assert_eq!(text(wait(store.output(job))), text(wait(memory.output(job))), "{job}, seed {seed}");
+            assert_eq!(text(store.result(job)), text(memory.result(job)), "{job}, seed {seed}");
+            assert_eq!(text(store.output(job)), text(memory.output(job)), "{job}, seed {seed}");
         }
     }
     // Once all is forgotten, nothing is left on the disk.

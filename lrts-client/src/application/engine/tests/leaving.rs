@@ -304,20 +304,20 @@ fn leaving_tells_the_scheduler_after_everything_else() {
 }
 
 #[test]
-fn an_interrupted_program_leaves_without_a_word_to_those_who_wait() {
+fn an_interrupted_program_leaves_and_gives_those_who_wait_nothing_more() {
     let mut engine = connected();
-    accepted(&mut engine, 1);
-    let wait = engine.wait_for_all(vec![1], T0);
+    accepted(&mut engine, 2);
+    let (wait, stream) = (engine.wait_for_all(vec![1], T0), engine.wait_for_each(vec![1, 2], T0));
     said(&mut engine);
+    finish(&mut engine, 1);
+    engine.freeze();
+    assert_eq!(engine.poll_all(wait), None, "the next start gets it");
+    assert_eq!(engine.poll_each(stream, T0), Next::Pending);
     engine.begin_detach();
     assert_eq!(said(&mut engine), [FromApplication::Detach]);
     hear(&mut engine, ToApplication::Detached);
+    assert!(engine.is_answered() && engine.is_settled());
     assert_eq!(engine.poll_all(wait), None);
-    finish(&mut engine, 1);
-    assert_eq!(sequences(engine.poll_all(wait)), [1], "what comes meanwhile is not lost");
-    engine.returned(&[1], T0);
-    engine.hurry();
-    assert_eq!(said(&mut engine), [FromApplication::Taken { jobs: set(&[(1, 1)]) }]);
 }
 
 #[test]
@@ -348,4 +348,6 @@ fn once_superseded_even_results_that_are_here_go_to_the_newer_start() {
     let farewell = engine.wait_for_farewell(T0);
     engine.leave();
     assert_eq!(engine.poll_farewell(farewell), Some(Ok(())), "the newer start has the word");
+    engine.handle(Event::LinkUp, T0);
+    assert_eq!(said(&mut engine), [], "it doesn't take over in its turn");
 }

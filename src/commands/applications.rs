@@ -1,0 +1,60 @@
+//! `lrts applications`.
+
+use std::time::Duration;
+
+use lrts_core::protocol::command::{ApplicationRow, FromCommand, ToCommand};
+
+use super::session::{Answers, CommandError};
+use super::table::{print_json, print_table};
+use crate::cli::QueryArgs;
+
+/// Lists the applications that the scheduler remembers.
+pub(crate) async fn applications(args: QueryArgs) -> Result<(), CommandError> {
+    let (answer, _) = Answers::ask(&args, &FromCommand::Applications)?.next().await?;
+    let ToCommand::Applications { mut rows } = answer else { return Err(CommandError::Unexpected) };
+    rows.sort_by_key(|row| row.application_id);
+    if args.json {
+        rows.iter().try_for_each(print_json)?;
+    } else {
+        let rows: Vec<_> = rows.iter().map(cells).collect();
+        print_table(&["application", "connected", "queued", "running", "finished", "failed"], &rows)?;
+    }
+    Ok(())
+}
+
+fn cells(row: &ApplicationRow) -> Vec<String> {
+    let connected = match row.away_s {
+        _ if row.connected => "yes".to_owned(),
+        Some(away) => format!("{} ago", humantime::format_duration(Duration::from_secs(away as u64))),
+        None => "no".to_owned(),
+    };
+    let counts = [row.queued, row.running, row.finished, row.failed];
+    [row.application_id.to_string(), connected]
+        .into_iter()
+        .chain(counts.map(|count| count.to_string()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_says_since_when_an_application_has_been_away() {
+        let mut row = ApplicationRow {
+            application_id: "nightly".parse().expect("an id"),
+            connected: false,
+            away_s: Some(3_661.5),
+            queued: 1,
+            running: 2,
+            finished: 3,
+            failed: 4,
+        };
+        assert_eq!(cells(&row), ["nightly", "1h 1m 1s ago", "1", "2", "3", "4"]);
+        (row.connected, row.away_s) = (true, None);
+        assert_eq!(cells(&row)[1], "yes");
+        let json = serde_json::to_string(&row).expect("it is JSON");
+        let expected = r#"{"application_id":"nightly","connected":true,"away_s":null,"queued":1,"running":2,"finished":3,"failed":4}"#;
+        assert_eq!(json, expected);
+    }
+}
