@@ -71,13 +71,13 @@ fn a_detached_application_finds_its_jobs_and_each_result_once() {
 
     let_it_end(&cluster);
     let app = start(&cluster);
-    assert_eq!(row(&cluster)["connected"], true);
     let works: Vec<JobHandle<Done>> = app.jobs().unwrap();
     let sums: Vec<JobHandle<i64>> = app.jobs().unwrap();
     let all: Vec<JobHandle<RawOutput>> = app.jobs().unwrap();
     let ids = |jobs: &[JobHandle<i64>]| jobs.iter().map(JobHandle::id).collect::<Vec<_>>();
     assert_eq!((works.len(), ids(&sums), all.len()), (1, vec![sum.id()], 2));
     assert_eq!(works[0].id(), job.id());
+    assert_eq!(row(&cluster)["connected"], true);
     assert_eq!(app.wait_for(&works[0]).unwrap().attempts, 1);
     for result in app.as_completed(&sums) {
         assert_eq!(result.unwrap().into_output().unwrap(), 5);
