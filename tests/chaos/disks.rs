@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use lrts_client::blocking::ClientApplication;
-use lrts_client::{ApplicationInformation, Bundle, ClientError, JobHandle, ServiceStatus};
+use lrts_client::{ClientError, JobHandle, ServiceStatus};
 
 use crate::support::{Cluster, Disk, Done, Mark, SOON, Work, eventually};
 
@@ -14,17 +14,8 @@ fn cluster_on(make_disk: impl FnOnce(&std::path::Path) -> Option<Disk>, flags: &
     let directory = Cluster::new_directory();
     let disk = make_disk(&Cluster::scheduler_directory(directory.path()))?;
     let mut cluster = Cluster::in_directory(directory, vec![disk], flags);
-    add_worker_with_program(&mut cluster);
+    cluster.add_worker_with_program(4);
     Some(cluster)
-}
-
-fn add_worker_with_program(cluster: &mut Cluster) {
-    let program = std::env::current_exe().unwrap();
-    cluster.add_worker(4, &["--bundle", &format!("tests={}", program.display())]);
-}
-
-fn information(cluster: &Cluster) -> ApplicationInformation {
-    cluster.information().bundle(Bundle::Installed("tests".into()))
 }
 
 /// Jobs that run until they are told to end.
@@ -77,7 +68,7 @@ fn submit_until_refused(cluster: &Cluster, app: &ClientApplication) -> (Vec<JobH
 #[test]
 fn a_full_disk_refuses_submits_and_keeps_room_for_the_results_of_running_jobs() {
     let Some(mut cluster) = cluster_on(|path| Disk::small(path, 64), &[]) else { return };
-    let app = ClientApplication::start(information(&cluster)).unwrap();
+    let app = ClientApplication::start(cluster.information_of_installed()).unwrap();
     let (files, jobs) = run(&cluster, &app, 10_000);
     // So that what is taken stays queued.
     let blocker = block(&cluster, &app);
@@ -119,7 +110,7 @@ fn block(cluster: &Cluster, app: &ClientApplication) -> Blocker {
 #[test]
 fn results_wait_until_a_disk_without_any_room_has_some_again() {
     let Some(mut cluster) = cluster_on(|path| Disk::small(path, 64), &[]) else { return };
-    let app = ClientApplication::start(information(&cluster)).unwrap();
+    let app = ClientApplication::start(cluster.information_of_installed()).unwrap();
     let (files, jobs) = run(&cluster, &app, 2 << 20);
     let ballast = cluster.disks[0].fill_but(0);
     end(&cluster, &files);
@@ -144,7 +135,7 @@ fn results_wait_until_a_disk_without_any_room_has_some_again() {
 #[test]
 fn a_scheduler_killed_with_a_full_disk_starts_again_once_there_is_room() {
     let Some(mut cluster) = cluster_on(|path| Disk::small(path, 64), &[]) else { return };
-    let app = ClientApplication::start(information(&cluster)).unwrap();
+    let app = ClientApplication::start(cluster.information_of_installed()).unwrap();
     let (files, jobs) = run(&cluster, &app, 100_000);
     let ballast = cluster.disks[0].fill_but(0);
     end(&cluster, &files);
@@ -164,8 +155,8 @@ fn a_full_spool_makes_a_job_wait_and_not_fail() {
     let directory = Cluster::new_directory();
     let Some(disk) = Disk::small(&directory.path().join("worker-1"), 64) else { return };
     let mut cluster = Cluster::in_directory(directory, vec![disk], &[]);
-    add_worker_with_program(&mut cluster);
-    let app = ClientApplication::start(information(&cluster)).unwrap();
+    cluster.add_worker_with_program(4);
+    let app = ClientApplication::start(cluster.information_of_installed()).unwrap();
     let (files, jobs) = run(&cluster, &app, 8 << 20);
     let ballast = cluster.disks[0].fill_but(1 << 20);
     end(&cluster, &files);
@@ -188,7 +179,7 @@ fn a_full_spool_makes_a_job_wait_and_not_fail() {
 fn a_disk_that_stalls_makes_acknowledgements_late_and_no_worker_suspect() {
     let flags = ["--heartbeat", "500ms", "--lost-after", "2s"];
     let Some(cluster) = cluster_on(Disk::freezable, &flags) else { return };
-    let app = ClientApplication::start(information(&cluster)).unwrap();
+    let app = ClientApplication::start(cluster.information_of_installed()).unwrap();
     let mut jobs = Vec::new();
     for round in 0..3 {
         let frozen = cluster.disks[0].freeze();

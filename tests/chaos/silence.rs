@@ -170,9 +170,9 @@ fn a_result_that_got_ready_while_its_worker_was_cut_off_is_delivered() {
 fn a_slow_line_costs_no_lease() {
     let mut cluster = Cluster::without_workers(&SHORT_LEASES);
     let line = Proxy::to(&cluster.scheduler_address);
-    cluster.add_worker_at(line.address(), 2, &[]);
+    cluster.add_worker_with_program_at(line.address(), 2);
     line.set(Line::Slow(Duration::from_millis(200)));
-    let app = ClientApplication::start(cluster.information()).unwrap();
+    let app = ClientApplication::start(cluster.information_of_installed()).unwrap();
     let works = (0..12).map(|number| Work::new(cluster.file(&format!("job-{number}")), 3));
     let jobs = app.schedule_services(works).unwrap();
     for result in app.wait_for_multi(&jobs).unwrap() {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use lrts_client::ApplicationInformation;
+use lrts_client::{ApplicationInformation, Bundle};
 use tempfile::TempDir;
 
 use super::{Daemon, Disk, Part, SOON, eventually, lrts};
@@ -75,7 +75,20 @@ impl Cluster {
         self.add_worker_at(&address, slots, flags)
     }
 
+    /// Starts a worker on which this test binary is installed, for [`Cluster::information_of_installed`].
+    pub(crate) fn add_worker_with_program(&mut self, slots: u32) -> String {
+        let address = self.scheduler_address.clone();
+        self.add_worker_with_program_at(&address, slots)
+    }
+
     /// The same with a scheduler that is reached at another address.
+    pub(crate) fn add_worker_with_program_at(&mut self, scheduler_address: &str, slots: u32) -> String {
+        let program = std::env::current_exe().expect("a test has an executable");
+        let bundle = format!("tests={}", program.display());
+        self.add_worker_at(scheduler_address, slots, &["--bundle", &bundle])
+    }
+
+    /// As [`Cluster::add_worker`] with a scheduler that is reached at another address.
     pub(crate) fn add_worker_at(&mut self, scheduler_address: &str, slots: u32, flags: &[&str]) -> String {
         let mut worker = self.start_worker_at(scheduler_address, slots, flags);
         let id = worker.ready();
@@ -135,6 +148,11 @@ impl Cluster {
         ApplicationInformation::new(address, port)
             .progress_server(progress_address, progress_port)
             .progress_display(lrts_client::ProgressDisplay::Hidden)
+    }
+
+    /// The same for an application that ships nothing.
+    pub(crate) fn information_of_installed(&self) -> ApplicationInformation {
+        self.information().bundle(Bundle::Installed("tests".to_owned()))
     }
 
     /// A directory for the test's own files.
