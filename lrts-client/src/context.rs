@@ -115,8 +115,21 @@ impl JobContext {
     /// Costs about as much as encoding the state: a loop may call it as often as it likes. Once it returns, the death of this
     /// process can't take the state away any more. The scheduler has it a second later.
     ///
-    /// The state is encoded as services are, and may borrow: `job.checkpoint(&(row, &sums))`. Long runs of bytes travel best as
-    /// [`Bytes`](crate::Bytes).
+    /// The state is encoded as services are, and may borrow. Long runs of bytes travel best as [`Bytes`](crate::Bytes).
+    ///
+    /// ```
+    /// # use lrts_client::{CheckpointError, JobContext};
+    /// # fn run(job: &JobContext, rows: &[f64]) -> Result<Vec<f64>, CheckpointError> {
+    /// let (mut next, mut sums) = job.last_checkpoint::<(usize, Vec<f64>)>()?.unwrap_or_default();
+    /// while next < rows.len() {
+    ///     sums.push(rows[next] + sums.last().unwrap_or(&0.0));
+    ///     next += 1;
+    ///     job.checkpoint(&(next, &sums))?;
+    /// }
+    /// # Ok(sums)
+    /// # }
+    /// # assert_eq!(run(&JobContext::detached(), &[1.0, 2.0]).unwrap(), [1.0, 3.0]);
+    /// ```
     ///
     /// # Errors
     ///

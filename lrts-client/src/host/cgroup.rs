@@ -4,8 +4,8 @@
 //! [`LEAF`], where its hosts start too, and jobs get cgroups beside that leaf. Anywhere else there are none, and the host
 //! watches memory itself.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// Name of the cgroup that a worker's daemon and hosts are in.
@@ -81,7 +81,7 @@ impl JobCgroup {
     }
 
     fn write(&self, name: &str, value: &str) -> io::Result<()> {
-        File::options().write(true).open(self.path.join(name))?.write_all(value.as_bytes())
+        fs::write(self.path.join(name), value)
     }
 }
 
@@ -97,7 +97,7 @@ impl Drop for JobCgroup {
 ///
 /// Those of `open(2)` and `write(2)`.
 pub(super) fn enter(entrance: &Path) -> io::Result<()> {
-    File::options().write(true).open(entrance)?.write_all(b"0")
+    fs::write(entrance, "0")
 }
 
 #[cfg(test)]
@@ -133,19 +133,12 @@ mod tests {
         let root = tree("memory\n");
         let cgroups = Cgroups::find(root.path(), "0::/machine/service/lrts-worker").unwrap();
         let path = root.path().join("machine/service/job-1");
-        // The kernel makes the files with the directory.
-        let error = cgroups.create("job-1", 5 << 20).unwrap_err();
-        assert_eq!((error.kind(), path.exists()), (io::ErrorKind::NotFound, false));
-
-        let cgroup = JobCgroup { path: path.clone(), memory_limit: 5 << 20 };
-        fs::create_dir(&path).unwrap();
-        for name in ["memory.max", "cgroup.procs"] {
-            fs::write(path.join(name), "").unwrap();
-        }
-        cgroup.write("memory.max", "5242880").unwrap();
+        let cgroup = cgroups.create("job-1", 5 << 20).unwrap();
         enter(&cgroup.entrance()).unwrap();
-        assert_eq!(fs::read_to_string(path.join("memory.max")).unwrap(), "5242880");
-        assert_eq!(fs::read_to_string(path.join("cgroup.procs")).unwrap(), "0");
+        let read = |name: &str| fs::read_to_string(path.join(name)).unwrap();
+        let names = ["memory.max", "memory.oom.group", "memory.swap.max", "cgroup.procs"];
+        assert_eq!(names.map(read), ["5242880", "1", "0", "0"]);
+        assert!(cgroups.create("job-1", 5 << 20).is_err());
 
         assert_eq!((cgroup.ran_out_of_memory(), cgroup.peak_memory_bytes()), (false, 5 << 20));
         fs::write(path.join("memory.events"), "low 0\noom 3\noom_kill 0\n").unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use lrts_core::notices::NoticeSocket;
 use lrts_core::protocol::codec;
 use lrts_core::protocol::host::FromHost;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use nix::sys::socket::{Shutdown, shutdown};
 
 /// The first version that knows of hosts that outlive their worker, and of checkpoints.
 const ADOPTING_VERSION: u16 = 2;
@@ -85,12 +86,15 @@ impl Connection {
         if self.is_idle() { self.ends.pop_first() } else { None }
     }
 
-    /// Sends these now or, in their order, once the socket has room. A broken connection shows itself to the reader.
+    /// Sends these now or, in their order, once the socket has room.
+    ///
+    /// A connection that takes no notices any more, for whatever reason, is shut down, which shows itself to the reader: the
+    /// worker has to come anew and is told everything.
     pub(super) fn post(&mut self, parcels: impl IntoIterator<Item = Parcel>, epoll: &Epoll, token: u64) {
         let waited = !self.outbox.is_empty();
         self.outbox.extend(parcels);
-        if !waited {
-            let _ = self.flush(epoll, token);
+        if !waited && self.flush(epoll, token).is_err() {
+            let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         }
     }
 

@@ -67,6 +67,15 @@ pub(super) fn reap(pid: Pid) -> Option<Reaped> {
     Some(Reaped { exit, peak_memory_bytes: kilobytes * 1024 })
 }
 
+/// Whether two processes have one and the same memory. Where the kernel doesn't tell, they have not.
+pub(super) fn have_same_memory(one: Pid, other: Pid) -> bool {
+    const KCMP_VM: libc::c_int = 1;
+    // SAFETY: kcmp only compares; a number that names no process gives an error.
+    #[expect(unsafe_code, reason = "nix has no kcmp")]
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, one.as_raw(), other.as_raw(), KCMP_VM, 0, 0) };
+    order == 0
+}
+
 /// How many processes the kernel has killed for want of memory since the machine started.
 pub(super) fn out_of_memory_kills() -> u64 {
     let text = fs::read_to_string("/proc/vmstat").unwrap_or_default();

@@ -13,6 +13,9 @@ use lrts_core::status::{Failure, FailureKind};
 const PROGRESS_SAMPLE_MIN: Duration = Duration::from_millis(50);
 const PROGRESS_SAMPLE_MAX: Duration = Duration::from_secs(5);
 
+/// How often memory is measured exactly, where a job's processes have much in common.
+const MEMORY_EXACT_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The limits of one attempt.
 #[derive(Debug)]
 pub(super) struct Limits {
@@ -47,8 +50,10 @@ struct Memory {
 pub(super) trait Look {
     /// Other numbers whenever the job has made progress.
     fn progress(&mut self) -> (u64, u64);
-    /// What its processes take, in bytes.
+    /// What its processes take, in bytes, or somewhat more.
     fn memory(&mut self) -> u64;
+    /// What they take exactly, which takes longer to find out.
+    fn exact_memory(&mut self) -> u64;
 }
 
 /// A limit that an attempt has passed.
@@ -91,9 +96,14 @@ impl Limits {
     pub(super) fn check(&mut self, stopping: bool, now: Moment, look: &mut impl Look) -> Option<Exceeded> {
         if let Some(memory) = self.memory.as_mut().filter(|memory| memory.next <= now) {
             memory.next = now + MEMORY_SAMPLE_INTERVAL;
-            memory.peak = memory.peak.max(look.memory());
-            if memory.peak > memory.limit {
-                return Some(Exceeded::Memory(out_of_memory(memory.peak, memory.limit)));
+            let mut bytes = look.memory();
+            if bytes > memory.limit {
+                bytes = look.exact_memory();
+                memory.next = now + MEMORY_EXACT_INTERVAL;
+            }
+            memory.peak = memory.peak.max(bytes);
+            if bytes > memory.limit {
+                return Some(Exceeded::Memory(out_of_memory(bytes, memory.limit)));
             }
         }
         if stopping {
@@ -146,6 +156,7 @@ mod tests {
     struct Job {
         progress: u64,
         memory: u64,
+        common: u64,
         looks: u32,
     }
 
@@ -158,6 +169,10 @@ mod tests {
         fn memory(&mut self) -> u64 {
             self.looks += 1;
             self.memory
+        }
+
+        fn exact_memory(&mut self) -> u64 {
+            self.memory - self.common
         }
     }
 
@@ -245,5 +260,15 @@ mod tests {
         let wanted = Exceeded::Memory(Failure::new(FailureKind::OutOfMemory, text));
         assert_eq!(limits.check(true, T0 + MEMORY_SAMPLE_INTERVAL, &mut job), Some(wanted));
         assert_eq!(limits.peak_memory_bytes(), (311 << 20) + 1);
+    }
+
+    #[test]
+    fn what_processes_have_in_common_counts_once() {
+        let mut limits = limits(|start| start.memory_limit = Some(256 << 20));
+        let mut job = Job { memory: 400 << 20, common: 200 << 20, ..Job::default() };
+        assert_eq!(limits.check(false, T0, &mut job), None);
+        assert_eq!((limits.next(false), limits.peak_memory_bytes()), (Some(T0 + S), 200 << 20));
+        job.common = 0;
+        assert!(limits.check(false, T0 + S, &mut job).is_some());
     }
 }

@@ -75,7 +75,7 @@ fn serve(services: Services, forks: bool) -> io::Result<()> {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGPIPE] {
         kernel::set_action(signal, SigHandler::SigIgn)?;
     }
-    // Each job takes three descriptors here; its own process gets the old limit back.
+    // Each job takes up to four descriptors here; its own process gets the old limit back.
     let (files, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     if forks {

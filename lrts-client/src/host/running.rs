@@ -122,6 +122,10 @@ impl Look for Looker<'_> {
     fn memory(&mut self) -> u64 {
         tree::memory(self.pid)
     }
+
+    fn exact_memory(&mut self) -> u64 {
+        tree::exact_memory(self.pid)
+    }
 }
 
 /// The host's end of a pipe, until nobody writes any more, and what came through it.

@@ -12,6 +12,8 @@ use lrts_core::ids::AttemptId;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, SysconfVar, getpgid, sysconf};
 
+use super::kernel;
+
 /// How long an end waits for processes that were killed. One that sleeps where no signal reaches it holds up no result.
 pub(super) const STRAY_WAIT: Duration = Duration::from_secs(2);
 
@@ -27,13 +29,20 @@ pub(super) fn children(parent: Pid) -> Vec<Pid> {
 }
 
 /// All processes below this one.
-pub(super) fn descendants(root: Pid) -> BTreeSet<Pid> {
-    let mut found = BTreeSet::new();
-    let mut unseen = children(root);
-    while let Some(pid) = unseen.pop() {
-        // A number may show twice while a process changes its parent.
-        if found.insert(pid) {
-            unseen.extend(children(pid));
+fn descendants(root: Pid) -> BTreeSet<Pid> {
+    parents(root).into_keys().collect()
+}
+
+/// All processes below this one, with their parents.
+fn parents(root: Pid) -> BTreeMap<Pid, Pid> {
+    let mut found = BTreeMap::new();
+    let mut unseen = vec![root];
+    while let Some(parent) = unseen.pop() {
+        for pid in children(parent) {
+            // A number may show twice while a process changes its parent.
+            if found.insert(pid, parent).is_none() {
+                unseen.push(pid);
+            }
         }
     }
     found
@@ -61,17 +70,33 @@ pub(super) fn kill_own() {
 }
 
 /// Memory of a job's processes together, in bytes: what is resident and their own. Shared memory and mapped files don't count.
+///
+/// An upper bound that is found quickly: what copies of a process have in common counts for each of them.
 pub(super) fn memory(job: Pid) -> u64 {
-    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().and_then(|bytes| u64::try_from(bytes).ok());
-    let pages = own_pages(job) + descendants(job).into_iter().map(own_pages).sum::<u64>();
-    pages * page.unwrap_or(4096)
+    descendants(job).into_iter().chain([job]).map(own_bytes).sum()
 }
 
-fn own_pages(pid: Pid) -> u64 {
+/// The same as [`memory`], but what several processes have in common counts once. Takes a while for large processes.
+pub(super) fn exact_memory(job: Pid) -> u64 {
+    // Between vfork and exec a child has its parent's memory.
+    let below = parents(job).into_iter().filter(|&(pid, parent)| !kernel::have_same_memory(pid, parent));
+    let pids = below.map(|(pid, _)| pid).chain([job]);
+    pids.map(|pid| proportional_bytes(pid).unwrap_or_else(|| own_bytes(pid))).sum()
+}
+
+fn own_bytes(pid: Pid) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
     let mut numbers = text.split_ascii_whitespace().skip(1).map_while(|number| number.parse::<u64>().ok());
     let (resident, shared) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    resident.saturating_sub(shared)
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().and_then(|bytes| u64::try_from(bytes).ok());
+    resident.saturating_sub(shared) * page.unwrap_or(4096)
+}
+
+/// A process's own memory, each page divided by the number of those that have it; none before Linux 5.4.
+fn proportional_bytes(pid: Pid) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss_Anon:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
 /// What ended jobs have left behind, and which of their ends wait for it to be gone.
@@ -152,7 +177,10 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = Pid::from_raw(child.id().cast_signed());
         assert!(children(Pid::this()).contains(&pid) && descendants(Pid::this()).contains(&pid));
-        assert!(memory(Pid::this()) > 100_000);
+        assert!(!kernel::have_same_memory(pid, Pid::this()));
+        assert!(kernel::have_same_memory(Pid::this(), Pid::this()));
+        let (roughly, exactly) = (memory(Pid::this()), exact_memory(Pid::this()));
+        assert!((100_000..=roughly + (1 << 20)).contains(&exactly), "{exactly} of {roughly}");
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!children(Pid::this()).contains(&pid));

@@ -41,16 +41,16 @@ pub(super) struct Evidence<'a> {
 /// How the attempt ended, and its output.
 pub(super) fn verdict(evidence: Evidence<'_>) -> (AttemptEnd, Output) {
     let by_itself = matches!(evidence.exit, Exit::Code(_));
-    let end = match evidence.done {
+    let end = match (evidence.done, evidence.exceeded) {
         // A result that is there counts, even if the order to stop was under way.
-        Some(Done::Finished(output)) if by_itself => return (AttemptEnd::Finished, output),
-        _ if evidence.exceeded.is_some() => AttemptEnd::Failed(evidence.exceeded.expect("just seen")),
+        (Some(Done::Finished(output)), _) if by_itself => return (AttemptEnd::Finished, output),
+        (_, Some(failure)) => AttemptEnd::Failed(failure),
         _ if evidence.stopped => AttemptEnd::Stopped,
         _ if evidence.lease_ended && evidence.exit == Exit::Signal(libc::SIGKILL) => {
             AttemptEnd::Lost { reason: "its lease ended".to_owned() }
         }
-        Some(Done::Failed(failure)) if by_itself => AttemptEnd::Failed(failure),
-        Some(Done::Lost { reason }) if by_itself => AttemptEnd::Lost { reason },
+        (Some(Done::Failed(failure)), _) if by_itself => AttemptEnd::Failed(failure),
+        (Some(Done::Lost { reason }), _) if by_itself => AttemptEnd::Lost { reason },
         _ if evidence.out_of_memory && evidence.exit == Exit::Signal(libc::SIGKILL) => AttemptEnd::Lost {
             reason: "killed by signal 9 (SIGKILL) while the machine was out of memory".to_owned(),
         },

@@ -7,11 +7,12 @@ use lrts_core::ids::AttemptId;
 use lrts_core::protocol::host::ToHost;
 use lrts_core::protocol::worker::AttemptEnd;
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::services::Wait;
 use crate::worker::{LONG, Worker, lives, until, value};
 
-const LEASE: Duration = Duration::from_millis(500);
+const LEASE: Duration = Duration::from_millis(800);
 
 fn lease() -> u64 {
     (Moment::now() + LEASE).as_nanos()
@@ -25,8 +26,15 @@ fn ended_lease() -> AttemptEnd {
     AttemptEnd::Lost { reason: "its lease ended".to_owned() }
 }
 
-const STUBBORN: Wait =
-    Wait { children: true, hook: true, look: true, stubborn: true, leave: false, wander: false };
+const STUBBORN: Wait = Wait {
+    children: true,
+    hook: true,
+    look: true,
+    stubborn: true,
+    leave: false,
+    teach: false,
+    wander: false,
+};
 
 #[test]
 fn a_job_ends_with_its_lease_and_all_its_processes_do() {
@@ -57,7 +65,7 @@ fn a_renewed_lease_is_heeded_and_an_older_one_is_not() {
     for until in [last, 7, first] {
         worker.send(&ToHost::RenewLeases { until });
     }
-    Moment::from_nanos(last - 100_000_000).wait();
+    (Moment::from_nanos(first) + LEASE / 2).wait();
     assert!(lives(pid));
     assert_eq!(worker.end(job).end, ended_lease());
     assert!(Moment::now() >= Moment::from_nanos(last));
@@ -70,6 +78,21 @@ fn a_job_without_a_worker_ends_with_its_lease() {
     worker.disconnect();
     until("the end is on disk", || worker.end_file(job).exists());
     worker.reconnect();
+    assert_eq!(worker.end(job).end, ended_lease());
+}
+
+#[test]
+fn a_job_ends_with_its_lease_without_its_hosts_help() {
+    let mut worker = Worker::new();
+    let job = start_exclusive(&worker, 1, STUBBORN, lease());
+    worker.until_ready(job);
+    let processes = [worker.children(job), vec![worker.process(job)]].concat();
+    let host = Pid::from_raw(worker.host.id().cast_signed());
+    kill(host, Signal::SIGSTOP).unwrap();
+    for pid in processes {
+        until("the job's processes are gone", || !lives(pid));
+    }
+    kill(host, Signal::SIGCONT).unwrap();
     assert_eq!(worker.end(job).end, ended_lease());
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use lrts_core::clock::Moment;
+use lrts_core::limits::MEMORY_SAMPLE_INTERVAL;
 use lrts_core::protocol::host::{StartAttempt, ToHost};
 use lrts_core::protocol::worker::AttemptEnd;
 use lrts_core::status::FailureKind;
@@ -9,7 +11,7 @@ use lrts_core::status::FailureKind;
 use crate::services::{Act, Beat, Grow, Wait};
 use crate::worker::{LONG, Worker, failure, lives, until, value};
 
-const SHORT: Duration = Duration::from_millis(300);
+const SHORT: Duration = Duration::from_millis(600);
 
 fn run_limit(start: &mut StartAttempt) {
     start.run_timeout = Some(SHORT);
@@ -18,7 +20,7 @@ fn run_limit(start: &mut StartAttempt) {
 #[test]
 fn a_job_that_runs_too_long_is_stopped_with_all_its_processes() {
     let mut worker = Worker::new();
-    let too_long = (FailureKind::TimedOut, "ran longer than its run_timeout of 300ms".to_owned());
+    let too_long = (FailureKind::TimedOut, "ran longer than its run_timeout of 600ms".to_owned());
     let wait = Wait { children: true, ..Wait::default() };
     let job = worker.start_with(1, &wait, run_limit);
     assert_eq!(failure(worker.end(job)), too_long);
@@ -79,7 +81,7 @@ fn a_job_that_takes_too_much_memory_is_killed_with_all_its_processes() {
     for threads in [false, true] {
         let mut worker = Worker::with_threads(threads);
         for (sequence, in_child) in [(1, false), (2, true)] {
-            let grow = Grow { bytes: 100 << 20, in_child };
+            let grow = Grow { bytes: 100 << 20, in_child, copies: 0 };
             // A child that leaves its session is a fork of its own, for which the job must have one thread.
             if in_child && threads {
                 continue;
@@ -96,4 +98,17 @@ fn a_job_that_takes_too_much_memory_is_killed_with_all_its_processes() {
         let within = worker.start_with(3, &Act::Bars, |start| start.memory_limit = Some(64 << 20));
         assert_eq!(value::<String>(worker.end(within)), "done");
     }
+}
+
+#[test]
+fn copies_of_a_process_do_not_count_for_what_they_have_in_common() {
+    let mut worker = Worker::new();
+    let grow = Grow { bytes: 100 << 20, in_child: false, copies: 3 };
+    let job = worker.start_with(1, &grow, |start| start.memory_limit = Some(200 << 20));
+    worker.until_ready(job);
+    (Moment::now() + 3 * MEMORY_SAMPLE_INTERVAL).wait();
+    worker.send(&ToHost::Stop { attempt: job, grace: LONG });
+    let ended = worker.end(job);
+    assert_eq!(ended.end, AttemptEnd::Stopped);
+    assert!((100 << 20..200 << 20).contains(&ended.peak_memory_bytes), "{}", ended.peak_memory_bytes);
 }

@@ -174,6 +174,8 @@ pub(crate) struct Wait {
     pub(crate) stubborn: bool,
     /// Returns at once, leaving its children.
     pub(crate) leave: bool,
+    /// Starts a process in a session of its own that writes the file `told` on SIGTERM, and returns once it has.
+    pub(crate) teach: bool,
     /// Moves its process into the host's group.
     pub(crate) wander: bool,
 }
@@ -203,6 +205,14 @@ impl Service for Wait {
         if self.look {
             job.is_cancelled();
         }
+        if self.teach {
+            job.is_cancelled();
+            let script = "trap 'echo > told; exit' TERM; echo > taught; while :; do sleep 0.01; done";
+            Command::new("setsid").args(["sh", "-c", script]).spawn()?;
+            while !std::path::Path::new("taught").exists() {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
         std::fs::write("ready", "")?;
         if self.leave {
             return Ok("left".to_owned());
@@ -212,6 +222,9 @@ impl Service for Wait {
                 && !self.stubborn
             {
                 return Ok(word.to_owned());
+            }
+            if self.teach && std::path::Path::new("told").exists() {
+                return Ok("told".to_owned());
             }
             if self.look && job.is_cancelled() && !self.stubborn {
                 anyhow::bail!("looked");
@@ -275,6 +288,8 @@ impl Service for Beat {
 pub(crate) struct Grow {
     pub(crate) bytes: usize,
     pub(crate) in_child: bool,
+    /// Has so many copies of itself.
+    pub(crate) copies: u32,
 }
 
 impl Service for Grow {
@@ -284,6 +299,14 @@ impl Service for Grow {
     fn run(self, _job: &JobContext) -> Result<(), ServiceError> {
         let grow = || {
             let _kept = std::hint::black_box(vec![1u8; self.bytes]);
+            for _ in 0..self.copies {
+                // SAFETY: the job has no other thread.
+                #[expect(unsafe_code, reason = "a service may fork")]
+                if let nix::unistd::ForkResult::Child = unsafe { nix::unistd::fork() }? {
+                    break;
+                }
+            }
+            std::fs::write("ready", "")?;
             loop {
                 std::thread::park();
             }

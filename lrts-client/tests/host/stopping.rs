@@ -92,6 +92,14 @@ fn stopped_jobs_are_told_in_the_way_they_asked_for() {
 }
 
 #[test]
+fn processes_that_have_left_the_jobs_session_are_told_too() {
+    let mut worker = Worker::new();
+    let job = worker.start_waiting(1, Wait { teach: true, ..Wait::default() });
+    worker.send(&ToHost::Stop { attempt: job, grace: LONG });
+    assert_eq!(value::<String>(worker.end(job)), "told");
+}
+
+#[test]
 fn jobs_that_are_stopped_as_they_start_do_not_go_on() {
     for threads in [false, true] {
         let mut worker = Worker::with_threads(threads);
