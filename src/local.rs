@@ -225,7 +225,8 @@ impl Parts {
             .spawn("scheduler", |ready, shutdown| {
                 let config = lrts_scheduler::Config {
                     address: SocketAddr::from((Ipv4Addr::LOCALHOST, config.port)),
-                    state_dir: Some(state.path().join("scheduler")),
+                    // A temporary one, which doesn't wait for the disk.
+                    state_dir: None,
                     ..Default::default()
                 };
                 lrts_scheduler::run(config, ready, shutdown)

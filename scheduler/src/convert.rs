@@ -310,7 +310,7 @@ pub(crate) fn outgoing(message: Message, store: &dyn Store) -> Outgoing {
                 Fetched::Now(Err(ReadError::Missing)) if checkpoint.is_some() => {
                     store.payload(attempt.job, None)
                 }
-                bodies => bodies,
+                bodies @ (Fetched::Now(_) | Fetched::Later(_)) => bodies,
             };
             Outgoing::Start(Box::new(start), bodies)
         }

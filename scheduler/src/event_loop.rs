@@ -309,7 +309,7 @@ impl EventLoop {
     fn send_at_once(&mut self, to: Peer, message: engine::Message) {
         match convert::outgoing(message, &*self.store) {
             Outgoing::Ready(message) => self.carry_out(Due::Send(to, message)),
-            with_body => {
+            with_body @ (Outgoing::Start(..) | Outgoing::Result(..)) => {
                 if let Some(due) = self.outbox.push(to, with_body) {
                     self.carry_out(due);
                 }

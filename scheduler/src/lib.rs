@@ -142,8 +142,13 @@ pub async fn run(
 /// Opens the state directory and reads what is in it.
 async fn open(path: Option<PathBuf>) -> Result<(StateDir, DurableStore, Loaded), StoreError> {
     let open = move || {
+        let lasts = path.is_some();
         let state = StateDir::open(path)?;
-        let mut store = DurableStore::open(&state.store())?;
+        let directory = state.store();
+        let mut store = match lasts {
+            true => DurableStore::open(&directory)?,
+            false => DurableStore::open_temporary(&directory)?,
+        };
         let loaded = store.load()?;
         Ok((state, store, loaded))
     };

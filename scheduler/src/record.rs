@@ -111,7 +111,7 @@ pub(crate) struct JobImage {
     pub(crate) last_failure: Option<Failure>,
     /// Its open attempts.
     pub(crate) open: Vec<OpenAttempt>,
-    /// Attempts whose checkpoints are kept, ascending.
+    /// Attempts whose checkpoints are kept, the newest checkpoint last.
     pub(crate) checkpoints: Vec<u32>,
     pub(crate) stage: Stage,
 }
@@ -174,7 +174,7 @@ pub(crate) struct WorkerImage {
 pub(crate) struct Draining {
     /// Why.
     pub(crate) reason: String,
-    /// The daemon's process when it was decided.
+    /// The daemon's process when it was decided, 0 if it hadn't registered since the scheduler started.
     pub(crate) pid: u32,
     /// After which time what it still has goes elsewhere. Counts anew after a restart of the scheduler.
     pub(crate) deadline: Option<Duration>,

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lrts_core::ids::{AttemptId, BundleDigest};
-use lrts_core::limits::BODY_BYTES;
-use lrts_core::protocol::host::Output;
+use lrts_core::limits::{BARS_PER_NOTICE, BODY_BYTES};
+use lrts_core::protocol::codec;
+use lrts_core::protocol::host::{FromHost, Output};
 use lrts_core::protocol::progress::BarRecord;
 use lrts_core::protocol::worker::{AttemptEnd, Ended, HeldAttempt, Start, ToWorker};
 use lrts_core::status::{Failure, FailureKind};
 
 use crate::engine::{Conclusion, Event, Held};
-use crate::hosts::HostEnded;
+use crate::hosts::{HostEnded, Notes};
 
 /// What a message of the scheduler means here.
 pub(crate) enum Meaning {
@@ -127,6 +128,30 @@ impl Outcome {
             peak_memory_bytes: self.peak_memory_bytes,
             ..Self::without_output(AttemptEnd::Lost { reason: format!("its result can't be read: {error}") })
         }
+    }
+
+    /// The notices of a host that say the same, if it is worth keeping: a job that was stopped or lost runs again anyway.
+    pub(crate) fn to_notices(&self, attempt: AttemptId, notes: Option<&Notes>) -> Option<Vec<Bytes>> {
+        match self.end {
+            AttemptEnd::Finished | AttemptEnd::Failed(_) => {}
+            AttemptEnd::Stopped | AttemptEnd::Lost { .. } => return None,
+        }
+        let held =
+            notes.map(|notes| FromHost::Held { attempt, notes: codec::encode(notes).to_vec(), run: None });
+        let bars = self.bars.chunks(BARS_PER_NOTICE);
+        let bars = bars.map(|bars| FromHost::Bars { attempt, bars: bars.to_vec() });
+        let texts = [(false, &self.stdout), (true, &self.stderr)];
+        let texts = texts.map(|(stderr, text)| FromHost::Output { attempt, stderr, text: text.clone() });
+        let ended = FromHost::Ended {
+            attempt,
+            end: self.end.clone(),
+            output: self.output.clone(),
+            ran: self.ran,
+            peak_memory_bytes: self.peak_memory_bytes,
+            region: None,
+        };
+        let notices = held.into_iter().chain(bars).chain(texts).chain([ended]);
+        Some(notices.map(|notice| codec::encode(&notice)).collect())
     }
 
     fn without_output(end: AttemptEnd) -> Self {

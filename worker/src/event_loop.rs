@@ -1,6 +1,7 @@
 //! The one `select!`: what comes in becomes events for the engine, and what the engine decides is carried out.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use lrts_core::protocol::codec;
 use lrts_core::protocol::worker::{AttemptEnd, FromWorker, Register, Start, ToWorker};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::spec::{BundleRef, Platform};
+use lrts_core::spool;
 use lrts_core::transport::{LinkEvent, LinkReceiver, LinkSender, Message, Refusal};
 use tracing::{debug, info, trace, warn};
 
@@ -73,6 +75,8 @@ pub(crate) struct EventLoop<R> {
     held: BTreeMap<AttemptId, Held>,
     /// Questions about the output of attempts that their hosts are to answer.
     questions: BTreeMap<AttemptId, Vec<u64>>,
+    /// Whether the scheduler has to be asked, once it knows the worker, for the rest of bundles that were on their way.
+    resumes_fetches: bool,
     /// Told the worker's id once it is registered.
     ready: Option<R>,
     has_left: bool,
@@ -108,6 +112,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
             reporter,
             held: BTreeMap::new(),
             questions: BTreeMap::new(),
+            resumes_fetches: false,
             ready: Some(ready),
             has_left: false,
         }
@@ -122,6 +127,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         if matches!(end, End::AtOnce) {
             if !leaves_jobs {
                 self.fleet.kill().await;
+                keep_results(self.held, self.state).await;
             }
             return end;
         }
@@ -140,6 +146,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
                 self.fleet.leave().await;
             } else {
                 self.fleet.end().await;
+                keep_results(self.held, self.state).await;
             }
             self.reporter.shutdown().await;
             self.janitor.end().await;
@@ -208,10 +215,8 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
             LinkEvent::Up { welcome: _ } => {
                 info!("connected to the scheduler");
                 self.outbox = Some(Outbox::open(self.link.clone(), self.state.clone()));
+                self.resumes_fetches = true;
                 self.handle(Event::Connected);
-                for (digest, offset) in self.fleet.wanted() {
-                    self.send(&FromWorker::WantBundle { digest, offset });
-                }
             }
             LinkEvent::Down { reason } => {
                 info!(reason, "connection to the scheduler has ended");
@@ -325,12 +330,11 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         let Leftovers { ends, results, directories } = leftovers;
         for (ended, notes) in ends {
             let attempt = ended.attempt;
-            if !self.held.contains_key(&attempt) {
+            if let Entry::Vacant(vacant) = self.held.entry(attempt) {
                 info!(%attempt, end = ?ended.end, "end of an attempt found");
                 let store = notes.as_ref().map(|notes| notes.store);
                 let outcome = Some(Arc::new(Outcome::told(ended)));
-                let held = Held { notes, order: None, host: None, watched: None, outcome };
-                self.held.insert(attempt, held);
+                vacant.insert(Held { notes, order: None, host: None, watched: None, outcome });
                 self.handle(Event::EndFound { attempt, store });
             }
         }
@@ -484,18 +488,25 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Register { slots, store, held } => self.send(&FromWorker::Register(Register {
-                worker: self.state.worker(),
-                host: self.machine.host.clone(),
-                pid: std::process::id(),
-                slots,
-                platform: Platform::current(),
-                boot_id: self.machine.boot_id.clone(),
-                installed: self.config.installed.keys().cloned().collect(),
-                ships: self.config.ships_bundles,
-                attempts: inventory(held),
-                store,
-            })),
+            Action::Register { slots, store, held } => {
+                self.send(&FromWorker::Register(Register {
+                    worker: self.state.worker(),
+                    host: self.machine.host.clone(),
+                    pid: std::process::id(),
+                    slots,
+                    platform: Platform::current(),
+                    boot_id: self.machine.boot_id.clone(),
+                    installed: self.config.installed.keys().cloned().collect(),
+                    ships: self.config.ships_bundles,
+                    attempts: inventory(held),
+                    store,
+                }));
+                if std::mem::take(&mut self.resumes_fetches) {
+                    for (digest, offset) in self.fleet.wanted() {
+                        self.send(&FromWorker::WantBundle { digest, offset });
+                    }
+                }
+            }
             Action::SendHeartbeat { number } => {
                 let heartbeat = codec::encode(&FromWorker::Heartbeat { number });
                 let heartbeat = Message::new(heartbeat, Bytes::new()).urgent();
@@ -594,4 +605,19 @@ fn command(fleet: &Fleet, held: &Held, command: Command) {
     if let Some(host) = held.host {
         fleet.command_host(host, command);
     }
+}
+
+/// Writes down the results that no scheduler has confirmed, since their hosts have ended: the next run of the worker finds them.
+async fn keep_results(held: BTreeMap<AttemptId, Held>, state: Arc<StateDir>) {
+    let keep = move || {
+        for (attempt, held) in held {
+            let notices = held.outcome.and_then(|outcome| outcome.to_notices(attempt, held.notes.as_ref()));
+            if let Some(notices) = notices
+                && let Err(error) = spool::write_end(&state.spool().path(attempt), &notices)
+            {
+                warn!(%attempt, %error, "result is lost");
+            }
+        }
+    };
+    let _ended_with_the_runtime = tokio::task::spawn_blocking(keep).await;
 }

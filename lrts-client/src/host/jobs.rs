@@ -170,10 +170,12 @@ impl Host {
         }
     }
 
-    /// Lets exclusive jobs run until then.
+    /// Lets exclusive jobs run until then. A lease that has ended stays ended, though its job may be stopped and not know yet:
+    /// the job may run elsewhere by now.
     pub(super) fn renew_leases(&mut self, until: Moment) {
+        let now = Moment::now();
         for job in self.running.values_mut() {
-            if let Some(lease) = job.terms.lease.as_mut().filter(|lease| **lease < until) {
+            if let Some(lease) = job.terms.lease.as_mut().filter(|lease| now < **lease && **lease < until) {
                 // Its page is there since the job began.
                 let _ = self.arena.set_lease(job.region, until);
                 *lease = until;

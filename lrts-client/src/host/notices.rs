@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// What the host tells a job process.
 #[derive(Debug, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "it is made and read one at a time")]
 pub(crate) enum ToJob {
     /// First notice to a spawned process, and to no forked one. The arena's memfd travels with it, then the payload's and the
     /// checkpoint's if there are any.

@@ -14,6 +14,7 @@ use crate::ids::AttemptId;
 
 /// What a worker tells a job host.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "they are made and read one at a time")]
 pub enum ToHost {
     /// First notice on every connection. The answer is [`FromHost::Welcome`].
     Hello {

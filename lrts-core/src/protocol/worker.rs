@@ -98,8 +98,9 @@ pub struct Register {
     pub ships: bool,
     /// Every attempt that is here: waiting, running, or ended and not confirmed.
     pub attempts: Vec<HeldAttempt>,
-    /// The store that they come from, as told in `Registered`; none if there are none. Attempts of another store than the
-    /// scheduler's are not compared with anything: the worker keeps them aside and registers anew without them.
+    /// The store that they come from, as told in `Registered`; none if the worker has no attempts at all, not even of another
+    /// store. Attempts of another store than the scheduler's are not compared with anything: the worker keeps them aside and
+    /// registers anew without them.
     #[serde(default)]
     pub store: Option<u64>,
 }
@@ -150,6 +151,7 @@ pub enum AttemptEnd {
 
 /// What the scheduler tells a worker.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "they are made and read one at a time")]
 pub enum ToWorker {
     /// Answer to `Register`.
     Registered {

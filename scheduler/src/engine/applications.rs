@@ -235,8 +235,11 @@ impl Engine {
     }
 
     fn cancel_all(&mut self, application: u32, failure: &Failure) {
-        for session in self.applications[application].sessions.clone() {
-            for job in self.sessions[session].remembered() {
+        let sessions = self.applications[application].sessions.iter();
+        let jobs: Vec<u32> = sessions.flat_map(|&session| self.sessions[session].remembered()).collect();
+        for job in jobs {
+            // Ends make room for results, of which the oldest are forgotten.
+            if self.jobs.nodes.get(job).is_some() {
                 self.cancel_job(job, failure.clone());
             }
         }
@@ -300,13 +303,12 @@ impl Engine {
         self.send_totals(application);
         for session in self.applications[application].sessions.clone() {
             self.stop_session(session);
-            for job in self.sessions[session].remembered() {
-                if self.jobs.nodes[job].is_terminal() {
-                    self.forget_job(job);
-                } else {
-                    self.cancel_job(job, cancelled());
-                }
-            }
+            let (ended, others): (Vec<u32>, Vec<u32>) = self.sessions[session]
+                .remembered()
+                .into_iter()
+                .partition(|&job| self.jobs.nodes[job].is_terminal());
+            ended.into_iter().for_each(|job| self.forget_job(job));
+            others.into_iter().for_each(|job| self.cancel_job(job, cancelled()));
         }
         self.send(peer, Message::Stopped);
     }

@@ -86,11 +86,10 @@ impl Engine {
         let node = &mut self.jobs.nodes[job];
         node.attempts = id.attempt;
         let execution = node.executions + 1;
-        let next = node.open;
-        node.open = self.attempts.insert(Attempt {
+        let attempt = self.add_attempt(Attempt {
             job,
             id,
-            next,
+            next: NONE,
             worker,
             application,
             bundle,
@@ -104,9 +103,7 @@ impl Engine {
             pid: 0,
             recalled: false,
         });
-        let attempt = node.open;
         let record = &mut self.workers.all[worker];
-        record.attempts.insert(id, attempt);
         match position {
             Position::Slot => {
                 assert!(record.free() >= slots, "a worker's slots are never oversubscribed");
@@ -125,6 +122,16 @@ impl Engine {
         self.job_changed(job);
         let checkpoint = self.newest_checkpoint(job);
         self.send(peer, Message::Start { attempt: id, execution, recipe, checkpoint });
+    }
+
+    /// Makes an attempt the newest open one of its job, and one of its worker's.
+    pub(super) fn add_attempt(&mut self, attempt: Attempt) -> u32 {
+        let Attempt { job, id, worker, .. } = attempt;
+        let next = self.jobs.nodes[job].open;
+        let index = self.attempts.insert(Attempt { next, ..attempt });
+        self.jobs.nodes[job].open = index;
+        self.workers.all[worker].attempts.insert(id, index);
+        index
     }
 
     /// The attempt that a worker speaks of, if it still has one of that name.

@@ -3,6 +3,7 @@
 //! A restarted scheduler trusts each worker that held open attempts for one more lease: until then their jobs aren't placed
 //! again, and when the worker registers, its inventory says which attempts are still there. Everything else goes on at once.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
@@ -36,8 +37,7 @@ impl Engine {
             });
             next = attempt.next;
         }
-        let mut checkpoints = self.jobs.checkpoints.get(&job).cloned().unwrap_or_default();
-        checkpoints.sort_unstable();
+        let checkpoints = self.jobs.checkpoints.get(&job).cloned().unwrap_or_default();
         let stage = match node.phase {
             Phase::Ended { report, .. } => {
                 let EndedJob { report, output_bytes } = &self.jobs.ended[report];
@@ -111,7 +111,7 @@ impl Engine {
         let record = &mut self.workers.all[worker];
         record.standing = Standing::Away;
         record.absent = image.absent;
-        record.pid = image.draining.as_ref().map_or(0, |draining| draining.pid);
+        record.pid = image.draining.as_ref().map_or(record.pid, |draining| draining.pid);
         record.draining = image.draining;
         self.workers.known += 1;
         worker
@@ -151,10 +151,8 @@ impl Engine {
             Some(&session) => session,
             None => self.add_session(Session::new(job.session, application, None)),
         };
-        // A key that was forgotten since and came again: the newest record is the one that counts.
-        if let Some(older) = self.sessions[session].job(job.sequence) {
-            self.restore_forgotten(older, false);
-        }
+        // Stopping an application stops all its starts, and no job with a key is taken until those before are forgotten.
+        self.sessions[session].stopped |= self.sessions[carrier].stopped;
         let index = self.jobs.insert(session, job.sequence, spec, submitted);
         self.count_new_job(session, index);
         self.sessions[session].set(job.sequence, index);
@@ -193,7 +191,13 @@ impl Engine {
         node.failures = failures;
         node.crashes = crashes;
         node.cancelling = cancelling;
-        let waits = last_failure.is_some();
+        let wait = if attempts > 0 && self.spec_of(job).recipe.options.is_exclusive() {
+            // How its last attempt ended is not known any more: its watchdog may have to end it yet.
+            Some(self.lost_after() + self.interval())
+        } else {
+            // It was waiting when the scheduler ended; for how much longer is not known any more.
+            last_failure.is_some().then_some(RETRY_BACKOFF_MIN)
+        };
         if let Some(failure) = last_failure {
             self.jobs.last_failures.insert(job, failure);
         }
@@ -228,9 +232,11 @@ impl Engine {
             Stage::Live => match live {
                 Some(OpenAttempt { began: true, .. }) => self.move_job(job, Phase::Running),
                 Some(OpenAttempt { began: false, .. }) => self.move_job(job, Phase::Placed),
-                // It was waiting when the scheduler ended; how long is not known any more.
-                None if waits => self.back_off(job, RETRY_BACKOFF_MIN),
-                None => {}
+                None => {
+                    if let Some(wait) = wait {
+                        self.back_off(job, wait);
+                    }
+                }
             },
         }
     }
@@ -245,13 +251,12 @@ impl Engine {
         let (application, slots, bundle) = (spec.application, spec.slots, spec.bundle);
         let options = &spec.recipe.options;
         let (priority, exclusive) = (options.get_priority(), options.is_exclusive());
-        let next = self.jobs.nodes[job].open;
         let id = AttemptId { job: id, attempt };
         let fate = if lapsed { Fate::Lapsed } else { Fate::Open };
-        let index = self.attempts.insert(Attempt {
+        let index = self.add_attempt(Attempt {
             job,
             id,
-            next,
+            next: NONE,
             worker,
             application,
             bundle,
@@ -266,9 +271,7 @@ impl Engine {
             pid: 0,
             recalled: false,
         });
-        self.jobs.nodes[job].open = index;
         let record = &mut self.workers.all[worker];
-        record.attempts.insert(id, index);
         record.slots += slots;
         record.take_slots(&self.attempts[index]);
         if !lapsed {
@@ -278,7 +281,7 @@ impl Engine {
 
     /// Ended jobs are forgotten in the order in which they ended.
     fn restore_retention(&mut self, mut ended: Vec<(Duration, u32)>) {
-        ended.sort_unstable_by(|one, other| other.cmp(one));
+        ended.sort_unstable_by_key(|&(age, job)| (Reverse(age), job));
         for (age, job) in ended {
             // Not counted from before the scheduler's boot, which a moment can't express.
             let left = self.settings.result_retention.saturating_sub(age);
@@ -300,13 +303,6 @@ impl Engine {
             self.schedule_drain(worker);
         }
         for application in self.applications.indices() {
-            let starts = self.applications[application].sessions.iter();
-            let (keyed, starts): (Vec<u32>, Vec<u32>) =
-                starts.partition(|&&session| self.sessions[session].is_keyed());
-            let stopped = !starts.is_empty() && starts.iter().all(|&session| self.sessions[session].stopped);
-            for session in keyed {
-                self.sessions[session].stopped = stopped;
-            }
             self.start_absence(application);
         }
         for session in self.sessions.indices() {
@@ -316,7 +312,8 @@ impl Engine {
             }
         }
         for job in self.jobs.nodes.indices() {
-            let node = &self.jobs.nodes[job];
+            // Ends make room for results, of which the oldest are forgotten.
+            let Some(node) = self.jobs.nodes.get(job) else { continue };
             if node.cancelling && !node.is_terminal() && self.live_attempt(job).is_none() {
                 // Only its end was not kept any more.
                 self.end_unplaced(job, super::attempts::cancelled());

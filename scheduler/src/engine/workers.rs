@@ -18,6 +18,9 @@ use super::suspicion::Streak;
 use super::{Engine, Party, Timer};
 use crate::record::{Draining, Record, WorkerImage};
 
+/// The process id of a daemon that hasn't registered since the scheduler started.
+const UNKNOWN: u32 = 0;
+
 /// How far a worker is trusted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Standing {
@@ -243,16 +246,13 @@ impl Engine {
             return self.violation(peer, "registered as somebody else on one connection");
         }
         let attempts = held.len();
-        let foreign = registration.store.is_some_and(|store| store != self.settings.store);
-        let worker = self.welcome(peer, registration);
-        let closed = if foreign {
-            // It registers anew with what is this store's. Until then nothing is known of its slots.
+        if registration.store.is_some_and(|store| store != self.settings.store) {
+            // It registers anew with what is this store's. Until then it is as if it weren't there.
             self.note(Note::WorkerOfAnotherStore { worker: id, attempts });
-            self.workers.all[worker].slots = 0;
-            Vec::new()
-        } else {
-            self.compare_inventory(worker, &held)
-        };
+            return self.tell_registered(peer, self.interval(), Vec::new());
+        }
+        let worker = self.welcome(peer, registration);
+        let closed = self.compare_inventory(worker, &held);
         self.note(Note::WorkerRegistered {
             worker: id,
             host: self.workers.all[worker].host.clone(),
@@ -260,15 +260,25 @@ impl Engine {
             attempts,
         });
         let heartbeat = self.announce_interval(Some(worker));
-        let lost_after = self.lost_after();
-        let (store, epoch) = (self.settings.store, self.settings.epoch);
-        self.send(peer, Message::Registered { store, epoch, heartbeat, lost_after, closed });
+        self.tell_registered(peer, heartbeat, closed);
         self.stop_cancelled(worker, peer);
+        let record = &self.workers.all[worker];
+        if record.drain_timer.is_none()
+            && record.draining.as_ref().is_some_and(|draining| draining.deadline.is_some())
+        {
+            // Its time was over before it came back.
+            self.drain_overdue(worker);
+        }
         self.workers.rekey(worker);
         for queue in std::mem::take(&mut self.barred) {
             self.jobs.queues[queue].barred = false;
             self.refresh_queue(queue);
         }
+    }
+
+    fn tell_registered(&mut self, peer: Peer, heartbeat: Duration, closed: Vec<AttemptId>) {
+        let (store, epoch, lost_after) = (self.settings.store, self.settings.epoch, self.lost_after());
+        self.send(peer, Message::Registered { store, epoch, heartbeat, lost_after, closed });
     }
 
     /// Makes or renews a worker's record.
@@ -297,7 +307,10 @@ impl Engine {
         record.standing = Standing::Ready(peer);
         let was_absent = record.absent.take().is_some();
         // Another process of it means that somebody has seen to it.
-        let restarted = record.draining.take_if(|draining| draining.pid != pid).is_some();
+        let restarted = record.draining.take_if(|draining| ![UNKNOWN, pid].contains(&draining.pid)).is_some();
+        // It was to drain before it was heard of since the scheduler started.
+        let met = record.draining.as_mut().filter(|draining| draining.pid == UNKNOWN);
+        let met = met.map(|draining| draining.pid = pid).is_some();
         // What it refused may have been mended since; what it has begun is in its cache.
         record.verdicts.retain(|_, verdict| *verdict == Verdict::Proven);
         self.peers.insert(peer, Party::Worker(worker));
@@ -305,7 +318,7 @@ impl Engine {
         if restarted {
             self.cancel_drain_timer(worker);
         }
-        if was_absent || restarted {
+        if was_absent || restarted || met {
             self.keep_worker(worker);
         }
         worker
@@ -316,7 +329,7 @@ impl Engine {
         let worker = self.workers.all.insert(Worker {
             id,
             host: String::new(),
-            pid: 0,
+            pid: UNKNOWN,
             slots: 0,
             platform: None,
             installed: BTreeSet::new(),

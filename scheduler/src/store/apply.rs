@@ -133,23 +133,15 @@ impl<'a, 't> Apply<'a, 't> {
             return Ok(());
         }
         self.tables.submits.insert(key, tables::encode(&SubmitRow::new(submitted)).as_slice())?;
-        let kept: Vec<Bytes> = payloads
-            .iter()
-            .zip(submitted.kept())
-            .filter(|(_, kept)| *kept)
-            .map(|(payload, _)| payload.clone())
-            .collect();
+        let kept = payloads.iter().zip(submitted.kept()).filter(|(_, kept)| *kept);
+        let kept: Vec<Bytes> = kept.map(|(payload, _)| payload.clone()).collect();
         self.counts.insert(key, submitted.jobs.len() as u64, kept.len() as u64);
         if !kept.is_empty() {
-            self.put(
-                BodyKey::new(Kind::Payloads, first),
-                &Body::payloads(kept),
-                Some(Layout::of(submitted)),
-            )?;
+            let (key, layout) = (BodyKey::new(Kind::Payloads, first), Layout::of(submitted));
+            self.put(key, &Body::payloads(kept), Some(layout))?;
         }
-        for (record, row) in
-            submitted.keyed.iter().filter_map(|record| Some((record, KeyedRow::new(submitted, record)?)))
-        {
+        for record in &submitted.keyed {
+            let Some(row) = KeyedRow::new(submitted, record) else { continue };
             self.tables.keyed.insert(tables::job_key(record.job), tables::encode(&row).as_slice())?;
             let index = usize::try_from(record.sequence - submitted.first).unwrap_or(usize::MAX);
             if let Some(payload) = payloads.get(index) {

@@ -48,10 +48,21 @@ impl DurableStore {
     ///
     /// [`StoreError`]. Whatever it is, nothing that was kept is lost by it.
     pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
+        Self::open_as(directory, true)
+    }
+
+    /// Like [`DurableStore::open`], in a directory that ends with the process: what is written is not waited for to be on the
+    /// disk itself. It takes less memory than jobs and bodies would.
+    pub(crate) fn open_temporary(directory: &Path) -> Result<Self, StoreError> {
+        Self::open_as(directory, false)
+    }
+
+    fn open_as(directory: &Path, lasting: bool) -> Result<Self, StoreError> {
         let failed = |source| StoreError::from_io(directory, source);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
         let file = directory.join("records.redb");
-        let database = tables::open_database(&file).map_err(|error| StoreError::from_redb(&file, error))?;
+        let database =
+            tables::open_database(&file, lasting).map_err(|error| StoreError::from_redb(&file, error))?;
         let (epoch, identity) = begin_epoch(&database).map_err(|error| match error {
             TableError::Redb(error) => StoreError::from_redb(&file, error),
             TableError::Damaged(damage) => StoreError::Damaged(damage),
@@ -60,7 +71,7 @@ impl DurableStore {
         let content = super::load::load(&file, &database)?;
         let segments = directory.join("bodies");
         let writer_segments = Segments::open(segments.clone(), content.places)?;
-        let shared = Arc::new(Shared::new(file, segments, database, Cache::new(CACHE_BYTES)));
+        let shared = Arc::new(Shared::new(file, segments, lasting, database, Cache::new(CACHE_BYTES)));
 
         let (work, batches) = mpsc::channel();
         let writer = Writer::new(shared.clone(), writer_segments, content.counts, content.batches);
@@ -196,5 +207,57 @@ impl Drop for DurableStore {
             // One that has panicked has said so.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use lrts_core::ids::SessionId;
+
+    use super::super::Bodies;
+    use super::*;
+    use crate::record::{NewJob, Record, Submitted};
+
+    /// A submit of one job with a payload that no memory is kept for.
+    fn submit(first: u64) -> Vec<Entry> {
+        let payload = Bytes::from(vec![first as u8; 300_000]);
+        let submitted = Submitted {
+            session: SessionId(1),
+            first,
+            options: [].into(),
+            jobs: vec![NewJob { service: 0, options: 0, payload_bytes: 300_000 }],
+            skipped: Vec::new(),
+            keyed: Vec::new(),
+        };
+        vec![Entry { record: Record::Submitted(submitted), bodies: Bodies::Payloads(vec![payload]) }]
+    }
+
+    #[test]
+    fn a_disk_that_hangs_holds_nobody_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = DurableStore::open(directory.path()).unwrap();
+        let (sender, done) = mpsc::channel();
+        let told = |number| {
+            let sender = sender.clone();
+            move || sender.send(number).unwrap()
+        };
+        store.commit(1, submit(1), Box::new(told(1)));
+        assert_eq!(done.recv_timeout(Duration::from_secs(60)), Ok(1));
+
+        // What both threads need before they touch the disk.
+        let shared = store.shared.clone();
+        let hanging = shared.database.write().unwrap();
+        store.commit(1, submit(2), Box::new(told(2)));
+        let Fetched::Later(mut payload) = store.payload(SessionId(1).job(1), None) else {
+            panic!("it isn't in memory")
+        };
+        assert_eq!((store.health(), store.refuses(1)), (Health::Good, None));
+        assert!(payload.try_recv().is_err() && done.try_recv().is_err());
+        drop(hanging);
+
+        assert_eq!(payload.blocking_recv().unwrap().unwrap().payload, vec![1; 300_000]);
+        assert_eq!(done.recv_timeout(Duration::from_secs(60)), Ok(2));
     }
 }

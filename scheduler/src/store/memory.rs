@@ -1,4 +1,4 @@
-//! A store that lives and dies with its process: what [`DurableStore`](super::DurableStore) means, said in ordered maps.
+//! A store for tests, that lives and dies with its process: what [`DurableStore`](super::DurableStore) means, said in ordered maps.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

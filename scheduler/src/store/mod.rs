@@ -2,7 +2,8 @@
 //! the engine never sees.
 //!
 //! # Map
-//! - [`Store`] is all that the rest of the scheduler knows; [`MemoryStore`] and [`DurableStore`] mean the same by it.
+//! - [`Store`] is all that the rest of the scheduler knows; [`DurableStore`] keeps its word, and tests have one in memory that means
+//!   the same.
 //! - `durable` owns the threads: one writes, one reads, so that the event loop never waits for a disk.
 //! - `writer` commits batches, and holds on through full and failing disks; `apply` is what a record does to the tables.
 //! - `tables` says which rows there are, `segments` keeps large bodies in files, `body` how bodies are checked.
@@ -15,6 +16,7 @@ mod counts;
 mod durable;
 mod error;
 mod load;
+#[cfg(test)]
 mod memory;
 mod reads;
 mod room;
@@ -31,6 +33,7 @@ use lrts_core::protocol::progress::BarRecord;
 pub(crate) use durable::DurableStore;
 pub(crate) use error::ReadError;
 pub use error::{Damage, StoreError};
+#[cfg(test)]
 pub(crate) use memory::MemoryStore;
 
 use crate::record::{Loaded, Record};

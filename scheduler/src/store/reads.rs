@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 use bytes::Bytes;
 use lrts_core::ids::JobId;
 use lrts_core::protocol::codec;
-use redb::{ReadTransaction, ReadableDatabase, ReadableTable};
+use redb::{ReadTransaction, ReadableDatabase};
 
 use super::body::{BodyKey, Kind, Layout, split_output, unseal_bytes};
 use super::cache::{CACHED_BODY_BYTES, slice};

@@ -11,8 +11,11 @@ use nix::sys::statvfs::statvfs;
 /// How long an answer of the file system is used.
 const FRESH: Duration = Duration::from_millis(50);
 
-/// How long the database is left as large as it is, however short room is.
-const COMPACTION_INTERVAL: Duration = Duration::from_secs(60);
+/// How long the database is left as large as it is, however short room is: this long, and this many times as long as it took
+/// to make it smaller.
+const COMPACTION_INTERVAL: Duration = Duration::from_secs(5);
+/// See [`COMPACTION_INTERVAL`].
+const COMPACTION_SHARE: u32 = 20;
 
 /// Kept back for results of running jobs and for deletions, which copy pages of the database: a twentieth of the file
 /// system, within these bounds.
@@ -28,8 +31,8 @@ pub(super) struct Room {
     handed: AtomicU64,
     written: AtomicU64,
     seen: Mutex<Option<Seen>>,
-    /// When the database was last made smaller.
-    compacted: Mutex<Option<Moment>>,
+    /// When the database may be made smaller next.
+    next_compaction: Mutex<Moment>,
 }
 
 /// What the file system said.
@@ -49,7 +52,7 @@ impl Room {
             handed: AtomicU64::new(0),
             written: AtomicU64::new(0),
             seen: Mutex::new(None),
-            compacted: Mutex::new(None),
+            next_compaction: Mutex::default(),
         }
     }
 
@@ -87,12 +90,18 @@ impl Room {
     /// Whether it is time to make the database smaller, now that room is short.
     pub(super) fn may_compact(&self) -> bool {
         let now = Moment::now();
-        let mut compacted = self.compacted.lock().unwrap_or_else(PoisonError::into_inner);
-        if compacted.is_some_and(|last| now.since(last) < COMPACTION_INTERVAL) {
-            return false;
+        let mut next = self.next_compaction.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = *next <= now;
+        if due {
+            *next = now + COMPACTION_INTERVAL;
         }
-        *compacted = Some(now);
-        true
+        due
+    }
+
+    /// The database was made smaller, which took so long.
+    pub(super) fn compacted(&self, took: Duration) {
+        let rest = COMPACTION_INTERVAL.max(took * COMPACTION_SHARE);
+        *self.next_compaction.lock().unwrap_or_else(PoisonError::into_inner) = Moment::now() + rest;
     }
 
     fn look(&self, now: Moment) -> Option<Seen> {

@@ -60,6 +60,8 @@ pub(super) struct Segments {
     /// Files with bodies in them.
     files: BTreeMap<u64, Segment>,
     active: Option<Active>,
+    /// Files that became full since the last commit.
+    filled: Vec<File>,
     /// Appended since the last commit.
     pending: Vec<Place>,
     next: u64,
@@ -113,7 +115,7 @@ impl Segments {
             active = (segment.end < SEGMENT_BYTES).then_some(Active { number, file, end: segment.end });
         }
         next = next.max(files.keys().next_back().map_or(0, |last| last + 1));
-        Ok(Self { path, files, active, pending: Vec::new(), next, made: false })
+        Ok(Self { path, files, active, filled: Vec::new(), pending: Vec::new(), next, made: false })
     }
 
     /// Appends a body. [`Segments::sync`] it before it is referred to.
@@ -121,9 +123,7 @@ impl Segments {
         let active = match self.active.take() {
             Some(active) if active.end < SEGMENT_BYTES => active,
             full => {
-                if let Some(full) = full {
-                    full.file.sync_data()?;
-                }
+                self.filled.extend(full.map(|full| full.file));
                 self.make()?
             }
         };
@@ -153,8 +153,8 @@ impl Segments {
         if self.pending.is_empty() {
             return Ok(());
         }
-        if let Some(active) = &self.active {
-            active.file.sync_data()?;
+        for file in self.filled.iter().chain(self.active.as_ref().map(|active| &active.file)) {
+            file.sync_data()?;
         }
         if self.made {
             File::open(&self.path)?.sync_all()?;
@@ -165,6 +165,7 @@ impl Segments {
 
     /// What was appended is referred to by a durable commit.
     pub(super) fn keep(&mut self) {
+        self.filled.clear();
         for place in self.pending.drain(..) {
             let file = self.files.entry(place.segment).or_default();
             file.live += 1;
@@ -176,6 +177,7 @@ impl Segments {
     /// nobody knows what of it has reached the disk.
     pub(super) fn undo(&mut self) {
         self.active = None;
+        self.filled.clear();
         let mut touched: Vec<u64> = self.pending.drain(..).map(|place| place.segment).collect();
         touched.dedup();
         for number in touched {

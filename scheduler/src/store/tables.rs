@@ -4,7 +4,10 @@
 //! million jobs that wait are a thousand rows, and a start after `kill -9`, for which the database walks its whole file, is
 //! quick.
 
+use std::fs::File;
+use std::io;
 use std::ops::RangeInclusive;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +16,9 @@ use lrts_core::clock::wall_clock;
 use lrts_core::ids::{JobId, SessionId};
 use lrts_core::protocol::codec;
 use lrts_core::spec::JobOptions;
-use redb::{Database, ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
+use redb::{
+    Database, ReadTransaction, ReadableTable, StorageBackend, Table, TableDefinition, WriteTransaction,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -54,9 +59,41 @@ pub(super) const IDENTITY: &str = "identity";
 pub(super) const BATCH: &str = "batch";
 
 /// Opens the database, or makes it. All pages are checked, as they are after a kill anyway: a damaged file that is trusted
-/// makes the database panic.
-pub(super) fn open_database(path: &Path) -> Result<Database, redb::DatabaseError> {
-    Database::builder().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).create(path)
+/// makes the database panic. One that isn't to last is never synced.
+pub(super) fn open_database(path: &Path, lasting: bool) -> Result<Database, redb::DatabaseError> {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    if lasting {
+        return builder.create(path);
+    }
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    builder.create_with_backend(Unsynced(file))
+}
+
+/// A file that the system may write when it likes: it ends with the process that has it.
+#[derive(Debug)]
+struct Unsynced(File);
+
+impl StorageBackend for Unsynced {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(out, offset)
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.0.set_len(bytes)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(data, offset)
+    }
 }
 
 /// All tables, open for writing.

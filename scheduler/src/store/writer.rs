@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
 use std::time::Duration;
 
+use lrts_core::clock::Moment;
 use redb::{Database, Durability, ReadableDatabase};
 use tracing::{info, warn};
 
@@ -27,6 +28,8 @@ pub(super) struct Shared {
     pub(super) file: PathBuf,
     /// The directory of segments.
     pub(super) segments: PathBuf,
+    /// Whether it outlives the process, so that what is written must be synced.
+    lasting: bool,
     /// None while it failed and couldn't be opened again. Whoever uses it holds it shared.
     pub(super) database: RwLock<Option<Database>>,
     cache: Mutex<Cache>,
@@ -45,11 +48,18 @@ pub(super) enum Work {
 }
 
 impl Shared {
-    pub(super) fn new(file: PathBuf, segments: PathBuf, database: Database, cache: Cache) -> Self {
+    pub(super) fn new(
+        file: PathBuf,
+        segments: PathBuf,
+        lasting: bool,
+        database: Database,
+        cache: Cache,
+    ) -> Self {
         let room = Room::new(&segments);
         Self {
             file,
             segments,
+            lasting,
             database: RwLock::new(Some(database)),
             cache: Mutex::new(cache),
             health: Mutex::new(Health::Good),
@@ -72,18 +82,20 @@ impl Shared {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         // Closed first: it is locked.
         *database = None;
-        *database = Some(tables::open_database(&self.file)?);
+        *database = Some(tables::open_database(&self.file, self.lasting)?);
         Ok(())
     }
 
     /// Makes the database's file as small as it can be. Commits and reads wait meanwhile.
     fn compact(&self) {
+        let start = Moment::now();
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(Err(error)) = database.as_mut().map(Database::compact) {
             // The next one who needs it opens it again.
             *database = None;
             warn!(%error, "cannot make the database smaller");
         }
+        self.room.compacted(start.elapsed());
     }
 
     /// Nobody waits for a disk that fails from now on.
@@ -137,12 +149,11 @@ impl Writer {
 
     /// Commits a batch, however long it takes. False if the store closes while the disk fails.
     fn commit(&mut self, batch: &[Entry]) -> bool {
-        let mut since_full = false;
-        while let Err(error) = self.try_whole(batch, since_full) {
+        let mut full = false;
+        while let Err(error) = self.try_whole(batch, full) {
             let message = describe(&error);
-            since_full = is_full_disk(&error);
-            let health =
-                if since_full { Health::Full(message.clone()) } else { Health::Failing(message.clone()) };
+            full = is_full_disk(&error);
+            let health = if full { Health::Full(message.clone()) } else { Health::Failing(message.clone()) };
             if std::mem::replace(&mut *self.shared.health(), health) == Health::Good {
                 warn!(
                     error = message,
@@ -232,7 +243,9 @@ impl Writer {
         }
         apply.number(self.batches + 1)?;
         drop(apply);
-        self.segments.sync()?;
+        if self.shared.lasting {
+            self.segments.sync()?;
+        }
         *committing = true;
         transaction.commit().map_err(redb::Error::from)?;
         Ok(())
@@ -311,9 +324,9 @@ mod tests {
     fn a_commit_of_unknown_outcome_is_found_out() {
         let directory = tempfile::tempdir().unwrap();
         let (file, path) = (directory.path().join("records.redb"), directory.path().join("bodies"));
-        let database = tables::open_database(&file).unwrap();
+        let database = tables::open_database(&file, true).unwrap();
         let segments = Segments::open(path.clone(), Vec::new()).unwrap();
-        let shared = Arc::new(Shared::new(file.clone(), path.clone(), database, Cache::new(0)));
+        let shared = Arc::new(Shared::new(file.clone(), path.clone(), true, database, Cache::new(0)));
         let mut writer = Writer::new(shared.clone(), segments, Counts::default(), 0);
         let length = || std::fs::metadata(super::super::segments::segment_file(&path, 0)).unwrap().len();
 

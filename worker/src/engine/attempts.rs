@@ -224,6 +224,8 @@ impl Attempts {
         if state.takes_slots() {
             self.taken += slots;
         }
+        // Without a store of its own the worker takes that of what it finds: a scheduler of another one must not compare.
+        self.store = self.store.or(store);
         let held = Attempt { bundle, host, state, slots, exclusive, store: store.or(self.store), arrival };
         self.aside += usize::from(!self.is_own(&held));
         let before = self.held.insert(attempt, held);

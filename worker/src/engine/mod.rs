@@ -155,7 +155,7 @@ pub(crate) enum Action {
     Register {
         /// How many slots are offered.
         slots: u32,
-        /// The store that the inventory comes from; none if it is empty.
+        /// The store that the inventory comes from; none if the worker has no attempts at all.
         store: Option<u64>,
         /// The inventory: attempts that wait, run, or have ended unconfirmed.
         held: Vec<Held>,

@@ -106,7 +106,8 @@ impl Engine {
             return;
         }
         let held = self.attempts.inventory(now);
-        let store = self.store().filter(|_| !held.is_empty());
+        // Said too where all is kept aside: their own scheduler, should this be it, must not take them for gone.
+        let store = self.store().filter(|_| !held.is_empty() || self.attempts.aside() > 0);
         self.untold = false;
         self.connection = Connection::Registering { since: now, slots: offered, store };
         actions.push(Action::Register { slots: offered, store, held });

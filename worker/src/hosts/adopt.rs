@@ -87,11 +87,12 @@ async fn ask(number: HostNumber, around: &Surroundings) -> Result<Adopted, Intro
     let held = if introduced.version < HOLDS_SINCE {
         Vec::new()
     } else {
-        read_held(&introduced).await.map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidData => {
+        read_held(&introduced).await.map_err(|error| {
+            if error.kind() == io::ErrorKind::InvalidData {
                 Introduction::Wrong(format!("it said nonsense instead of what it has: {error}"))
+            } else {
+                Introduction::Broken
             }
-            _ => Introduction::Broken,
         })?
     };
     Ok(Adopted { introduced, held })

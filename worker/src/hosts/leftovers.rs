@@ -53,15 +53,14 @@ fn put_together(attempt: AttemptId, notices: &[Vec<u8>]) -> io::Result<(HostEnde
     let mut partial = BTreeMap::new();
     let mut own_notes = None;
     for notice in notices {
-        match codec::decode(notice).map_err(|error| invalid(error.to_string()))? {
-            FromHost::Held { notes, .. } => own_notes = Notes::decode(&notes),
-            notice => {
-                if let Some(HostEvent::Ended(ended)) = collect(notice, &mut partial)
-                    && ended.attempt == attempt
-                {
-                    return Ok((*ended, own_notes));
-                }
-            }
+        let notice = codec::decode(notice).map_err(|error| invalid(error.to_string()))?;
+        if let FromHost::Held { notes, .. } = &notice {
+            own_notes = Notes::decode(notes);
+        }
+        if let Some(HostEvent::Ended(ended)) = collect(notice, &mut partial)
+            && ended.attempt == attempt
+        {
+            return Ok((*ended, own_notes));
         }
     }
     Err(invalid("it doesn't say how the attempt ended".to_owned()))

@@ -17,26 +17,21 @@ use crate::support::{PROGRAM, Scheduler, installed, is_alive, parent_of, until};
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A worker whose hosts end with it.
 fn worker(port: u16, state: &Path) -> Child {
+    worker_with(port, state, &["--orphan-grace", "0s"])
+}
+
+pub(crate) fn worker_with(port: u16, state: &Path, arguments: &[&str]) -> Child {
     let program = format!("{PROGRAM}={}", std::env::current_exe().unwrap().display());
     let mut command = Command::new(env!("CARGO_BIN_EXE_lrts-worker"));
-    command.args([
-        "-scheduler-port",
-        &port.to_string(),
-        "-progress-port",
-        "9",
-        "--max-jobs",
-        "2",
-        "--orphan-grace",
-        "0s",
-        "--state-dir",
-    ]);
-    command.arg(state).args(["--bundle", &program]);
+    command.args(["-scheduler-port", &port.to_string(), "-progress-port", "9", "--max-jobs", "2"]);
+    command.arg("--state-dir").arg(state).args(["--bundle", &program]).args(arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap()
 }
 
 /// The exit code, and what was printed on stderr.
-async fn end_of(mut worker: Child) -> (Option<i32>, String) {
+pub(crate) async fn end_of(mut worker: Child) -> (Option<i32>, String) {
     let mut stderr = worker.stderr.take().unwrap();
     let mut text = String::new();
     let end = async {

@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::adoption::{Await, Daemonise};
 use crate::support::{Scheduler, Worker, attempt, decode, installed, is_alive, parent_of, shipped, until};
 
 #[derive(Serialize, Deserialize)]
@@ -65,7 +66,7 @@ impl Service for Echo {
     }
 }
 
-lrts_client::host_services_before_main!(Double, Wait, Echo);
+lrts_client::host_services_before_main!(Double, Wait, Echo, Await, Daemonise);
 
 pub(crate) fn wait() -> Wait {
     Wait { text: "I wait".to_owned() }
@@ -286,4 +287,33 @@ async fn heartbeats_come_at_the_interval_that_the_scheduler_sets() {
     };
     let three = tokio::time::timeout(Duration::from_secs(10), beats()).await;
     assert!(three.is_ok(), "an interval of 200 ms makes three heartbeats in far less time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_that_nobody_has_confirmed_outlast_a_worker_that_was_stopped() {
+    let (mut scheduler, worker) = registered(2).await;
+    let text: String = (0..50_000).map(|number| format!("{number} ")).collect();
+    scheduler.order(1, installed(), "double", &Double { number: 21 });
+    scheduler.began(1).await;
+    scheduler.ended(1).await;
+    scheduler.order(2, installed(), "echo", &Echo { text: text.clone() });
+    scheduler.began(2).await;
+    scheduler.ended(2).await;
+    worker.shutdown.request_at_once();
+    let (directory, ended) = worker.end_and_leave().await;
+    ended.unwrap();
+
+    let worker = Worker::start_in(directory, &scheduler, 1, Duration::ZERO);
+    let register = scheduler.register(Vec::new()).await;
+    assert_eq!(
+        register.attempts.iter().map(|held| held.attempt).collect::<Vec<_>>(),
+        [attempt(1), attempt(2)]
+    );
+    let (ended, [output, stdout, stderr]) = scheduler.ended(1).await;
+    assert_eq!((ended.end, decode::<u64>(&output)), (AttemptEnd::Finished, 42));
+    assert_eq!((&stdout[..], &stderr[..]), (&b"doubling 21\n"[..], &b"hello\n"[..]));
+    assert!(decode::<String>(&scheduler.ended(2).await.1[0]) == text);
+    scheduler.confirm(1);
+    scheduler.confirm(2);
+    until("nothing is left", || worker.list("spool").is_empty()).await;
 }

@@ -90,9 +90,15 @@ impl Scheduler {
 
     /// Waits for a registration and answers it.
     pub(crate) async fn register(&mut self, closed: Vec<AttemptId>) -> Register {
+        let register = self.next_registration().await;
+        self.answer(STORE, closed);
+        register
+    }
+
+    /// The next message must be a registration.
+    pub(crate) async fn next_registration(&mut self) -> Register {
         let (message, _) = self.next().await;
         let FromWorker::Register(register) = message else { panic!("{message:?} before Register") };
-        self.answer(STORE, closed);
         register
     }
 
@@ -178,17 +184,22 @@ pub(crate) struct Worker {
     pub(crate) state: PathBuf,
     pub(crate) ready: oneshot::Receiver<WorkerId>,
     task: JoinHandle<Result<(), RunError>>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Worker {
     /// One with this many slots. Its hosts are started of this test program, and end with it.
     pub(crate) fn start(scheduler: &Scheduler, slots: u32) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), scheduler, slots)
+        Self::start_in(tempfile::tempdir().unwrap(), scheduler, slots, Duration::ZERO)
     }
 
-    /// One that finds the state of another.
-    pub(crate) fn start_in(directory: tempfile::TempDir, scheduler: &Scheduler, slots: u32) -> Self {
+    /// One that finds the state of another, and whose hosts outlive it for this long.
+    pub(crate) fn start_in(
+        directory: tempfile::TempDir,
+        scheduler: &Scheduler,
+        slots: u32,
+        orphan_grace: Duration,
+    ) -> Self {
         let state = directory.path().join("state");
         let program = |name: &str, path: PathBuf| (name.to_owned(), path);
         let config = Config {
@@ -202,7 +213,7 @@ impl Worker {
                 program("no-host", PathBuf::from("/bin/false")),
             ]
             .into(),
-            orphan_grace: Duration::ZERO,
+            orphan_grace,
             progress_executable: PathBuf::from(env!("CARGO_BIN_EXE_lrts-worker")),
             ..Config::default()
         };
@@ -211,11 +222,17 @@ impl Worker {
         let asked = shutdown.clone();
         let say = move |worker| sender.send(worker).unwrap();
         let task = tokio::spawn(async move { lrts_worker::run(config, say, asked).await });
-        Self { shutdown, state, ready, task, _directory: directory }
+        Self { shutdown, state, ready, task, directory }
     }
 
     pub(crate) async fn end(self) -> Result<(), RunError> {
-        tokio::time::timeout(PATIENCE, self.task).await.expect("the worker ends in time").unwrap()
+        self.end_and_leave().await.1
+    }
+
+    /// Waits for its end, and returns the directory that the next one can be started in.
+    pub(crate) async fn end_and_leave(self) -> (tempfile::TempDir, Result<(), RunError>) {
+        let ended = tokio::time::timeout(PATIENCE, self.task).await.expect("the worker ends in time");
+        (self.directory, ended.unwrap())
     }
 
     /// Names in one of the state directory's directories.
@@ -246,7 +263,7 @@ pub(crate) fn parent_of(pid: u32) -> u32 {
 }
 
 /// State, parent and so on, as in proc(5).
-fn stat(pid: u32) -> Option<String> {
+pub(crate) fn stat(pid: u32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     Some(stat.rsplit(") ").next()?.to_owned())
 }

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use lrts_core::clock::Moment;
 use lrts_core::ids::{ApplicationId, AttemptId, BundleDigest, JobId, SessionId, WorkerId};
-use lrts_core::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
-use lrts_core::status::{Failure, FailureKind, JobState};
+use lrts_core::spec::{BundleRef, JobOptions, KeyedJob, OnDisconnect, Platform};
+use lrts_core::status::{Failure, FailureKind, JobState, RefusalCause};
 
+use super::store::Store;
 use crate::engine::{
-    Action, Attach, AttemptOutcome, Credit, Engine, Event, Held, Message, Peer, Reason, Registration,
-    Settings, Submit,
+    Action, Attach, AttemptOutcome, Credit, Engine, Event, Held, ListedJobs, Message, Note, Peer, Reason,
+    Registration, Settings, Submit,
 };
 use crate::record::{NewJob, Record, Report};
 
@@ -21,10 +22,12 @@ pub(super) const RESULT_BYTES: u64 = 1 << 30;
 pub(super) const DIGEST: BundleDigest = BundleDigest([7; 32]);
 pub(super) const RUN: Duration = Duration::from_secs(2);
 
-/// An engine and the moment that it is.
+/// An engine, what it ordered to be kept, and the moment that it is.
 pub(super) struct Cluster {
     pub(super) engine: Engine,
+    pub(super) store: Store,
     pub(super) now: Moment,
+    epoch: u64,
     peers: u64,
 }
 
@@ -77,6 +80,11 @@ pub(super) fn attempt(job: JobId, attempt: u32) -> AttemptId {
     AttemptId { job, attempt }
 }
 
+/// What a worker's inventory says of an attempt that has been running for half a minute.
+pub(super) fn held(job: JobId, number: u32) -> Held {
+    Held { attempt: attempt(job, number), running: Some(Duration::from_secs(30)), pid: 42 }
+}
+
 pub(super) fn job_of(service: u16) -> NewJob {
     NewJob { service, options: 0, payload_bytes: 10 }
 }
@@ -88,7 +96,7 @@ pub(super) fn failed(kind: FailureKind) -> AttemptOutcome {
 impl Cluster {
     pub(super) fn new() -> Self {
         let now = Moment::default() + Duration::from_hours(1);
-        Self { engine: Engine::new(settings(1)), now, peers: 0 }
+        Self { engine: Engine::new(settings(1)), store: Store::default(), now, epoch: 1, peers: 0 }
     }
 
     pub(super) fn peer(&mut self) -> Peer {
@@ -98,8 +106,26 @@ impl Cluster {
 
     pub(super) fn handle(&mut self, event: Event) -> Outcome {
         let actions = self.engine.handle(event, self.now);
+        self.keep(actions)
+    }
+
+    fn keep(&mut self, actions: Vec<Action>) -> Outcome {
         self.engine.check_invariants();
-        Outcome(actions)
+        let outcome = Outcome(actions);
+        outcome.records().into_iter().for_each(|record| self.store.keep(record, 0, self.now));
+        outcome
+    }
+
+    /// The scheduler dies and starts again at once. Its peers have yet to come back, its program is here.
+    pub(super) fn restart(&mut self) -> Outcome {
+        self.epoch += 1;
+        let settings = Settings { epoch: self.epoch, ..settings(1) };
+        self.engine = Engine::restore(settings, self.store.load(self.now), self.now);
+        let restored = self.engine.take_restored();
+        let mut outcome = self.keep(restored);
+        let here = self.handle(Event::BundleCompleted { digest: DIGEST, platform: platform() });
+        outcome.0.extend(here.0);
+        outcome
     }
 
     /// Lets time pass, with a tick at each deadline.
@@ -144,6 +170,54 @@ impl Cluster {
         let jobs = services.iter().map(|&service| job_of(service)).collect();
         let submit = Submit { first, options: vec![options], jobs, keys: Vec::new(), no_room: None };
         self.handle(Event::Submitted { peer, submit })
+    }
+
+    /// Submits one job for each key, with this digest of its content.
+    pub(super) fn submit_keys(&mut self, peer: Peer, first: u64, keys: &[(&str, u64)]) -> Outcome {
+        self.submit_keys_with(peer, first, keys, JobOptions::new())
+    }
+
+    pub(super) fn submit_keys_with(
+        &mut self,
+        peer: Peer,
+        first: u64,
+        keys: &[(&str, u64)],
+        options: JobOptions,
+    ) -> Outcome {
+        let jobs = keys.iter().map(|_| job_of(1)).collect();
+        let keys = (0..).zip(keys);
+        let keys = keys.map(|(index, &(key, digest))| KeyedJob { index, key: key.to_owned(), digest });
+        let submit = Submit { first, options: vec![options], jobs, keys: keys.collect(), no_room: None };
+        self.handle(Event::Submitted { peer, submit })
+    }
+
+    /// All jobs of an application as they are listed.
+    pub(super) fn list(&mut self, peer: Peer) -> Vec<ListedJobs> {
+        self.handle(Event::ListAsked { peer, request: 1, job: None }).listed()
+    }
+
+    pub(super) fn drain(&mut self, worker: u64, deadline: Option<Duration>) -> Outcome {
+        self.handle(Event::DrainOrdered { worker: WorkerId(worker), deadline })
+    }
+
+    pub(super) fn checkpoint(&mut self, peer: Peer, attempt: AttemptId) -> Outcome {
+        self.handle(Event::CheckpointCame { peer, attempt })
+    }
+
+    /// Lets time pass while these workers are heard.
+    pub(super) fn pass_hearing(&mut self, span: Duration, workers: &[Peer]) -> Outcome {
+        let end = self.now + span;
+        let mut actions = Vec::new();
+        loop {
+            let left = end.since(self.now).min(HEARTBEAT);
+            actions.extend(self.pass(left).0);
+            for &peer in workers {
+                actions.extend(self.heartbeat(peer).0);
+            }
+            if self.now == end {
+                return Outcome(actions);
+            }
+        }
     }
 
     pub(super) fn want(&mut self, peer: Peer, job: JobId) -> Outcome {
@@ -202,6 +276,53 @@ impl Outcome {
             _ => None,
         };
         self.messages().filter_map(start).collect()
+    }
+
+    /// Which checkpoint each attempt is started with.
+    pub(super) fn start_checkpoints(&self) -> Vec<(AttemptId, Option<u32>)> {
+        let start = |(_, message): (Peer, &Message)| match message {
+            Message::Start { attempt, checkpoint, .. } => Some((*attempt, *checkpoint)),
+            _ => None,
+        };
+        self.messages().filter_map(start).collect()
+    }
+
+    pub(super) fn listed(&self) -> Vec<ListedJobs> {
+        let listed = |(_, message): (Peer, &Message)| match message {
+            Message::Listed { jobs, .. } => Some(jobs.clone()),
+            _ => None,
+        };
+        self.messages().filter_map(listed).flatten().collect()
+    }
+
+    /// Why each sequence was refused.
+    pub(super) fn refusals(&self) -> Vec<(u64, RefusalCause)> {
+        let refused = |(_, message): (Peer, &Message)| match message {
+            Message::Refused { sequence, cause, .. } => Some((*sequence, *cause)),
+            _ => None,
+        };
+        self.messages().filter_map(refused).collect()
+    }
+
+    pub(super) fn recalls(&self) -> Vec<AttemptId> {
+        let recall = |(_, message): (Peer, &Message)| match message {
+            Message::Recall { attempt } => Some(*attempt),
+            _ => None,
+        };
+        self.messages().filter_map(recall).collect()
+    }
+
+    /// What a worker is told to forget.
+    pub(super) fn closed(&self, worker: Peer) -> Vec<AttemptId> {
+        let closed = |(to, message): (Peer, &Message)| match message {
+            Message::Registered { closed, .. } if to == worker => Some(closed.clone()),
+            _ => None,
+        };
+        self.messages().filter_map(closed).flatten().collect()
+    }
+
+    pub(super) fn notes(&self, note: &Note) -> bool {
+        self.0.iter().any(|action| matches!(action, Action::Note(other) if other == note))
     }
 
     pub(super) fn results(&self) -> Vec<(JobId, Report)> {

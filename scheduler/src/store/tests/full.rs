@@ -164,8 +164,15 @@ fn the_reserve_is_enough(mebibytes: u32, payload_bytes: usize) {
 #[test]
 fn the_reserve_of_a_small_disk_is_enough_for_what_was_taken_in() {
     the_reserve_is_enough(16, 20_000);
+}
+
+#[test]
+fn the_reserve_of_a_larger_disk_is_enough_for_what_was_taken_in() {
     the_reserve_is_enough(64, 100_000);
-    // In the database only.
+}
+
+#[test]
+fn the_reserve_is_enough_where_all_is_in_the_database() {
     the_reserve_is_enough(12, 300);
 }
 

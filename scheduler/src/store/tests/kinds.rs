@@ -1,7 +1,6 @@
 //! Every kind of record and body, over restarts, and when it goes.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::fs;
 use std::path::Path;
 
 use lrts_core::ids::WorkerId;
@@ -14,7 +13,7 @@ use super::*;
 use crate::record::{
     ApplicationImage, Draining, KeyedRecord, LoadedJob, OpenAttempt, SessionImage, WorkerImage,
 };
-use crate::store::{Damage, DurableStore, MemoryStore, ResultBodies, StoreError, tables};
+use crate::store::{DurableStore, MemoryStore, ResultBodies, tables};
 
 pub(super) fn open(directory: &Path) -> DurableStore {
     DurableStore::open(directory).unwrap()

@@ -142,7 +142,7 @@ fn attempts_of_another_store_run_on_beside_those_of_the_schedulers() {
     let actions = engine.handle(Event::Connected, t0());
     assert_eq!(actions, [register(3, Some(STORE), vec![running(1, RAN), running(2, RAN)])]);
     let actions = engine.handle(answer(OTHER, Vec::new()), t0());
-    assert_eq!(actions, [Action::KeepStore(OTHER), register(1, None, Vec::new())]);
+    assert_eq!(actions, [Action::KeepStore(OTHER), register(1, Some(OTHER), Vec::new())]);
     assert_eq!(engine.handle(answer(OTHER, Vec::new()), t0()), [Action::TellAside(2)]);
 
     assert_eq!(engine.handle(order(5), t0()), [start_at(5, 3)]);
@@ -173,7 +173,27 @@ fn a_worker_without_a_free_slot_registers_once_one_is_free() {
     assert_eq!(actions, [Action::KeepStore(OTHER)]);
     assert_eq!(engine.next_deadline(), None);
     let actions = engine.handle(Event::AttemptEnded(attempt(1)), second(5));
-    assert_eq!(actions, [register(1, None, Vec::new())]);
+    assert_eq!(actions, [register(1, Some(OTHER), Vec::new())]);
+}
+
+#[test]
+fn a_worker_that_has_forgotten_its_store_takes_that_of_its_attempts() {
+    let mut engine = new_worker(1, None, t0());
+    engine.handle(held(1, 3, OTHER), t0());
+    engine.handle(ready(3), t0());
+    engine.handle(Event::EarlierRunKnown, t0());
+    let actions = engine.handle(Event::Connected, t0());
+    assert_eq!(actions, [register(1, Some(OTHER), vec![running(1, RAN)])]);
+}
+
+#[test]
+fn the_own_scheduler_of_what_is_kept_aside_never_sees_an_inventory_without_it() {
+    let mut engine = restarted(2, &[(1, OTHER)]);
+    let actions = engine.handle(Event::Connected, t0());
+    assert_eq!(actions, [register(1, Some(STORE), Vec::new())]);
+    let actions = engine.handle(answer(OTHER, Vec::new()), t0());
+    let own = register(2, Some(OTHER), vec![running(1, RAN)]);
+    assert_eq!(actions, [Action::KeepStore(OTHER), own]);
 }
 
 #[test]

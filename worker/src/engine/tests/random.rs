@@ -121,7 +121,8 @@ impl Model {
         let own = self.held.iter().filter(|(_, known)| Some(known.store) == self.store);
         let expected = own.filter(|(_, known)| !known.unwanted).map(|(&attempt, _)| attempt);
         assert!(held.iter().map(|held| held.attempt).eq(expected), "the inventory isn't complete");
-        assert_eq!(store, self.store.filter(|_| !held.is_empty()));
+        let has_aside = self.held.values().any(|known| Some(known.store) != self.store);
+        assert_eq!(store, self.store.filter(|_| !held.is_empty() || has_aside));
         let aside = self.at_host.keys().filter(|attempt| Some(self.held[attempt].store) != self.store);
         assert_eq!(slots as usize, SLOTS as usize - aside.count());
         self.registering = Some((self.now, store));
