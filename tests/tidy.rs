@@ -130,7 +130,7 @@ fn tests() -> BTreeSet<String> {
         let text = fs::read_to_string(file).unwrap();
         let mut is_test = false;
         for line in text.lines().map(str::trim) {
-            if line == "#[test]" {
+            if line == "#[test]" || line.starts_with("#[tokio::test") {
                 is_test = true;
             } else if let Some((_, function)) = line.split_once("fn ").filter(|_| is_test) {
                 names.insert(function.chars().take_while(|&c| c.is_alphanumeric() || c == '_').collect());

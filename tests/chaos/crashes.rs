@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use lrts_client::blocking::ClientApplication;
 use lrts_client::{JobHandle, JobOptions, ServiceStatus};
 
+use crate::applications::{collected, marks_of, start};
 use crate::support::{Cluster, Done, Mark, SOON, Work, appears, eventually, kill, parent, still_runs};
 
 /// Larger than what travels inside messages between a job and its worker.
@@ -231,4 +232,41 @@ fn every_part_may_be_killed_while_the_program_is_on_its_way() {
     std::fs::write(go, "").unwrap();
     assert_eq!(app.wait_for(&job).unwrap().status(), ServiceStatus::Finished);
     app.stop().unwrap();
+}
+
+#[test]
+fn a_scheduler_started_on_another_directory_by_mistake_costs_no_job() {
+    let mut cluster = Cluster::start(&[2]);
+    let mut program = start(&cluster, "program", "submit 2 60");
+    program.line_of("flushed");
+    let file = |number| marks_of(cluster.directory(), number);
+    let files = [file(0), file(1)];
+    files.iter().for_each(|file| {
+        Mark::wait_for_beginning(file, 1);
+    });
+    program.kill();
+    cluster.scheduler.kill();
+    let (own, aside) = (Cluster::scheduler_directory(cluster.directory()), cluster.file("aside"));
+    std::fs::rename(&own, &aside).unwrap();
+    cluster.restart_scheduler();
+    // The jobs of the right one keep their slots.
+    cluster.wait_for_workers(1);
+    let app = ClientApplication::start(cluster.information()).unwrap();
+    let job = app.schedule_service(&Work::new(cluster.file("other"), 0)).unwrap();
+    cluster.add_worker(1, &[]);
+    assert_eq!(app.wait_for(&job).unwrap().status(), ServiceStatus::Finished);
+    app.stop().unwrap();
+    for file in &files {
+        Mark::wait(file, "the job comes to its end", |mark| mark.what == "ended");
+    }
+    cluster.scheduler.kill();
+    std::fs::remove_dir_all(&own).unwrap();
+    std::fs::rename(&aside, &own).unwrap();
+    cluster.restart_scheduler();
+    let mut results = collected(&mut start(&cluster, "collecting", "collect"));
+    results.sort();
+    for (result, file) in results.iter().zip(&files) {
+        assert_eq!((Mark::began(file), result.execution), (vec![result.pid], 1));
+    }
+    assert_eq!(results.len(), 2);
 }

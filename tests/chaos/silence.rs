@@ -182,3 +182,28 @@ fn a_slow_line_costs_no_lease() {
     assert!(!log.contains("lost") && !log.contains("suspect"), "{log}");
     app.stop().unwrap();
 }
+
+#[test]
+fn a_scheduler_that_was_stopped_for_longer_than_the_lease_restarts_no_job() {
+    let mut cluster = Cluster::without_workers(&SHORT_LEASES);
+    cluster.add_worker(1, &[]);
+    cluster.add_worker(1, &[]);
+    let app = ClientApplication::start(cluster.information()).unwrap();
+    let go = cluster.file("go");
+    let files = ["first", "second"].map(|name| cluster.file(name));
+    let jobs = app.schedule_services(files.iter().map(|file| Work::until(file, &go))).unwrap();
+    files.iter().for_each(|file| {
+        Mark::wait_for_beginning(file, 1);
+    });
+    cluster.scheduler.signal(Signal::SIGSTOP);
+    // How long it is stopped.
+    std::thread::sleep(Duration::from_secs(3));
+    cluster.scheduler.signal(Signal::SIGCONT);
+    cluster.wait_for_workers(2);
+    std::fs::write(go, "").unwrap();
+    for (result, file) in app.wait_for_multi(&jobs).unwrap().into_iter().zip(&files) {
+        assert_eq!((result.status(), result.attempts), (ServiceStatus::Finished, 1));
+        assert_eq!(Mark::began(file).len(), 1);
+    }
+    app.stop().unwrap();
+}

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lrts_client::blocking::ClientApplication;
 use lrts_client::{ClientError, JobOptions, ServiceStatus};
+use nix::sys::signal::Signal;
 
 use crate::services::*;
 use crate::support::{Cluster, SOON, appears, eventually};
@@ -46,7 +47,7 @@ fn a_worker_that_leaves_in_order_gives_its_jobs_back() {
         )
         .unwrap();
     eventually("the job begins", SOON, || std::fs::metadata(&file).map_err(|error| error.to_string()));
-    cluster.workers[0].signal(nix::sys::signal::Signal::SIGTERM);
+    cluster.workers[0].signal(Signal::SIGTERM);
     assert!(cluster.workers[0].wait().success());
     cluster.add_worker(1, &[]);
     let result = app.wait_for(&job).unwrap();
@@ -105,6 +106,21 @@ fn a_killed_progress_server_changes_nothing_for_jobs() {
     cluster.restart_progress_server();
     let again = app.schedule_service(&count(9)).unwrap();
     assert_eq!(app.wait_for(&again).unwrap().into_output().unwrap(), 400);
+    app.stop().unwrap();
+}
+
+#[test]
+fn a_progress_server_that_takes_nothing_changes_nothing_for_jobs() {
+    let cluster = Cluster::start(&[2]);
+    let app = ClientApplication::start(cluster.information()).unwrap();
+    // Whatever is sent to it fills buffers.
+    cluster.progress_server.signal(Signal::SIGSTOP);
+    let crowds = (0..6).map(|number| Crowd { name: format!("crowd {number}"), bars: 500, rounds: 100 });
+    let jobs = app.schedule_services(crowds).unwrap();
+    for result in app.wait_for_multi(&jobs).unwrap() {
+        assert_eq!((result.status(), result.attempts), (ServiceStatus::Finished, 1));
+    }
+    cluster.progress_server.signal(Signal::SIGCONT);
     app.stop().unwrap();
 }
 

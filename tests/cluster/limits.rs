@@ -61,3 +61,20 @@ fn a_job_that_gets_nowhere_times_out_and_one_that_gets_on_does_not() {
     assert_eq!(result.into_output().unwrap(), 5_000);
     app.stop().unwrap();
 }
+
+#[test]
+fn a_worker_at_which_different_jobs_keep_dying_is_drained_and_the_jobs_are_not_charged() {
+    let mut cluster = Cluster::without_workers(&[]);
+    let good = cluster.add_worker(1, &[]);
+    let bad = cluster.add_worker(1, &[]);
+    let app = ClientApplication::start(cluster.information()).unwrap();
+    let picky = || Picky { dies_below: cluster.file("worker-2") };
+    let jobs = app.schedule_services((0..20).map(|_| picky())).unwrap();
+    for result in app.wait_for_multi(&jobs).unwrap() {
+        assert_eq!(result.status(), ServiceStatus::Finished, "{:?}", result.outcome);
+        assert_eq!(result.worker.unwrap().to_string(), good);
+    }
+    cluster.wait_for_worker(&bad, Some("draining"));
+    assert!(cluster.scheduler.log().contains("see to the machine"), "{}", cluster.scheduler.log());
+    app.stop().unwrap();
+}

@@ -21,6 +21,7 @@ mod jobs;
 mod keys;
 mod limits;
 mod programs;
+mod retention;
 mod services;
 mod state;
 mod stopping;

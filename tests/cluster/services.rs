@@ -26,6 +26,8 @@ lrts_client::host_services_before_main!(
     Family,
     Hog,
     Stuck,
+    Picky,
+    Crowd,
     Work
 );
 
@@ -332,6 +334,47 @@ impl Service for Stuck {
             bar.inc(1);
         }
         std::thread::sleep(Duration::from_secs(600));
+        Ok(())
+    }
+}
+
+/// Dies at the worker whose state directory this is.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Picky {
+    pub(crate) dies_below: PathBuf,
+}
+
+impl Service for Picky {
+    const NAME: &'static str = "picky";
+    type Output = PathBuf;
+    fn run(self, _job: &JobContext) -> Result<PathBuf, ServiceError> {
+        let here = std::env::current_dir()?;
+        if here.starts_with(&self.dies_below) {
+            std::process::abort();
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        Ok(here)
+    }
+}
+
+/// Moves very many bars, again and again.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Crowd {
+    pub(crate) name: String,
+    pub(crate) bars: u64,
+    pub(crate) rounds: u64,
+}
+
+impl Service for Crowd {
+    const NAME: &'static str = "crowd";
+    type Output = ();
+    fn run(self, job: &JobContext) -> Result<(), ServiceError> {
+        let start = |number| job.progress(format!("{} {number}", self.name)).total(self.rounds).start();
+        let bars: Vec<_> = (0..self.bars).map(start).collect();
+        for _ in 0..self.rounds {
+            std::thread::sleep(Duration::from_millis(10));
+            bars.iter().for_each(|bar| bar.inc(1));
+        }
         Ok(())
     }
 }
