@@ -1,11 +1,12 @@
 //! A checkpointing job loses a step at most when its process dies, and a second's worth more when its host or its machine does.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use lrts_client::blocking::ClientApplication;
 use lrts_client::{JobHandle, ServiceStatus};
 
-use crate::support::{Cluster, Mark, Steps, kill, parent};
+use crate::support::{Cluster, Daemon, Mark, SOON, Steps, eventually, example, kill, parent};
 
 const STEPS: u64 = 10;
 
@@ -65,4 +66,48 @@ fn a_checkpointing_job_whose_machine_is_gone_repeats_a_step_and_a_seconds_worth_
     job.cluster.workers[0].kill_all();
     job.cluster.add_worker(1, &[]);
     job.ends_having_repeated(2);
+}
+
+/// What the example says of its islands: where each has resumed from, and what it has come to.
+fn islands(program: &mut Daemon) -> Vec<(u64, String)> {
+    let mut islands = Vec::new();
+    for _ in 0..2 {
+        let line = program.line_of("Island");
+        let (_, rest) = line.split_once("generation ").unwrap();
+        let (resumed, result) = rest.split_once(" of ").unwrap();
+        islands.push((resumed.parse().unwrap(), result.to_owned()));
+    }
+    assert!(program.wait().success(), "{}", program.log());
+    islands
+}
+
+#[test]
+fn an_evolution_whose_processes_are_killed_comes_to_the_same_result() {
+    let cluster = Cluster::start(&[2]);
+    let evolve = |name: &str| {
+        let mut command = Command::new(example("evolve"));
+        command.args(["--islands", "2", "--generations", "30", "--application-id", name]);
+        command
+            .env("LRTS_SCHEDULER", &cluster.scheduler_address)
+            .env("LRTS_PROGRESS_SERVER", &cluster.progress_address);
+        Daemon::start(name, command, cluster.directory())
+    };
+    let undisturbed = islands(&mut evolve("undisturbed"));
+    assert!(undisturbed.iter().all(|(resumed, _)| *resumed == 0));
+
+    let mut disturbed = evolve("disturbed");
+    eventually("an island is under way", SOON, || {
+        let log = disturbed.log();
+        let done = log.rsplit_once("/30 generations").and_then(|(before, _)| before.rsplit_once('('));
+        if done.is_some_and(|(_, done)| done != "0") { Ok(()) } else { Err(log) }
+    });
+    let running = cluster.json(&["jobs"]);
+    let pids: Vec<u64> = running.iter().filter_map(|row| row["pid"].as_u64()).collect();
+    assert!(!pids.is_empty(), "{running:?}");
+    pids.iter().for_each(|&pid| kill(u32::try_from(pid).unwrap()));
+    let disturbed = islands(&mut disturbed);
+    assert!(disturbed.iter().any(|(resumed, _)| *resumed > 0), "{disturbed:?}");
+    for ((_, expected), (_, result)) in undisturbed.iter().zip(&disturbed) {
+        assert_eq!(expected, result);
+    }
 }

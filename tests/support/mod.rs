@@ -79,5 +79,7 @@ pub(crate) fn said(output: &Output) -> String {
 pub(crate) fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has an executable");
     let profile = test.parent().and_then(Path::parent).expect("target/PROFILE/deps");
-    profile.join("examples").join(name)
+    let executable = profile.join("examples").join(name);
+    assert!(executable.is_file(), "{} is missing: run `cargo build --examples`", executable.display());
+    executable
 }
