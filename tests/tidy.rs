@@ -1,7 +1,9 @@
-//! What no lint can check: engines stay pure, one crate names zeromq, every message is documented and has golden bytes.
+//! What no lint can check: engines stay pure, one crate names zeromq, every message is documented and has golden bytes,
+//! every fault has a test.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -113,5 +115,45 @@ fn every_message_is_in_the_protocol_page_and_has_golden_bytes() {
         assert!(page.contains(&format!("`{variant}`")), "docs/PROTOCOL.md lacks `{variant}` of {name}");
         let line = format!("{message} ");
         assert!(golden.lines().any(|golden| golden.starts_with(&line)), "no golden bytes of {message}");
+    }
+}
+
+/// The names of all tests of the workspace.
+fn tests() -> BTreeSet<String> {
+    let members = ["", "lrts-core", "lrts-client", "scheduler", "worker", "progress-server"];
+    let directories =
+        members.iter().flat_map(|member| ["src", "tests"].map(|part| root().join(member).join(part)));
+    let mut names = BTreeSet::new();
+    for file in
+        directories.filter(|directory| directory.is_dir()).flat_map(|directory| rust_files(&directory))
+    {
+        let text = fs::read_to_string(file).unwrap();
+        let mut is_test = false;
+        for line in text.lines().map(str::trim) {
+            if line == "#[test]" || line.starts_with("#[tokio::test") {
+                is_test = true;
+            } else if let Some((_, function)) = line.split_once("fn ").filter(|_| is_test) {
+                names.insert(function.chars().take_while(|&c| c.is_alphanumeric() || c == '_').collect());
+                is_test = false;
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn every_test_of_the_fault_matrix_exists() {
+    let page = fs::read_to_string(root().join("docs/OPERATING.md")).unwrap();
+    let matrix = page.split("## The fault matrix").nth(1).expect("the page has a fault matrix");
+    let rows: Vec<&str> = matrix.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    assert!(rows.len() > 30, "the rows were not found");
+    let tests = tests();
+    for row in rows {
+        let shown_by = row.trim_end_matches('|').rsplit('|').next().unwrap();
+        let named: Vec<&str> = shown_by.split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "nothing shows that `{row}`");
+        for name in named {
+            assert!(tests.contains(name), "docs/OPERATING.md names `{name}`, which is no test");
+        }
     }
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use lrts_client::blocking::ClientApplication;
 use lrts_client::{ClientError, JobOptions, ServiceStatus};
+use nix::sys::signal::Signal;
 
 use crate::services::*;
-use crate::support::{Cluster, Daemon, SOON, eventually};
+use crate::support::{Cluster, SOON, appears, eventually};
 
 /// Short enough for a test, long enough for a busy machine.
 const LOST_AFTER: &str = "3s";
@@ -46,7 +47,7 @@ fn a_worker_that_leaves_in_order_gives_its_jobs_back() {
         )
         .unwrap();
     eventually("the job begins", SOON, || std::fs::metadata(&file).map_err(|error| error.to_string()));
-    cluster.workers[0].signal(nix::sys::signal::Signal::SIGTERM);
+    cluster.workers[0].signal(Signal::SIGTERM);
     assert!(cluster.workers[0].wait().success());
     cluster.add_worker(1, &[]);
     let result = app.wait_for(&job).unwrap();
@@ -109,6 +110,21 @@ fn a_killed_progress_server_changes_nothing_for_jobs() {
 }
 
 #[test]
+fn a_progress_server_that_takes_nothing_changes_nothing_for_jobs() {
+    let cluster = Cluster::start(&[2]);
+    let app = ClientApplication::start(cluster.information()).unwrap();
+    // Whatever is sent to it fills buffers.
+    cluster.progress_server.signal(Signal::SIGSTOP);
+    let crowds = (0..6).map(|number| Crowd { name: format!("crowd {number}"), bars: 500, rounds: 100 });
+    let jobs = app.schedule_services(crowds).unwrap();
+    for result in app.wait_for_multi(&jobs).unwrap() {
+        assert_eq!((result.status(), result.attempts), (ServiceStatus::Finished, 1));
+    }
+    cluster.progress_server.signal(Signal::SIGCONT);
+    app.stop().unwrap();
+}
+
+#[test]
 fn an_application_waits_for_a_scheduler_that_isnt_there_yet() {
     let mut cluster = Cluster::without_workers(&[]);
     cluster.scheduler.kill();
@@ -129,9 +145,12 @@ fn a_scheduler_that_lost_its_memory_makes_waits_fail_and_never_hang() {
     let job = app.schedule_service(&Sleep(600_000)).unwrap();
     app.flush().unwrap();
     cluster.scheduler.kill();
+    std::fs::remove_dir_all(Cluster::scheduler_directory(cluster.directory())).unwrap();
     cluster.restart_scheduler();
     let error = app.wait_for(&job).unwrap_err();
     assert!(matches!(error, ClientError::Lost { .. }), "{error}");
+    // The worker keeps its slot for the job of the scheduler that it knew.
+    cluster.add_worker(1, &[]);
     let next = app.schedule_service(&Add(1, 1)).unwrap();
     assert_eq!(app.wait_for(&next).unwrap().into_output().unwrap(), 2);
     app.stop().unwrap();
@@ -149,18 +168,14 @@ fn communication_time_out_ends_a_wait_without_a_scheduler() {
 }
 
 #[test]
-fn a_killed_worker_leaves_no_process_behind() {
+fn a_worker_that_leaves_in_order_leaves_no_process_behind() {
     let mut cluster = Cluster::start(&[1]);
     let app = ClientApplication::start(cluster.information()).unwrap();
-    let file = cluster.directory().join("note");
+    let file = cluster.file("note");
     app.schedule_service(&Note { file: file.clone(), sleep_ms: 600_000 }).unwrap();
-    let pid = eventually("the job begins", SOON, || {
-        let text = std::fs::read_to_string(&file).map_err(|error| error.to_string())?;
-        let pid = text.split_whitespace().nth(1).ok_or(text.clone())?;
-        Ok(pid.to_owned())
-    });
-    cluster.workers.iter_mut().for_each(Daemon::kill);
-    eventually("the job ends with its host", SOON, || {
-        if std::path::Path::new("/proc").join(&pid).exists() { Err(pid.clone()) } else { Ok(()) }
-    });
+    appears(&file);
+    let worker = &mut cluster.workers[0];
+    worker.end();
+    let left = worker.part().processes();
+    assert!(left.is_empty(), "{left:?}\n{}", worker.log());
 }

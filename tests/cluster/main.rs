@@ -12,9 +12,16 @@ mod support;
 
 mod bars;
 mod bundles;
+mod coming_back;
 mod commands;
 mod daemons;
+mod draining;
 mod faults;
 mod jobs;
+mod keys;
+mod limits;
 mod programs;
+mod retention;
 mod services;
+mod state;
+mod stopping;

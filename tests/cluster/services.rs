@@ -6,6 +6,8 @@ use std::time::Duration;
 use lrts_client::{Bytes, JobContext, Service, ServiceError};
 use serde::{Deserialize, Serialize};
 
+use crate::support::Work;
+
 lrts_client::host_services_before_main!(
     Add,
     Fail,
@@ -20,7 +22,13 @@ lrts_client::host_services_before_main!(
     Note,
     Print,
     Surroundings,
-    Patient
+    Patient,
+    Family,
+    Hog,
+    Stuck,
+    Picky,
+    Crowd,
+    Work
 );
 
 /// Adds.
@@ -253,6 +261,120 @@ impl Service for Patient {
             std::thread::sleep(Duration::from_millis(5));
         }
         std::fs::write(&self.file, "cancelled by flag")?;
+        Ok(())
+    }
+}
+
+/// Starts processes that would outlive it if they could: a child, one in a session of its own, one whose parent has ended.
+/// Each writes its process id to a file.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Family {
+    pub(crate) file: PathBuf,
+    pub(crate) sleep_ms: u64,
+}
+
+/// How many processes a [`Family`] has beside the job's own.
+pub(crate) const RELATIVES: usize = 3;
+
+impl Service for Family {
+    const NAME: &'static str = "family";
+    type Output = ();
+    fn run(self, _job: &JobContext) -> Result<(), ServiceError> {
+        // Deaf to SIGTERM, so that only the whole tree's SIGKILL ends them.
+        let sleeper = "trap '' TERM HUP; echo $$ >> \"$0\"; while :; do sleep 1; done";
+        let file = self.file.to_str().ok_or_else(|| ServiceError::msg("paths of tests are text"))?;
+        let start = |program: &str, arguments: &[&str]| {
+            std::process::Command::new(program).args(arguments).args([sleeper, file]).spawn()
+        };
+        start("sh", &["-c"])?;
+        start("setsid", &["sh", "-c"])?;
+        start("sh", &["-c", "setsid sh -c \"$0\" \"$1\" & exit 0"])?.wait()?;
+        std::thread::sleep(Duration::from_millis(self.sleep_ms));
+        Ok(())
+    }
+}
+
+/// Takes more and more memory, in a process of its own beside the job's where `in_child` says so.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Hog {
+    pub(crate) in_child: bool,
+}
+
+impl Service for Hog {
+    const NAME: &'static str = "hog";
+    type Output = usize;
+    fn run(self, _job: &JobContext) -> Result<usize, ServiceError> {
+        if self.in_child {
+            // Doubles a string every 50 ms.
+            let script = "s=0123456789abcdef; while [ ${#s} -lt 2000000000 ]; do s=$s$s; sleep 0.05; done";
+            std::process::Command::new("sh").args(["-c", script]).status()?;
+        }
+        let mut taken: Vec<Vec<u8>> = Vec::new();
+        while taken.len() < 2_000 {
+            taken.push(vec![1; 1 << 20]);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(std::hint::black_box(taken).len())
+    }
+}
+
+/// Moves a bar for some steps, then never again.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Stuck {
+    pub(crate) steps: u64,
+}
+
+impl Service for Stuck {
+    const NAME: &'static str = "stuck";
+    type Output = ();
+    fn run(self, job: &JobContext) -> Result<(), ServiceError> {
+        let bar = job.progress("stuck").total(self.steps).start();
+        for _ in 0..self.steps {
+            std::thread::sleep(Duration::from_millis(50));
+            bar.inc(1);
+        }
+        std::thread::sleep(Duration::from_secs(600));
+        Ok(())
+    }
+}
+
+/// Dies at the worker whose state directory this is.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Picky {
+    pub(crate) dies_below: PathBuf,
+}
+
+impl Service for Picky {
+    const NAME: &'static str = "picky";
+    type Output = PathBuf;
+    fn run(self, _job: &JobContext) -> Result<PathBuf, ServiceError> {
+        let here = std::env::current_dir()?;
+        if here.starts_with(&self.dies_below) {
+            std::process::abort();
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        Ok(here)
+    }
+}
+
+/// Moves very many bars, again and again.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Crowd {
+    pub(crate) name: String,
+    pub(crate) bars: u64,
+    pub(crate) rounds: u64,
+}
+
+impl Service for Crowd {
+    const NAME: &'static str = "crowd";
+    type Output = ();
+    fn run(self, job: &JobContext) -> Result<(), ServiceError> {
+        let start = |number| job.progress(format!("{} {number}", self.name)).total(self.rounds).start();
+        let bars: Vec<_> = (0..self.bars).map(start).collect();
+        for _ in 0..self.rounds {
+            std::thread::sleep(Duration::from_millis(10));
+            bars.iter().for_each(|bar| bar.inc(1));
+        }
         Ok(())
     }
 }

@@ -517,15 +517,17 @@ impl Engine {
         if let Some(jobs) = next_set(&self.jobs, &mut self.to_cancel) {
             return Some(FromApplication::Cancel { jobs });
         }
-        if let Some(message) = self.next_list() {
-            return Some(message);
-        }
-        if self.taken.len() >= TAKEN_BATCH || self.taken_due.is_some_and(|due| due <= now) {
+        // No list shows jobs whose results the caller has.
+        let asks = !self.to_list.is_empty();
+        if asks || self.taken.len() >= TAKEN_BATCH || self.taken_due.is_some_and(|due| due <= now) {
             if let Some(jobs) = next_set(&self.jobs, &mut self.taken) {
                 self.taken_due = self.taken_due.filter(|_| !self.taken.is_empty());
                 return Some(FromApplication::Taken { jobs });
             }
             self.taken_due = None;
+        }
+        if let Some(message) = self.next_list() {
+            return Some(message);
         }
         if self.window.is_due() {
             return Some(FromApplication::Credit(self.window.grant()));

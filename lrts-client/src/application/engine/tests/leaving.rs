@@ -261,6 +261,22 @@ fn a_list_is_asked_for_on_each_connection_until_it_is_complete() {
 }
 
 #[test]
+fn results_are_confirmed_before_a_list_is_asked_for() {
+    let mut engine = connected();
+    accepted(&mut engine, 1);
+    let wait = engine.wait_for_all(vec![1], T0);
+    said(&mut engine);
+    finish(&mut engine, 1);
+    engine.poll_all(wait);
+    engine.returned(&[1], T0);
+
+    engine.wait_for_list(None, T0);
+
+    let taken = FromApplication::Taken { jobs: set(&[(1, 1)]) };
+    assert_eq!(said(&mut engine), [taken, FromApplication::List { request: 1, job: None }]);
+}
+
+#[test]
 fn a_list_without_a_scheduler_fails_after_the_time_limit() {
     let mut engine = started();
     let list = engine.wait_for_list(None, T0);
