@@ -510,8 +510,12 @@ impl Engine {
     /// Counts a worker's slots anew: what has begun takes its slots, what hasn't takes those that are left.
     fn recount_slots(&mut self, worker: u32) {
         let attempts: Vec<u32> = self.workers.all[worker].attempts.values().copied().collect();
-        let (begun, waiting): (Vec<u32>, Vec<u32>) =
-            attempts.into_iter().partition(|&attempt| self.attempts[attempt].began.is_some());
+        // One that has ended while its copy runs elsewhere begins no more.
+        let has_begun = |attempt: &u32| {
+            let attempt = &self.attempts[*attempt];
+            attempt.began.is_some() || attempt.fate == Fate::Lapsed
+        };
+        let (begun, waiting): (Vec<u32>, Vec<u32>) = attempts.into_iter().partition(has_begun);
         let record = &mut self.workers.all[worker];
         record.held = 0;
         record.short = 0;

@@ -94,10 +94,10 @@ impl Worker {
     pub(super) fn register(&mut self, peer: Peer, now: Moment) -> Event {
         self.peer = Some(peer);
         self.heartbeats.insert(0, now);
-        let held = self.attempts.iter().map(|(&attempt, held)| Held {
-            attempt,
-            running: held.began.map(|began| now.since(began)),
-            pid: if held.began.is_some() { 9 } else { 0 },
+        let held = self.attempts.iter().map(|(&attempt, held)| {
+            let ended = held.end(peer, attempt).is_some();
+            let running = held.began.filter(|_| !ended).map(|began| now.since(began));
+            Held { attempt, running, pid: if running.is_some() { 9 } else { 0 }, ended }
         });
         let held: Vec<Held> = held.collect();
         for (&id, attempt) in &self.attempts {
@@ -107,7 +107,12 @@ impl Worker {
             self.outbox.extend(attempt.end(peer, id));
         }
         let store = (!held.is_empty()).then_some(STORE);
-        let registration = Registration { pid: self.pid, store, ..registration(self.id, self.slots) };
+        let registration = Registration {
+            pid: self.pid,
+            instance: self.pid.into(),
+            store,
+            ..registration(self.id, self.slots)
+        };
         Event::Registered { peer, registration, held }
     }
 
