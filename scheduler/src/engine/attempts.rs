@@ -76,33 +76,17 @@ impl Engine {
 
     /// Dispatches a job to a worker.
     pub(super) fn dispatch(&mut self, job: u32, worker: u32, position: Position) {
-        let id = AttemptId { job: self.job_id(job), attempt: self.jobs.nodes[job].attempts + 1 };
         let spec = self.spec_of(job);
-        let (application, bundle, slots) = (spec.application, spec.bundle, spec.slots);
         let recipe = spec.recipe.clone();
-        let (priority, exclusive) = (recipe.options.get_priority(), recipe.options.is_exclusive());
         let short = self.services[spec.service].is_short();
+        let number = self.jobs.nodes[job].attempts + 1;
+        let attempt = Attempt { short, position, ..self.new_attempt(job, number, worker) };
+        let Attempt { id, application, slots, priority, .. } = attempt;
         self.move_job(job, Phase::Placed);
         let node = &mut self.jobs.nodes[job];
-        node.attempts = id.attempt;
+        node.attempts = number;
         let execution = node.executions + 1;
-        let attempt = self.add_attempt(Attempt {
-            job,
-            id,
-            next: NONE,
-            worker,
-            application,
-            bundle,
-            slots,
-            priority,
-            exclusive,
-            short,
-            fate: Fate::Open,
-            position,
-            began: None,
-            pid: 0,
-            recalled: false,
-        });
+        let attempt = self.add_attempt(attempt);
         let record = &mut self.workers.all[worker];
         match position {
             Position::Slot => {
@@ -122,6 +106,29 @@ impl Engine {
         self.job_changed(job);
         let checkpoint = self.newest_checkpoint(job);
         self.send(peer, Message::Start { attempt: id, execution, recipe, checkpoint });
+    }
+
+    /// An attempt of a job at a worker, which takes its slots and hasn't begun.
+    pub(super) fn new_attempt(&self, job: u32, number: u32, worker: u32) -> Attempt {
+        let spec = self.spec_of(job);
+        let options = &spec.recipe.options;
+        Attempt {
+            job,
+            id: AttemptId { job: self.job_id(job), attempt: number },
+            next: NONE,
+            worker,
+            application: spec.application,
+            bundle: spec.bundle,
+            slots: spec.slots,
+            priority: options.get_priority(),
+            exclusive: options.is_exclusive(),
+            short: false,
+            fate: Fate::Open,
+            position: Position::Slot,
+            began: None,
+            pid: 0,
+            recalled: false,
+        }
     }
 
     /// Makes an attempt the newest open one of its job, and one of its worker's.

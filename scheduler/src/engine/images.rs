@@ -7,12 +7,12 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
-use lrts_core::ids::{AttemptId, JobId, WorkerId};
+use lrts_core::ids::WorkerId;
 use lrts_core::limits::RETRY_BACKOFF_MIN;
 use lrts_core::status::JobState;
 
 use super::applications::Presence;
-use super::attempts::{Attempt, Fate, Position, Run};
+use super::attempts::{Attempt, Fate, Run};
 use super::jobs::{Delivery, EndedJob, Phase};
 use super::sessions::{FORGOTTEN, FORGOTTEN_TAKEN, Session};
 use super::slab::NONE;
@@ -100,7 +100,7 @@ impl Engine {
                     if matches!(image.stage, Stage::Ended { .. }) {
                         ended.push((age, index));
                     }
-                    engine.restore_job(index, id, image, age);
+                    engine.restore_job(index, image, age);
                 }
                 LoadedJob::Forgotten { taken } => engine.restore_forgotten(index, taken),
             }
@@ -177,7 +177,7 @@ impl Engine {
         self.sessions[session].jobs -= 1;
     }
 
-    fn restore_job(&mut self, job: u32, id: JobId, image: JobImage, age: Duration) {
+    fn restore_job(&mut self, job: u32, image: JobImage, age: Duration) {
         let JobImage {
             attempts,
             executions,
@@ -209,7 +209,7 @@ impl Engine {
             self.jobs.checkpoints.insert(job, checkpoints);
         }
         for open in open.iter().rev() {
-            self.restore_attempt(job, id, *open, age);
+            self.restore_attempt(job, *open, age);
         }
         let live = open.iter().find(|open| !open.lapsed);
         match stage {
@@ -250,36 +250,18 @@ impl Engine {
         }
     }
 
-    fn restore_attempt(&mut self, job: u32, id: JobId, open: OpenAttempt, age: Duration) {
+    fn restore_attempt(&mut self, job: u32, open: OpenAttempt, age: Duration) {
         let OpenAttempt { attempt, worker: worker_id, ran, lapsed } = open;
         let worker = match self.workers.by_id.get(&worker_id) {
             Some(&worker) => worker,
             None => self.restore_worker(worker_id, WorkerImage::default()),
         };
-        let spec = self.spec_of(job);
-        let (application, slots, bundle) = (spec.application, spec.slots, spec.bundle);
-        let options = &spec.recipe.options;
-        let (priority, exclusive) = (options.get_priority(), options.is_exclusive());
-        let id = AttemptId { job: id, attempt };
         let fate = if lapsed { Fate::Lapsed } else { Fate::Open };
-        let index = self.add_attempt(Attempt {
-            job,
-            id,
-            next: NONE,
-            worker,
-            application,
-            bundle,
-            slots,
-            priority,
-            exclusive,
-            short: false,
-            fate,
-            position: Position::Slot,
-            // The worker's inventory will say it better.
-            began: ran.map(|ran| self.now - age - ran),
-            pid: 0,
-            recalled: false,
-        });
+        // The worker's inventory will say it better.
+        let began = ran.map(|ran| self.now - age - ran);
+        let attempt = Attempt { fate, began, ..self.new_attempt(job, attempt, worker) };
+        let Attempt { application, slots, .. } = attempt;
+        let index = self.add_attempt(attempt);
         let record = &mut self.workers.all[worker];
         record.slots += slots;
         record.take_slots(&self.attempts[index]);
