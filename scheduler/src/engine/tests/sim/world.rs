@@ -66,7 +66,10 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let workers = (1..=rng.u64(2..=5)).map(|number| Worker::new(number, rng.u32(1..=4))).collect();
+        // The first has room for every job.
+        let slots = |number: u64, rng: &mut Rng| rng.u32(if number == 1 { 2..=4 } else { 1..=4 });
+        let workers = 1..=rng.u64(2..=5);
+        let workers = workers.map(|number| Worker::new(number, slots(number, &mut rng))).collect();
         let count = rng.u64(1..=3);
         let applications = (1..=count).map(|number| Application::new(number, SessionId(number))).collect();
         let mut world = Self {
