@@ -228,9 +228,8 @@ impl Application {
             }
             Message::Result { job, .. } => {
                 // It may come twice where it was asked for twice; the caller gets it once.
-                if self.wanted.remove(&job) && self.returned.insert(job) {
-                    self.results.push(job);
-                }
+                let is_new = self.wanted.remove(&job) && self.returned.insert(job);
+                self.results.extend(is_new.then_some(job));
             }
             Message::Gone { job, .. } => {
                 self.wanted.remove(&job);

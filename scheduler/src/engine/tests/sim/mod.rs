@@ -2,8 +2,8 @@
 //! applications and the scheduler that crash and come back; a disk that is slow and, at a crash, has not kept what it hadn't
 //! synced. A plain model keeps book of what was committed and said, and checks it.
 //!
-//! `LRTS_SIM_SEED=n cargo test -p lrts-scheduler --lib replays` replays one history, `LRTS_SIM_EVENTS=n cargo test --release -p
-//! lrts-scheduler --lib sim` makes each of them that long.
+//! `LRTS_SIM_SEED=n cargo test -p lrts-scheduler --lib replays` replays one history; `LRTS_SIM_EVENTS=n cargo test -p
+//! lrts-scheduler --lib nothing_is_lost` goes through so many more of them that there are this many events.
 
 mod applications;
 mod history;
@@ -15,15 +15,11 @@ use world::World;
 /// The engine's events in each history, at least.
 const EVENTS: u64 = 32_000;
 
-/// Histories of each of the tests below, which run side by side.
-const SEEDS: u64 = 4;
+/// The tests below, which run side by side.
+const SHARES: u64 = 8;
 
-fn events() -> u64 {
-    match std::env::var("LRTS_SIM_EVENTS") {
-        Ok(events) => events.parse().expect("LRTS_SIM_EVENTS is a number"),
-        Err(_) => EVENTS,
-    }
-}
+/// Events of all of them together, unless `LRTS_SIM_EVENTS` says otherwise.
+const ALL_EVENTS: u64 = 1_000_000;
 
 /// Says how to replay a history if it fails.
 struct Replay(u64);
@@ -36,18 +32,21 @@ impl Drop for Replay {
     }
 }
 
-fn run(seed: u64, events: u64) -> World {
+fn run(seed: u64) -> World {
     let _replay = Replay(seed);
     let mut world = World::new(seed);
-    world.run(events);
+    world.run(EVENTS);
     world
 }
 
-/// One of eight shares of all histories. Together they have a million events.
+/// One share of all histories.
 fn share(number: u64) {
-    let seeds = number * SEEDS..(number + 1) * SEEDS;
-    let handled: u64 = seeds.map(|seed| run(seed, events()).events).sum();
-    assert!(handled * 8 >= 1_000_000, "{handled} events are too few");
+    let all = std::env::var("LRTS_SIM_EVENTS");
+    let all = all.map_or(ALL_EVENTS, |events| events.parse().expect("LRTS_SIM_EVENTS is a number"));
+    let count = all.div_ceil(SHARES * EVENTS);
+    let seeds = number * count..(number + 1) * count;
+    let handled: u64 = seeds.map(|seed| run(seed).events).sum();
+    assert!(handled * SHARES >= all, "{handled} events are too few");
 }
 
 macro_rules! shares {
@@ -71,7 +70,7 @@ mod nothing_is_lost {
 fn a_seed_replays_its_history() {
     let seed = std::env::var("LRTS_SIM_SEED").ok();
     let seed = seed.map_or(1, |seed| seed.parse().expect("LRTS_SIM_SEED is a number"));
-    run(seed, events());
+    run(seed);
 }
 
 #[test]

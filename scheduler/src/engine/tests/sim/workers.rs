@@ -18,6 +18,8 @@ pub(super) struct Worker {
     pub(super) slots: u32,
     pid: u32,
     pub(super) peer: Option<Peer>,
+    /// Whether the scheduler has answered its registration on this connection.
+    registered: bool,
     pub(super) attempts: BTreeMap<AttemptId, Attempt>,
     /// On their way to it and from it; an event with the body that it brings.
     pub(super) inbox: Vec<Message>,
@@ -60,6 +62,7 @@ impl Worker {
             slots,
             pid: 1,
             peer: None,
+            registered: false,
             attempts: BTreeMap::new(),
             inbox: Vec::new(),
             outbox: Vec::new(),
@@ -73,6 +76,7 @@ impl Worker {
     /// Its connection ends: what is on its way is lost.
     pub(super) fn cut(&mut self) {
         self.peer = None;
+        self.registered = false;
         self.inbox.clear();
         self.outbox.clear();
         self.heartbeats.clear();
@@ -174,11 +178,14 @@ impl Worker {
             }),
             Message::Registered { closed, .. } => {
                 self.renew(0);
+                self.registered = true;
                 closed.iter().for_each(|attempt| {
                     self.attempts.remove(attempt);
                 });
             }
-            Message::Renewed { number } => self.renew(number),
+            // It overtakes what waits for a commit. Until the worker knows which of its attempts are closed, none of them may
+            // begin or go on because of it.
+            Message::Renewed { number } if self.registered => self.renew(number),
             _ => {}
         }
     }

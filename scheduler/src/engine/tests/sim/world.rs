@@ -66,7 +66,10 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let workers = (1..=rng.u64(2..=5)).map(|number| Worker::new(number, rng.u32(1..=4))).collect();
+        // The first has room for every job.
+        let slots = |number: u64, rng: &mut Rng| rng.u32(if number == 1 { 2..=4 } else { 1..=4 });
+        let workers = 1..=rng.u64(2..=5);
+        let workers = workers.map(|number| Worker::new(number, slots(number, &mut rng))).collect();
         let count = rng.u64(1..=3);
         let applications = (1..=count).map(|number| Application::new(number, SessionId(number))).collect();
         let mut world = Self {
@@ -104,10 +107,10 @@ impl World {
         let application = self.rng.usize(..self.applications.len());
         match self.rng.u32(0..1_000) {
             0..60 => self.applications[application].schedule(&mut self.rng),
-            60..200 => self.to_application(application),
-            200..330 => self.from_application(application),
-            330..480 => self.to_worker(worker, true),
-            480..640 => self.from_worker(worker, true),
+            60..200 => self.tell_application(application),
+            200..330 => self.hear_application(application),
+            330..480 => self.tell_worker(worker, true),
+            480..640 => self.hear_worker(worker, true),
             640..720 => self.begin(worker),
             720..790 => self.workers[worker].end(&mut self.rng, true, self.now),
             790..820 => self.checkpoint(worker),
@@ -191,13 +194,13 @@ impl World {
         }
         for index in 0..self.workers.len() {
             for _ in 0..self.rng.usize(..=self.workers[index].inbox.len()) {
-                self.to_worker(index, false);
+                self.tell_worker(index, false);
             }
             self.workers[index].cut();
         }
         for index in 0..self.applications.len() {
             for _ in 0..self.rng.usize(..=self.applications[index].inbox.len()) {
-                self.to_application(index);
+                self.tell_application(index);
             }
             self.applications[index].cut();
         }
@@ -380,7 +383,7 @@ impl World {
     }
 
     /// Brings a worker one of the messages that are on their way to it.
-    fn to_worker(&mut self, index: usize, faults: bool) {
+    fn tell_worker(&mut self, index: usize, faults: bool) {
         let inbox = &mut self.workers[index].inbox;
         if inbox.is_empty() {
             return;
@@ -393,7 +396,7 @@ impl World {
     }
 
     /// Brings the scheduler one of the messages that are on their way from a worker.
-    fn from_worker(&mut self, index: usize, faults: bool) {
+    fn hear_worker(&mut self, index: usize, faults: bool) {
         let outbox = &mut self.workers[index].outbox;
         if outbox.is_empty() {
             return;
@@ -415,8 +418,8 @@ impl World {
             if worker.inbox.is_empty() && worker.outbox.is_empty() {
                 return;
             }
-            self.to_worker(index, false);
-            self.from_worker(index, false);
+            self.tell_worker(index, false);
+            self.hear_worker(index, false);
         }
         let Worker { inbox, outbox, .. } = &self.workers[index];
         panic!("a worker and the scheduler never fall silent: {inbox:?}; {outbox:?}");
@@ -488,7 +491,7 @@ impl World {
         self.handle(Event::Attached { peer, attach }, 0);
     }
 
-    fn to_application(&mut self, index: usize) {
+    fn tell_application(&mut self, index: usize) {
         if self.applications[index].inbox.is_empty() {
             return;
         }
@@ -498,7 +501,7 @@ impl World {
         }
     }
 
-    fn from_application(&mut self, index: usize) {
+    fn hear_application(&mut self, index: usize) {
         if self.applications[index].outbox.is_empty() {
             return;
         }
@@ -551,8 +554,8 @@ impl World {
             }
             for index in 0..self.applications.len() {
                 self.attach(index);
-                self.to_application(index);
-                self.from_application(index);
+                self.tell_application(index);
+                self.hear_application(index);
                 self.applications[index].return_results(&mut self.history);
                 if round % 200 == 100 {
                     self.applications[index].list(&self.history);
@@ -592,7 +595,7 @@ impl World {
         for _ in 0..ROUNDS {
             self.committed();
             for index in 0..self.applications.len() {
-                self.from_application(index);
+                self.hear_application(index);
             }
             for index in 0..self.workers.len() {
                 self.join(index);
