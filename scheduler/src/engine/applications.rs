@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lrts_core::clock::Moment;
 use lrts_core::ids::{ApplicationId, JobId, SessionId, ranges};
-use lrts_core::limits::{LISTED_RANGES, SERVICE_NAME_BYTES, SERVICES_PER_BUNDLE};
+use lrts_core::limits::{LISTED_RANGES, ORPHAN_GRACE, SERVICE_NAME_BYTES, SERVICES_PER_BUNDLE};
 use lrts_core::spec::OnDisconnect;
 use lrts_core::status::{Failure, FailureKind, JobState};
 
@@ -358,6 +358,10 @@ impl Engine {
         let node = self.forget_node(job);
         let taken = node.delivery == Delivery::Taken;
         self.persist(Record::JobForgotten { job: id, taken });
+        if self.jobs.astray.remove(&job) && self.sessions[node.session].is_keyed() {
+            self.jobs.left.insert(id, node.attempts);
+            self.jobs.left_until.push_back((self.now + ORPHAN_GRACE, id));
+        }
         let session = &mut self.sessions[node.session];
         session.set(node.sequence, if taken { FORGOTTEN_TAKEN } else { FORGOTTEN });
         session.jobs -= 1;

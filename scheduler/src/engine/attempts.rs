@@ -495,6 +495,7 @@ impl Engine {
         };
         self.jobs.verdicts.remove(&job);
         while self.jobs.nodes[job].open != NONE {
+            self.jobs.astray.insert(job);
             self.fence(self.jobs.nodes[job].open);
         }
         self.jobs.checkpoints.remove(&job);

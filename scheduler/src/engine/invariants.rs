@@ -140,7 +140,7 @@ impl Engine {
             let timer = worker.lease_timer;
             assert!(timer.is_some_and(|at| self.timers.contains(&(at, Timer::Lease(index)))), "watched");
             assert!(
-                worker.standing != Standing::Lost || !worker.attempts.is_empty(),
+                worker.standing != Standing::Lost || !worker.attempts.is_empty() || worker.draining.is_some(),
                 "the lost are forgotten"
             );
         }

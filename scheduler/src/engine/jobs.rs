@@ -5,7 +5,7 @@
 //! few jobs have is in side tables.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -208,6 +208,12 @@ pub(super) struct Jobs {
     pub(super) verdicts: BTreeMap<u32, (Failure, Run)>,
     /// The keys of those that have one.
     pub(super) keys: BTreeMap<u32, Key>,
+    /// Terminal ones of which an attempt may still be somewhere, so that its number may not be used again.
+    pub(super) astray: BTreeSet<u32>,
+    /// Their last attempts once they are forgotten, for jobs with a key: if the key comes again, numbers go on.
+    pub(super) left: BTreeMap<JobId, u32>,
+    /// Until when that is remembered.
+    pub(super) left_until: VecDeque<(Moment, JobId)>,
     /// Attempts whose checkpoints are kept, the newest checkpoint last.
     pub(super) checkpoints: BTreeMap<u32, Vec<u32>>,
     /// How many jobs are in each state, in the order of [`JobState::ALL`].
@@ -225,6 +231,9 @@ impl Jobs {
             last_failures: BTreeMap::new(),
             verdicts: BTreeMap::new(),
             keys: BTreeMap::new(),
+            astray: BTreeSet::new(),
+            left: BTreeMap::new(),
+            left_until: VecDeque::new(),
             checkpoints: BTreeMap::new(),
             counts: [0; JobState::ALL.len()],
             generations: 0,

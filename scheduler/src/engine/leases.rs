@@ -148,6 +148,17 @@ impl Engine {
         }
     }
 
+    /// A drained worker that isn't heard of for so long needn't be known when it is back.
+    fn forget_drain(&mut self, worker: u32) {
+        if let Some(record) = self.workers.all.get_mut(worker)
+            && record.draining.take().is_some()
+        {
+            self.cancel_drain_timer(worker);
+            self.keep_worker(worker);
+            self.forget_worker_if_empty(worker);
+        }
+    }
+
     pub(super) fn check_lease(&mut self, worker: u32) {
         let (interval, lost_after) = (self.interval(), self.lost_after());
         let now = self.now;
@@ -157,6 +168,7 @@ impl Engine {
         if record.standing == Standing::Lost {
             if silent >= ORPHAN_GRACE {
                 self.give_up_held(worker);
+                self.forget_drain(worker);
             }
             // Its other attempts go on counting: their jobs were placed again, and whoever is first brings the result.
             if self.workers.all.get(worker).is_some() {

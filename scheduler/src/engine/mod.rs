@@ -252,6 +252,12 @@ impl Engine {
                 Timer::Drain(worker) => self.drain_overdue(worker),
             }
         }
+        while let Some(&(until, job)) = self.jobs.left_until.front()
+            && until <= self.now
+        {
+            self.jobs.left_until.pop_front();
+            self.jobs.left.remove(&job);
+        }
         while let Some(&(at, job)) = self.retention.front()
             && at <= self.now
         {

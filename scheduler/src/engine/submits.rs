@@ -135,6 +135,11 @@ impl Engine {
                     keyed.push(KeyedRecord { sequence, job, key: text, digest });
                     let index = self.add_job(session, job.sequence, spec);
                     self.sessions[session].set(job.sequence, index);
+                    let attempts = self.jobs.left.remove(&job).unwrap_or(0);
+                    if attempts > 0 {
+                        self.jobs.nodes[index].attempts = attempts;
+                        self.job_changed(index);
+                    }
                     self.jobs.keys.insert(index, key);
                 }
             }

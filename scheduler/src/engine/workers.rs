@@ -371,7 +371,7 @@ impl Engine {
     }
 
     /// Keeps what is to be known of a worker beyond its attempts.
-    fn keep_worker(&mut self, worker: u32) {
+    pub(super) fn keep_worker(&mut self, worker: u32) {
         let Worker { id, absent, draining, .. } = &self.workers.all[worker];
         let image = WorkerImage { absent: *absent, draining: draining.clone() };
         let record = Record::Worker {
@@ -408,7 +408,7 @@ impl Engine {
         }
     }
 
-    fn cancel_drain_timer(&mut self, worker: u32) {
+    pub(super) fn cancel_drain_timer(&mut self, worker: u32) {
         if let Some(at) = self.workers.all[worker].drain_timer.take() {
             self.timers.remove(&(at, Timer::Drain(worker)));
         }
@@ -574,6 +574,11 @@ impl Engine {
     pub(super) fn goodbye(&mut self, peer: Peer) {
         let Some(worker) = self.heard_worker(peer) else { return };
         self.peers.remove(&peer);
+        // Another start of it has nothing to do with this drain.
+        if self.workers.all[worker].draining.take().is_some() {
+            self.cancel_drain_timer(worker);
+            self.keep_worker(worker);
+        }
         self.close_all(worker);
         self.note(Note::WorkerLeft { worker: self.workers.all[worker].id });
         self.give_up(worker);
@@ -617,7 +622,8 @@ impl Engine {
 
     pub(super) fn forget_worker_if_empty(&mut self, worker: u32) {
         let record = &self.workers.all[worker];
-        if record.standing == Standing::Lost && record.attempts.is_empty() {
+        // One that drains is to do so when it is back.
+        if record.standing == Standing::Lost && record.attempts.is_empty() && record.draining.is_none() {
             if let Some(at) = record.lease_timer {
                 self.timers.remove(&(at, Timer::Lease(worker)));
             }

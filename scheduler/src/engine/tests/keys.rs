@@ -4,7 +4,7 @@ use lrts_core::ids::{JobId, SessionId};
 use lrts_core::spec::{JobOptions, OnDisconnect};
 use lrts_core::status::{JobState, RefusalCause};
 
-use super::cluster::{Cluster, RETENTION, attach_of, attempt, job_of};
+use super::cluster::{Cluster, LOST_AFTER, RETENTION, attach_of, attempt, held, job_of};
 use crate::engine::{Event, ListedJobs, Message, Reason, Submit};
 use crate::record::{ApplicationImage, Record, Submitted};
 
@@ -265,4 +265,24 @@ fn what_there_is_no_room_for_is_refused_at_once_and_known_jobs_are_not() {
     assert_eq!(cluster.state(session.job(1)), JobState::Queued);
     assert!(cluster.submit(peer, 3, JobOptions::new(), &[1]).says(peer, &Message::Accepted { through: 3 }));
     assert_eq!(cluster.state(session.job(3)), JobState::Queued);
+}
+
+#[test]
+fn a_key_that_comes_again_takes_no_result_of_an_attempt_that_went_astray() {
+    let mut cluster = Cluster::new();
+    let (peer, _) = cluster.application("a", 1);
+    let lost = cluster.worker(1, 1);
+    cluster.submit_keys(peer, 1, &[("k", 5)]);
+    cluster.began(lost, attempt(keyed("k"), 1));
+    cluster.handle(Event::Disconnected { peer: lost });
+    cluster.pass(LOST_AFTER);
+    cluster.handle(Event::StopAsked { peer });
+    cluster.handle(Event::Disconnected { peer });
+    let (peer, _) = cluster.application("a", 2);
+    cluster.submit_keys(peer, 1, &[("k", 6)]);
+    let (worker, back) = cluster.rejoin(1, 1, vec![held(keyed("k"), 1)]);
+    assert_eq!(back.starts(), [(worker, attempt(keyed("k"), 2))]);
+    cluster.want(peer, keyed("k"));
+    assert!(cluster.finished(worker, attempt(keyed("k"), 1)).results().is_empty());
+    assert_eq!(cluster.finished(worker, attempt(keyed("k"), 2)).results().len(), 1);
 }
