@@ -8,7 +8,8 @@
 //!              bundles, commands
 //! ```
 //! - `engine` decides everything and does no I/O: read `engine/mod.rs` first, then `engine/events.rs`.
-//! - `event_loop` is the one `select!`. What relies on a record is sent once the `store` has committed it.
+//! - `event_loop` is the one `select!`. What relies on a record is sent once the `store` has committed it, until then it waits in
+//!   `commits`.
 //! - `convert` maps messages to events and back, and refuses what no honest peer sends.
 //! - `record` is what outlives the process. `store` keeps it, and bodies (payloads, results, output, checkpoints); the engine
 //!   knows their lengths only.
@@ -22,6 +23,7 @@
 mod bundles;
 pub mod cli;
 mod commands;
+mod commits;
 mod config;
 mod convert;
 mod engine;
