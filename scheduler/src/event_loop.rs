@@ -404,3 +404,6 @@ fn log(note: Note) {
         Note::JobEnded { job, failed } => debug!(%job, failed, "job ended"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -193,6 +193,8 @@ fn message_of(to: Peer, read: Read) -> Result<Option<Message>, Due> {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use lrts_core::ids::AttemptId;
+    use lrts_core::spec::{BundleRef, JobOptions};
     use tokio::sync::oneshot;
 
     use super::*;
@@ -234,6 +236,49 @@ mod tests {
 
     #[tokio::test]
     async fn a_result_that_is_gone_frees_those_behind_it() {
+        let mut outbox = Outbox::default();
+        let job = lrts_core::ids::SessionId(1).job(1);
+        let (read, bodies) = oneshot::channel::<Result<ResultBodies, ReadError>>();
+        assert!(outbox.push(Peer(1), Outgoing::Result(job, report(), Fetched::Later(bodies))).is_none());
+        assert!(outbox.push(Peer(1), Outgoing::Ready(Message::new("", "behind"))).is_none());
+        drop(read);
+        let came = outbox.next().await;
+        assert_eq!(sent(outbox.came(came)), [(Peer(1), "behind".into())]);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_now_fails_nobody() {
+        let mut outbox = Outbox::default();
+        let job = lrts_core::ids::SessionId(1).job(1);
+        let attempt = AttemptId { job, attempt: 1 };
+        let error = || ReadError::Io(std::io::Error::other("too many open files"));
+        let start = Box::new(worker::Start {
+            attempt,
+            execution: 1,
+            application: "app".parse().unwrap(),
+            bundle: BundleRef::Installed("tools".into()),
+            service: "double".into(),
+            options: JobOptions::new(),
+            checkpoint_bytes: None,
+            progress_rtt_test: Duration::ZERO,
+        });
+        assert!(outbox.push(Peer(1), Outgoing::Start(start, Fetched::Now(Err(error())))).is_none());
+        let came = outbox.next().await;
+        let due = outbox.came(came);
+        assert!(
+            matches!(&due[..], [Due::Unread(Peer(1), start)] if start.attempt == attempt) && outbox.failing
+        );
+
+        let (read, bodies) = oneshot::channel();
+        assert!(outbox.push(Peer(1), Outgoing::Result(job, report(), Fetched::Later(bodies))).is_none());
+        let _ = read.send(Err(error()));
+        let came = outbox.next().await;
+        let due = outbox.came(came);
+        assert!(matches!(&due[..], [Due::ReadAgain(Peer(1), again, _)] if *again == job));
+    }
+
+    #[tokio::test]
+    async fn a_closed_store_sends_nothing_and_holds_up_nothing() {
         let mut outbox = Outbox::default();
         let job = lrts_core::ids::SessionId(1).job(1);
         let (read, bodies) = oneshot::channel::<Result<ResultBodies, ReadError>>();
