@@ -118,6 +118,12 @@ impl DurableStore {
         Ok(Self { epoch, identity, loaded: content.loaded, shared, work, reads, threads })
     }
 
+    /// How often the database was opened.
+    #[cfg(test)]
+    pub(super) fn opened(&self) -> u64 {
+        self.shared.opened()
+    }
+
     /// Answers from memory if `cached` can, otherwise reads.
     fn fetch<T: Send + 'static>(
         &self,

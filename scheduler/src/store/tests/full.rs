@@ -223,8 +223,13 @@ fn a_full_disk_is_left_alone_until_there_is_room() {
         let ballast = Ballast::fill(root);
         let full = FullDisk::seen(root);
         assert!(!full.has_changed(root));
-        let stuck = start_commit(&mut store, vec![submit(SESSION, 1, &[bytes(1, 5 << 20)])]);
+        // All of it goes into the database.
+        let payloads = vec![bytes(1, 10_000); 500];
+        let stuck = start_commit(&mut store, vec![submit(SESSION, 1, &payloads)]);
         until("full", || matches!(store.health(), Health::Full(_)));
+        let since = Moment::now();
+        until("a few times as long as it is left alone", || since.elapsed() > Duration::from_millis(3_500));
+        assert!(store.opened() <= 2, "it was opened {} times", store.opened());
         ballast.remove();
         assert!(full.has_changed(root));
         stuck.recv_timeout(PATIENCE).unwrap();
