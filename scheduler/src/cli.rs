@@ -29,7 +29,7 @@ pub struct SchedulerArgs {
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 1)]
     pub timeout: u64,
 
-    /// Directory for jobs, results and uploaded programs [default: scheduler-PORT in the user's state directory]
+    /// Directory for jobs, results and uploaded programs, made at the first start [default: scheduler-PORT in the user's state directory]
     #[arg(long, value_name = "DIRECTORY")]
     pub state_dir: Option<PathBuf>,
 

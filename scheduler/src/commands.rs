@@ -42,6 +42,13 @@ pub(crate) struct Commands {
     lists: Vec<(ConnectionId, u32, Moment)>,
 }
 
+/// What the engine is to know of a command, and what is answered once the records that come of it are durable.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) event: Event,
+    pub(crate) answer: ToCommand,
+}
+
 /// What an attempt that has ended has printed, and for whom. Or why there is nothing.
 pub(crate) struct OutputRead {
     to: ConnectionId,
@@ -67,7 +74,7 @@ impl Commands {
         outputs.chain(self.lists.iter().map(|&(_, _, at)| at)).min()
     }
 
-    /// Answers a command, or begins to. Returns what the engine is to know.
+    /// Answers a command, or begins to; one that orders something is left to the caller.
     pub(crate) fn asked(
         &mut self,
         from: ConnectionId,
@@ -75,7 +82,7 @@ impl Commands {
         engine: &Engine,
         store: &dyn Store,
         connection_of: impl Fn(Peer) -> Option<ConnectionId>,
-    ) -> Option<Event> {
+    ) -> Option<Asked> {
         let now = Moment::now();
         match command {
             FromCommand::Status => {
@@ -98,14 +105,12 @@ impl Commands {
                 self.answer(from, &ToCommand::Applications { rows }, Bytes::new());
             }
             FromCommand::CancelApplication { application } => {
-                let jobs = engine.unfinished(application);
-                self.answer(from, &ToCommand::ApplicationCancelled { jobs }, Bytes::new());
-                return Some(Event::ApplicationCancelled { application });
+                let answer = ToCommand::ApplicationCancelled { jobs: engine.unfinished(application) };
+                return Some(Asked { event: Event::ApplicationCancelled { application }, answer });
             }
             FromCommand::Drain { worker, deadline } => {
-                let attempts = engine.attempts_at(worker);
-                self.answer(from, &ToCommand::Draining { attempts }, Bytes::new());
-                return Some(Event::DrainOrdered { worker, deadline });
+                let answer = ToCommand::Draining { attempts: engine.attempts_at(worker) };
+                return Some(Asked { event: Event::DrainOrdered { worker, deadline }, answer });
             }
             FromCommand::Logs { job } => self.logs(from, job, engine, store, connection_of),
             FromCommand::Cancel { jobs } => {
@@ -117,8 +122,8 @@ impl Commands {
                         Some(_) => {}
                     }
                 }
-                self.answer(from, &ToCommand::Cancelled { unknown, ended }, Bytes::new());
-                return Some(Event::JobsCancelled { jobs });
+                let answer = ToCommand::Cancelled { unknown, ended };
+                return Some(Asked { event: Event::JobsCancelled { jobs }, answer });
             }
         }
         None
@@ -239,7 +244,8 @@ impl Commands {
         }
     }
 
-    fn answer(&self, to: ConnectionId, head: &ToCommand, body: Bytes) {
+    /// Answers a command.
+    pub(crate) fn answer(&self, to: ConnectionId, head: &ToCommand, body: Bytes) {
         if let Err(error) = self.handle.send(to, Message::new(codec::encode(head), body)) {
             debug!(connection = %to, %error, "answer to a command not sent");
         }

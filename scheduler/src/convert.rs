@@ -68,12 +68,20 @@ impl InputBodies {
     pub(crate) fn for_record(&mut self, record: &Record) -> Bodies {
         match (record, std::mem::replace(self, InputBodies::Nothing)) {
             (
-                Record::Submitted(Submitted { first: accepted, .. }),
+                Record::Submitted(Submitted { first: accepted, skipped, .. }),
                 InputBodies::Payloads { first, mut payloads },
             ) => {
                 // Those before were accepted with an earlier message.
                 let known = usize::try_from(accepted - first).expect("a submit is a message in memory");
-                Bodies::Payloads(payloads.split_off(known))
+                let mut payloads = payloads.split_off(known);
+                for sequence in skipped {
+                    // Nothing of it is kept, so it takes no room while it waits either.
+                    let index = usize::try_from(sequence - accepted).ok();
+                    if let Some(payload) = index.and_then(|index| payloads.get_mut(index)) {
+                        *payload = Bytes::new();
+                    }
+                }
+                Bodies::Payloads(payloads)
             }
             (Record::AttemptEnded { .. }, InputBodies::Ended(bodies)) => Bodies::Ended(bodies),
             (Record::Checkpoint { .. }, InputBodies::Checkpoint(bytes)) => Bodies::Checkpoint(bytes),
@@ -307,14 +315,7 @@ pub(crate) fn outgoing(message: Message, store: &dyn Store) -> Outgoing {
                 checkpoint_bytes: None,
                 progress_rtt_test: *progress_rtt_test,
             };
-            let bodies = match store.payload(attempt.job, checkpoint) {
-                // The checkpoint has been dropped since: the attempt is stale, or begins without it.
-                Fetched::Now(Err(ReadError::Missing)) if checkpoint.is_some() => {
-                    store.payload(attempt.job, None)
-                }
-                bodies @ (Fetched::Now(_) | Fetched::Later(_)) => bodies,
-            };
-            Outgoing::Start(Box::new(start), bodies)
+            Outgoing::Start(Box::new(start), store.payload(attempt.job, checkpoint))
         }
         Message::Stop { attempt } => to_worker(ToWorker::Stop { attempt, at_once: false }),
         Message::Recall { attempt } => to_worker(ToWorker::Recall { attempt }),
@@ -406,5 +407,29 @@ pub(crate) fn status(engine: &crate::engine::Engine, health: Health, uptime: std
             Health::Good => String::new(),
             Health::Full(error) | Health::Failing(error) => error,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn payloads_that_nobody_keeps_take_no_room() {
+        let payloads = vec![Bytes::from(vec![7; 1_000]); 4];
+        let mut bodies = InputBodies::Payloads { first: 1, payloads };
+        let job = NewJob { service: 0, options: 0, payload_bytes: 1_000 };
+        let submitted = Submitted {
+            session: SessionId(1),
+            first: 2,
+            options: [].into(),
+            jobs: vec![job; 3],
+            skipped: vec![2, 4],
+            keyed: Vec::new(),
+        };
+        let bodies = bodies.for_record(&Record::Submitted(submitted));
+        assert_eq!(bodies.bytes(), 1_000);
+        let Bodies::Payloads(payloads) = bodies else { panic!("{bodies:?}") };
+        assert_eq!(payloads.iter().map(Bytes::len).collect::<Vec<_>>(), [0, 1_000, 0]);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use bytes::Bytes;
 use lrts_core::clock::{self, Moment};
 use lrts_core::protocol::codec;
 use lrts_core::protocol::command::FromCommand;
@@ -15,15 +16,15 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, trace, warn};
 
 use crate::bundles::{Bundles, Request};
-use crate::commands::Commands;
+use crate::commands::{Asked, Commands};
+use crate::commits::{Commits, Waiting};
 use crate::convert::{self, BadMessage, Input, InputBodies, Outgoing};
 use crate::engine::{self, Action, AttemptOutcome, Engine, Event, Note, Peer, Reason};
 use crate::outbox::{Due, Outbox};
-use crate::store::{Entry, Store};
+use crate::store::{Health, Store};
 
-/// Bodies that may wait for the disk, in bytes. Beyond it only what is urgent is read from peers, so that a disk that is full or
-/// slow fills no memory and silences no worker.
-const BACKLOG_BYTES: u64 = 256 << 20;
+/// How soon a batch that is held up is looked at again: the disk may have become full meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long the end waits for the store.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
@@ -35,6 +36,9 @@ pub(crate) struct EventLoop {
     engine: Engine,
     store: Box<dyn Store>,
     commits: Commits,
+    /// Hears of each batch that is durable.
+    done: mpsc::UnboundedReceiver<()>,
+    done_sender: mpsc::UnboundedSender<()>,
     outbox: Outbox,
     bundles: Bundles,
     commands: Commands,
@@ -52,21 +56,6 @@ struct Connection {
     role: Role,
 }
 
-/// Records on their way into the store, and what may be said once they are there.
-struct Commits {
-    /// To be committed next.
-    batch: Vec<Entry>,
-    /// Bytes of its bodies, and of those that are under way.
-    batch_bytes: u64,
-    under_way_bytes: u64,
-    /// To be sent once `batch` is.
-    after_batch: Vec<(Peer, engine::Message)>,
-    /// To be sent once the batch that is under way is; none if none is.
-    under_way: Option<Vec<(Peer, engine::Message)>>,
-    done: mpsc::UnboundedReceiver<()>,
-    done_sender: mpsc::UnboundedSender<()>,
-}
-
 impl EventLoop {
     pub(crate) fn new(server: Server, engine: Engine, store: Box<dyn Store>, bundles: Bundles) -> Self {
         let (done_sender, done) = mpsc::unbounded_channel();
@@ -77,15 +66,9 @@ impl EventLoop {
             handle,
             engine,
             store,
-            commits: Commits {
-                batch: Vec::new(),
-                batch_bytes: 0,
-                under_way_bytes: 0,
-                after_batch: Vec::new(),
-                under_way: None,
-                done,
-                done_sender,
-            },
+            commits: Commits::default(),
+            done,
+            done_sender,
             outbox: Outbox::default(),
             bundles,
             connections: BTreeMap::new(),
@@ -104,11 +87,12 @@ impl EventLoop {
         self.turn();
         loop {
             let engine_due = self.engine.next_deadline();
-            let has_room = self.commits.batch_bytes + self.commits.under_way_bytes <= BACKLOG_BYTES;
-            let due = engine_due.into_iter().chain(self.commands.next_deadline()).min();
+            let has_room = self.commits.has_room();
+            let held_up = self.commits.is_held_up().then(|| Moment::now() + LOOK_AGAIN);
+            let due = engine_due.into_iter().chain(self.commands.next_deadline()).chain(held_up).min();
             tokio::select! {
                 () = shutdown.requested() => break,
-                Some(()) = self.commits.done.recv() => self.committed(),
+                Some(()) = self.done.recv() => self.committed(),
                 event = self.server.next_if(has_room) => self.server_event(event),
                 outcome = self.bundles.next() => self.inbox.extend(self.bundles.uploaded(outcome)),
                 read = self.outbox.next() => {
@@ -143,7 +127,7 @@ impl EventLoop {
                 self.handle_event(event, InputBodies::Nothing);
             }
             self.commit();
-            match self.commits.done.try_recv() {
+            match self.done.try_recv() {
                 Ok(()) => self.committed(),
                 Err(_) if self.inbox.is_empty() => return,
                 Err(_) => {}
@@ -192,7 +176,8 @@ impl EventLoop {
         match input {
             Ok(Input::Event(mut event, bodies)) => {
                 if let Event::Submitted { submit, .. } = &mut event {
-                    submit.no_room = self.store.refuses(self.commits.batch_bytes + message.body.len() as u64);
+                    submit.no_room =
+                        self.store.refuses(self.commits.gathered_bytes() + message.body.len() as u64);
                 }
                 self.handle_event(event, bodies);
             }
@@ -221,9 +206,12 @@ impl EventLoop {
             Ok(command) => {
                 let by_peer = &self.by_peer;
                 let connection_of = |peer| by_peer.get(&peer).copied();
-                let event =
+                let asked =
                     self.commands.asked(connection, command, &self.engine, &*self.store, connection_of);
-                self.inbox.extend(event);
+                if let Some(Asked { event, answer }) = asked {
+                    self.handle_event(event, InputBodies::Nothing);
+                    self.say_after(Waiting::Answer(connection, answer));
+                }
             }
             Err(error) => self.bad_message(connection, &error.into()),
         }
@@ -253,18 +241,9 @@ impl EventLoop {
         match action {
             Action::Persist(record) => {
                 let bodies = bodies.for_record(&record);
-                self.commits.batch_bytes += bodies.bytes();
-                self.commits.batch.push(Entry { record, bodies });
+                self.commits.keep(record, bodies);
             }
-            Action::Send { to, message } => {
-                if !self.commits.batch.is_empty() {
-                    self.commits.after_batch.push((to, message));
-                } else if let Some(waiting) = &mut self.commits.under_way {
-                    waiting.push((to, message));
-                } else {
-                    self.send(to, message);
-                }
-            }
+            Action::Send { to, message } => self.say_after(Waiting::Message(to, message)),
             Action::SendAtOnce { to, message } => self.send_at_once(to, message),
             Action::Disconnect { peer, reason } => self.disconnect(peer, reason),
             Action::BundleInUse { digest, in_use } => self.bundles.set_in_use(digest, in_use),
@@ -272,15 +251,13 @@ impl EventLoop {
         }
     }
 
-    /// Starts to commit what has gathered, unless a commit is under way.
+    /// Starts to commit what has gathered, if it may.
     fn commit(&mut self) {
-        if self.commits.under_way.is_some() || self.commits.batch.is_empty() {
+        let store = &self.store;
+        let Some(batch) = self.commits.hand_over(|| matches!(store.health(), Health::Full(_))) else {
             return;
-        }
-        let batch = std::mem::take(&mut self.commits.batch);
-        self.commits.under_way_bytes = std::mem::take(&mut self.commits.batch_bytes);
-        self.commits.under_way = Some(std::mem::take(&mut self.commits.after_batch));
-        let done = self.commits.done_sender.clone();
+        };
+        let done = self.done_sender.clone();
         let epoch = self.store.epoch();
         let done = move || {
             // Nobody listens any more once the loop has ended.
@@ -290,9 +267,22 @@ impl EventLoop {
     }
 
     fn committed(&mut self) {
-        self.commits.under_way_bytes = 0;
-        for (to, message) in self.commits.under_way.take().unwrap_or_default() {
-            self.send(to, message);
+        for waiting in self.commits.committed() {
+            self.say(waiting);
+        }
+    }
+
+    /// Says something once all that was kept so far is durable.
+    fn say_after(&mut self, waiting: Waiting) {
+        if let Some(waiting) = self.commits.say_after(waiting) {
+            self.say(waiting);
+        }
+    }
+
+    fn say(&mut self, waiting: Waiting) {
+        match waiting {
+            Waiting::Message(to, message) => self.send(to, message),
+            Waiting::Answer(to, answer) => self.commands.answer(to, &answer, Bytes::new()),
         }
     }
 
@@ -326,6 +316,10 @@ impl EventLoop {
                     debug!(%connection, %error, "message not sent");
                 }
             }
+            Due::Unread(peer, start) => {
+                self.inbox.push_back(Event::Returned { peer, attempts: vec![start.attempt] });
+            }
+            Due::ReadAgain(to, job, report) => self.send(to, engine::Message::Result { job, report }),
             Due::NoPayload(peer, start, error) => {
                 // Of an attempt whose job has ended since, this is ignored. Otherwise the store has lost the payload, and no
                 // other start would bring it back.
@@ -410,3 +404,6 @@ fn log(note: Note) {
         Note::JobEnded { job, failed } => debug!(%job, failed, "job ended"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,8 @@
 //!              bundles, commands
 //! ```
 //! - `engine` decides everything and does no I/O: read `engine/mod.rs` first, then `engine/events.rs`.
-//! - `event_loop` is the one `select!`. What relies on a record is sent once the `store` has committed it.
+//! - `event_loop` is the one `select!`. What relies on a record is sent once the `store` has committed it, until then it waits in
+//!   `commits`.
 //! - `convert` maps messages to events and back, and refuses what no honest peer sends.
 //! - `record` is what outlives the process. `store` keeps it, and bodies (payloads, results, output, checkpoints); the engine
 //!   knows their lengths only.
@@ -22,6 +23,7 @@
 mod bundles;
 pub mod cli;
 mod commands;
+mod commits;
 mod config;
 mod convert;
 mod engine;
@@ -34,6 +36,7 @@ mod store;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use lrts_core::clock::Moment;
 use lrts_core::command_line::{CommandError, exit_code};
@@ -50,7 +53,10 @@ use engine::{Engine, Settings};
 use event_loop::EventLoop;
 use record::Loaded;
 use state_dir::StateDir;
-use store::{DurableStore, Store};
+use store::{DurableStore, FullDisk, Store};
+
+/// How soon a full disk is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why a scheduler can't run.
 #[derive(Debug, thiserror::Error)]
@@ -107,7 +113,9 @@ pub async fn run(
     shutdown: Shutdown,
 ) -> Result<(), RunError> {
     config.check()?;
-    let (state, store, loaded) = open(config.state_dir.clone()).await?;
+    let Some((state, store, loaded)) = open_when_room(config.state_dir.clone(), &shutdown).await? else {
+        return Ok(());
+    };
     let socket_dir = SocketDir::create().map_err(RunError::SocketDir)?;
     let accepts = vec![Role::Worker, Role::Client, Role::Admin];
     let server = ServerConfig {
@@ -139,6 +147,33 @@ pub async fn run(
     Ok(())
 }
 
+/// Opens the state directory, once there is room on its disk. None if somebody asks for the end before.
+async fn open_when_room(
+    path: Option<PathBuf>,
+    shutdown: &Shutdown,
+) -> Result<Option<(StateDir, DurableStore, Loaded)>, StoreError> {
+    let mut full: Option<FullDisk> = None;
+    loop {
+        let directory = path.clone().unwrap_or_else(std::env::temp_dir);
+        if full.is_none_or(|full| full.has_changed(&directory)) {
+            match open(path.clone()).await {
+                Err(error @ StoreError::DiskFull { .. }) => {
+                    if full.is_none() {
+                        let cause = std::error::Error::source(&error).map(ToString::to_string);
+                        warn!(%error, cause, "waiting for room");
+                    }
+                    full = Some(FullDisk::seen(&directory));
+                }
+                opened => return opened.map(Some),
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            () = shutdown.requested() => return Ok(None),
+        }
+    }
+}
+
 /// Opens the state directory and reads what is in it.
 async fn open(path: Option<PathBuf>) -> Result<(StateDir, DurableStore, Loaded), StoreError> {
     let open = move || {
@@ -150,6 +185,7 @@ async fn open(path: Option<PathBuf>) -> Result<(StateDir, DurableStore, Loaded),
             false => DurableStore::open_temporary(&directory)?,
         };
         let loaded = store.load()?;
+        state.mark()?;
         Ok((state, store, loaded))
     };
     tokio::task::spawn_blocking(open).await.expect("opening a store doesn't panic")

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use lrts_core::private_dir::PrivateDir;
 
-use crate::store::StoreError;
+use crate::store::{DurableStore, StoreError};
 
 /// The format of all that is in the directory. A version that would misread what another one wrote has another number.
 const FORMAT: u32 = 1;
@@ -18,6 +18,9 @@ const MARKER: &str = "lrts-scheduler-state";
 
 /// Locked while a scheduler runs.
 const LOCK: &str = "scheduler.lock";
+
+/// The store.
+const STORE: &str = "store";
 
 /// The programs of applications.
 const BUNDLES: &str = "bundles";
@@ -29,6 +32,8 @@ const MARKER_TEXT: &str = "state of an lrts scheduler, format ";
 #[derive(Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
+    /// Whether it has no marker yet.
+    new: bool,
     /// The lock goes with the process. A temporary directory needs none.
     _lock: Option<File>,
     /// Removed at the end.
@@ -37,7 +42,8 @@ pub(crate) struct StateDir {
 
 impl StateDir {
     /// Opens and locks this directory, which is made if it isn't there; without one, a temporary directory that is removed at
-    /// the end. A directory that holds something else is left as it is.
+    /// the end. A directory that holds something else is left as it is, and so is one whose store is gone: a new store would
+    /// have workers stop jobs that it doesn't know.
     ///
     /// # Errors
     ///
@@ -47,7 +53,8 @@ impl StateDir {
             let parent = std::env::temp_dir();
             let temporary = PrivateDir::create(&parent, "scheduler");
             let temporary = temporary.map_err(|source| StoreError::from_io(&parent, source))?;
-            return Ok(Self { path: temporary.path().to_owned(), _lock: None, _temporary: Some(temporary) });
+            let path = temporary.path().to_owned();
+            return Ok(Self { path, new: false, _lock: None, _temporary: Some(temporary) });
         };
         let failed = |source| StoreError::from_io(&path, source);
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
@@ -61,10 +68,20 @@ impl StateDir {
             Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path }),
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        if new {
-            write_marker(&path).map_err(failed)?;
+        if !new && !DurableStore::is_in(&path.join(STORE)).map_err(failed)? {
+            return Err(StoreError::Missing { path });
         }
-        Ok(Self { path, _lock: Some(lock), _temporary: None })
+        Ok(Self { path, new, _lock: Some(lock), _temporary: None })
+    }
+
+    /// The store is there: from now on the directory is a scheduler's.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) fn mark(&self) -> Result<(), StoreError> {
+        let marked = if self.new { write_marker(&self.path) } else { Ok(()) };
+        marked.map_err(|source| StoreError::from_io(&self.path, source))
     }
 
     /// The directory itself.
@@ -74,7 +91,7 @@ impl StateDir {
 
     /// The directory of the store.
     pub(crate) fn store(&self) -> PathBuf {
-        self.path.join("store")
+        self.path.join(STORE)
     }
 
     /// The directory of bundles.
@@ -105,7 +122,10 @@ fn check_marker(directory: &Path) -> Result<bool, StoreError> {
             // file systems have at their root.
             let locked = names.iter().any(|name| name == LOCK);
             let own = |name: &OsString| {
-                name == LOCK || *name == *part() || name == "lost+found" || (locked && name == BUNDLES)
+                name == LOCK
+                    || *name == *part()
+                    || name == "lost+found"
+                    || (locked && (name == BUNDLES || name == STORE))
             };
             if names.iter().all(own) {
                 Ok(false)
@@ -144,6 +164,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::store::Store;
 
     fn open(path: &Path) -> Result<StateDir, StoreError> {
         StateDir::open(Some(path.to_owned()))
@@ -159,9 +180,32 @@ mod tests {
         let path = home.path().join("deep/state");
         let state = open(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
-        fs::create_dir(state.store()).unwrap();
+        let identity = DurableStore::open(&state.store()).unwrap().identity();
         drop(state);
-        assert!(open(&path).unwrap().store().exists());
+        // The first start was cut short before the marker.
+        let state = open(&path).unwrap();
+        state.mark().unwrap();
+        drop(state);
+        let state = open(&path).unwrap();
+        assert_eq!(DurableStore::open(&state.store()).unwrap().identity(), identity);
+    }
+
+    #[test]
+    fn a_store_that_was_removed_is_not_begun_anew() {
+        let home = tempfile::tempdir().unwrap();
+        let state = open(home.path()).unwrap();
+        drop(DurableStore::open(&state.store()).unwrap());
+        state.mark().unwrap();
+        let store = state.store();
+        drop(state);
+        let missing = || matches!(open(home.path()), Err(StoreError::Missing { .. }));
+        fs::write(store.join("records.redb"), "").unwrap();
+        assert!(missing(), "it is empty");
+        fs::remove_file(store.join("records.redb")).unwrap();
+        assert!(missing());
+        fs::remove_dir_all(&store).unwrap();
+        assert!(missing());
+        assert!(!store.exists(), "nothing was made");
     }
 
     #[test]

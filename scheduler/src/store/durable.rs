@@ -25,6 +25,12 @@ use crate::record::Loaded;
 /// Bytes that an entry takes beside its bodies, for what is to be kept free.
 const ENTRY_BYTES: u64 = 512;
 
+/// The database's file.
+const DATABASE: &str = "records.redb";
+
+/// The database before it is whole.
+const NEW_DATABASE: &str = "records.redb.part";
+
 /// What the reading thread does.
 type Read = Box<dyn FnOnce(&Shared) + Send>;
 
@@ -57,16 +63,42 @@ impl DurableStore {
         Self::open_as(directory, false)
     }
 
+    /// Whether there is a store in this directory.
+    ///
+    /// # Errors
+    ///
+    /// If the system doesn't say.
+    pub(crate) fn is_in(directory: &Path) -> io::Result<bool> {
+        match fs::metadata(directory.join(DATABASE)) {
+            Ok(file) => Ok(file.len() > 0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn open_as(directory: &Path, lasting: bool) -> Result<Self, StoreError> {
         let failed = |source| StoreError::from_io(directory, source);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
-        let file = directory.join("records.redb");
+        let file = directory.join(DATABASE);
+        let new = !Self::is_in(directory).map_err(failed)?;
+        // A new one is made under another name: a first start that is cut short, or finds no room, leaves nothing that the
+        // next one takes for a database.
+        let path = if new { directory.join(NEW_DATABASE) } else { file.clone() };
+        if new
+            && let Err(error) = fs::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(StoreError::from_io(&path, error));
+        }
         let database =
-            tables::open_database(&file, lasting).map_err(|error| StoreError::from_redb(&file, error))?;
+            tables::open_database(&path, lasting).map_err(|error| StoreError::from_redb(&file, error))?;
         let (epoch, identity) = begin_epoch(&database).map_err(|error| match error {
             TableError::Redb(error) => StoreError::from_redb(&file, error),
             TableError::Damaged(damage) => StoreError::Damaged(damage),
         })?;
+        if new {
+            fs::rename(&path, &file).map_err(failed)?;
+        }
         File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)?;
         let content = super::load::load(&file, &database)?;
         let segments = directory.join("bodies");
@@ -86,11 +118,17 @@ impl DurableStore {
         Ok(Self { epoch, identity, loaded: content.loaded, shared, work, reads, threads })
     }
 
+    /// How often the database was opened.
+    #[cfg(test)]
+    pub(super) fn opened(&self) -> u64 {
+        self.shared.opened()
+    }
+
     /// Answers from memory if `cached` can, otherwise reads.
     fn fetch<T: Send + 'static>(
         &self,
         cached: impl FnOnce(&Cache) -> Option<T>,
-        read: impl FnOnce(&Shared) -> Result<T, ReadError> + Send + 'static,
+        read: impl Fn(&Shared) -> Result<T, ReadError> + Send + 'static,
     ) -> Fetched<T> {
         if let Some(found) = cached(&self.shared.cache()) {
             return Fetched::Now(Ok(found));
@@ -99,7 +137,7 @@ impl DurableStore {
         let read = move |shared: &Shared| {
             // Who asked may have gone meanwhile.
             if !sender.is_closed() {
-                let _ = sender.send(read(shared));
+                let _ = sender.send(shared.read(read));
             }
         };
         if let Some(reads) = &self.reads {
@@ -212,11 +250,13 @@ impl Drop for DurableStore {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU32;
+    use std::sync::atomic::Ordering::Relaxed;
     use std::time::Duration;
 
     use lrts_core::ids::SessionId;
 
-    use super::super::Bodies;
+    use super::super::{Bodies, Damage};
     use super::*;
     use crate::record::{NewJob, Record, Submitted};
 
@@ -232,6 +272,34 @@ mod tests {
             keyed: Vec::new(),
         };
         vec![Entry { record: Record::Submitted(submitted), bodies: Bodies::Payloads(vec![payload]) }]
+    }
+
+    #[test]
+    fn a_read_that_panics_fails_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = DurableStore::open(directory.path()).unwrap();
+        let (sender, done) = mpsc::channel();
+        store.commit(1, submit(1), Box::new(move || sender.send(()).unwrap()));
+        done.recv_timeout(Duration::from_secs(60)).unwrap();
+        let read = |times| {
+            let panics = AtomicU32::new(times);
+            let read = move |shared: &Shared| {
+                if panics.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() {
+                    let _poisoned = shared.database.write().unwrap();
+                    panic!("as the database does over what it doesn't expect");
+                }
+                shared.read_start(SessionId(1).job(1), None)
+            };
+            match store.fetch(|_| None, read) {
+                Fetched::Later(read) => read.blocking_recv().unwrap(),
+                Fetched::Now(_) => panic!("it isn't in memory"),
+            }
+        };
+        assert_eq!(read(1).unwrap().payload.len(), 300_000, "the database is opened again");
+        let error = read(2).unwrap_err();
+        assert!(matches!(error, ReadError::Damaged(Damage::Database { .. })), "{error}");
+        assert_eq!(read(0).unwrap().payload.len(), 300_000, "the thread lives on");
+        assert_eq!(store.health(), Health::Good);
     }
 
     #[test]

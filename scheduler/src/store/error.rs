@@ -43,13 +43,23 @@ pub enum StoreError {
         /// The directory.
         path: PathBuf,
     },
+    /// There was a store in it, and there is none now.
+    #[error(
+        "the store of state directory `{}` was removed: put it back, or remove the directory to begin with nothing; jobs that \
+         are running were not stopped",
+        path.display()
+    )]
+    Missing {
+        /// The directory.
+        path: PathBuf,
+    },
     /// What was written is not what is read.
     #[error(
         "the scheduler's state is damaged: restore it from a copy, or move it away to start with nothing"
     )]
     Damaged(#[source] Damage),
     /// There is no room to open it.
-    #[error("the disk of `{}` is full: make room and start again, nothing is lost", path.display())]
+    #[error("the disk of `{}` is full: make room, nothing is lost", path.display())]
     DiskFull {
         /// The directory or file.
         path: PathBuf,

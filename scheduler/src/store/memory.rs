@@ -175,10 +175,7 @@ impl MemoryStore {
 
     fn start(&self, job: JobId, checkpoint: Option<u32>) -> Option<StartBodies> {
         let payload = self.payloads.get(&job)?.clone();
-        let checkpoint = match checkpoint {
-            Some(attempt) => Some(self.checkpoints.get(&(job, attempt))?.clone()),
-            None => None,
-        };
+        let checkpoint = checkpoint.and_then(|attempt| self.checkpoints.get(&(job, attempt))).cloned();
         Some(StartBodies { payload, checkpoint })
     }
 

@@ -5,7 +5,8 @@
 //! - [`Store`] is all that the rest of the scheduler knows; [`DurableStore`] keeps its word, and tests have one in memory that means
 //!   the same.
 //! - `durable` owns the threads: one writes, one reads, so that the event loop never waits for a disk.
-//! - `writer` commits batches, and holds on through full and failing disks; `apply` is what a record does to the tables.
+//! - `writer` commits batches, and holds on through full and failing disks; `deletions` says what may come first then; `apply`
+//!   is what a record does to the tables.
 //! - `tables` says which rows there are, `segments` keeps large bodies in files, `body` how bodies are checked.
 //! - `load` reads all of it at a start; `reads` and `cache` answer for bodies; `room` watches the disk's free space.
 
@@ -13,6 +14,7 @@ mod apply;
 mod body;
 mod cache;
 mod counts;
+mod deletions;
 mod durable;
 mod error;
 mod load;
@@ -35,6 +37,7 @@ pub(crate) use error::ReadError;
 pub use error::{Damage, StoreError};
 #[cfg(test)]
 pub(crate) use memory::MemoryStore;
+pub(crate) use room::FullDisk;
 
 use crate::record::{Loaded, Record};
 
@@ -122,7 +125,8 @@ pub(crate) enum Health {
 /// Keeps what the engine orders to be kept.
 ///
 /// One batch is under way at a time: the caller gathers what comes meanwhile into the next, so that a slow disk makes batches
-/// larger instead of a queue longer. Reads see what is committed, so ask only for what `done` was called for.
+/// larger instead of a queue longer. While the disk is full further ones may follow, since they may bring deletions, which come
+/// first then; each is durable after those before it. Reads see what is committed, so ask only for what `done` was called for.
 pub(crate) trait Store: Send {
     /// Counts the scheduler's starts on this store, from 1. Durable before the store is open.
     fn epoch(&self) -> u64;
@@ -144,7 +148,8 @@ pub(crate) trait Store: Send {
     /// the disk fails the batch stays under way, see [`Store::health`]; if the store is closed then, `done` is never called.
     fn commit(&mut self, epoch: u64, batch: Vec<Entry>, done: Done);
 
-    /// The payload of a job that isn't terminal, and the checkpoint of this attempt of it.
+    /// The payload of a job that isn't terminal, and the checkpoint of this attempt of it if it is there still: a start that
+    /// comes too late for it begins without.
     fn payload(&self, job: JobId, checkpoint: Option<u32>) -> Fetched<StartBodies>;
 
     /// The result and final bars of a job of which an attempt has ended, until the result is taken.

@@ -1,9 +1,11 @@
 //! Bodies from the disk, on the reading thread.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::PoisonError;
 
 use bytes::Bytes;
@@ -38,20 +40,33 @@ struct FoundPayload {
 }
 
 impl Shared {
+    /// Reads, even if the database panics, as it may over what it doesn't expect in its file.
+    pub(super) fn read<T>(&self, read: impl Fn(&Self) -> Result<T, ReadError>) -> Result<T, ReadError> {
+        let tried = || catch_unwind(AssertUnwindSafe(|| read(self)));
+        tried()
+            .or_else(|_| {
+                // It may have left the database unusable for everybody.
+                self.close_database();
+                tried()
+            })
+            .unwrap_or_else(|panic| {
+                self.close_database();
+                let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+                let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+                let source = text.unwrap_or_else(|| "it has panicked".to_owned()).into();
+                Err(Damage::Database { file: self.file.clone(), source }.into())
+            })
+    }
+
     /// See [`Store::payload`](super::Store::payload).
     pub(super) fn read_start(&self, job: JobId, checkpoint: Option<u32>) -> Result<StartBodies, ReadError> {
         let payload = self.read_payload(job)?;
         let checkpoint = checkpoint.map(|attempt| self.read_whole(BodyKey::checkpoint(job, attempt)));
-        Ok(StartBodies { payload, checkpoint: checkpoint.transpose()? })
+        Ok(StartBodies { payload, checkpoint: checkpoint.map_or(Ok(None), there)? })
     }
 
     /// See [`Store::result`](super::Store::result).
     pub(super) fn read_result(&self, job: JobId) -> Result<ResultBodies, ReadError> {
-        let there = |read: Result<Bytes, ReadError>| match read {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(ReadError::Missing) => Ok(None),
-            Err(error) => Err(error),
-        };
         let output = there(self.read_whole(BodyKey::new(Kind::Result, job)))?;
         let key = BodyKey::new(Kind::Bars, job);
         let bars = there(self.read_whole(key))?;
@@ -162,14 +177,20 @@ impl Shared {
 
     /// Reads the database. One that has failed is opened again; while the writer waits for the disk, so does this.
     fn look<T>(&self, read: impl Fn(&ReadTransaction) -> Result<T, TableError>) -> Result<T, ReadError> {
+        let opened = Cell::new(0);
         let look = || {
             let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+            opened.set(self.opened());
             let database = database.as_ref().ok_or(redb::Error::DatabaseClosed)?;
             read(&database.begin_read().map_err(redb::Error::from)?)
         };
         let mut result = look();
         while let Err(TableError::Redb(_)) = result {
-            result = self.reopen().map_err(TableError::from).and_then(|()| look());
+            result = match self.reopen(opened.get()) {
+                Ok(()) => look(),
+                // None of what is in it is to blame.
+                Err(error) => Err(redb::Error::Io(io::Error::other(error)).into()),
+            };
             // While nothing can be written there is nothing wrong with what was, so it comes later.
             if matches!(result, Ok(_) | Err(TableError::Damaged(_)))
                 || *self.health() == Health::Good
@@ -186,6 +207,15 @@ impl Shared {
             }
             TableError::Redb(error) => io::Error::other(error).into(),
         })
+    }
+}
+
+/// None if there is none, which is as good.
+fn there(read: Result<Bytes, ReadError>) -> Result<Option<Bytes>, ReadError> {
+    match read {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(ReadError::Missing) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

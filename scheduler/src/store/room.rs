@@ -23,6 +23,35 @@ const RESERVE_MIN: u64 = 4 << 20;
 /// See [`RESERVE_MIN`].
 const RESERVE_MAX: u64 = 64 << 20;
 
+/// How long a full disk may be left alone although its file system doesn't say that there is more room: a quota may have
+/// been raised.
+const LEFT_ALONE: Duration = Duration::from_secs(30);
+
+/// A disk that was full when it was written to last.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FullDisk {
+    /// Bytes that were free then, if the file system has said so.
+    free: Option<u64>,
+    at: Moment,
+}
+
+impl FullDisk {
+    /// The disk of this directory was full just now.
+    pub(crate) fn seen(directory: &Path) -> Self {
+        Self { free: free_bytes(directory), at: Moment::now() }
+    }
+
+    /// Whether it is worth another try: a try that fails is dear, since the database is repaired after it.
+    pub(crate) fn has_changed(&self, directory: &Path) -> bool {
+        free_bytes(directory) > self.free || Moment::now().since(self.at) >= LEFT_ALONE
+    }
+}
+
+fn free_bytes(directory: &Path) -> Option<u64> {
+    let found = statvfs(directory).ok()?;
+    Some(found.blocks_available().saturating_mul(found.fragment_size()))
+}
+
 /// The room on the disk of one directory.
 #[derive(Debug)]
 pub(super) struct Room {

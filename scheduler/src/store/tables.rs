@@ -61,8 +61,17 @@ pub(super) const BATCH: &str = "batch";
 /// Opens the database, or makes it. All pages are checked, as they are after a kill anyway: a damaged file that is trusted
 /// makes the database panic. One that isn't to last is never synced.
 pub(super) fn open_database(path: &Path, lasting: bool) -> Result<Database, redb::DatabaseError> {
+    open(path, lasting, true)
+}
+
+/// Opens a database again that this process has checked before.
+pub(super) fn reopen_database(path: &Path, lasting: bool) -> Result<Database, redb::DatabaseError> {
+    open(path, lasting, false)
+}
+
+fn open(path: &Path, lasting: bool, check: bool) -> Result<Database, redb::DatabaseError> {
     let mut builder = Database::builder();
-    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(check);
     if lasting {
         return builder.create(path);
     }

@@ -1,6 +1,9 @@
 //! The thread that commits: one batch after the other, and again and again while the disk is full or fails.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
 use std::time::Duration;
 
@@ -11,12 +14,12 @@ use tracing::{info, warn};
 use super::apply::{Apply, Changes, CommitError};
 use super::cache::Cache;
 use super::counts::Counts;
+use super::deletions::Behind;
 use super::error::is_full;
-use super::room::Room;
+use super::room::{FullDisk, Room};
 use super::segments::Segments;
 use super::tables::TableError;
 use super::{Done, Entry, Health, tables};
-use crate::record::Record;
 
 /// How long a disk that is full or fails is left alone.
 const RETRY: Duration = Duration::from_secs(1);
@@ -32,6 +35,8 @@ pub(super) struct Shared {
     lasting: bool,
     /// None while it failed and couldn't be opened again. Whoever uses it holds it shared.
     pub(super) database: RwLock<Option<Database>>,
+    /// How often it was opened.
+    opened: AtomicU64,
     cache: Mutex<Cache>,
     health: Mutex<Health>,
     pub(super) room: Room,
@@ -61,6 +66,7 @@ impl Shared {
             segments,
             lasting,
             database: RwLock::new(Some(database)),
+            opened: AtomicU64::new(1),
             cache: Mutex::new(cache),
             health: Mutex::new(Health::Good),
             room,
@@ -77,13 +83,27 @@ impl Shared {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens the database again, which a database that has failed needs.
-    pub(super) fn reopen(&self) -> Result<(), redb::Error> {
+    /// How often the database was opened.
+    pub(super) fn opened(&self) -> u64 {
+        self.opened.load(Ordering::Relaxed)
+    }
+
+    /// Opens the database again, which one that has failed needs. If that was the one that had been `opened` so many times:
+    /// somebody else may have been first.
+    pub(super) fn reopen(&self, opened: u64) -> Result<(), redb::Error> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
-        // Closed first: it is locked.
-        *database = None;
-        *database = Some(tables::open_database(&self.file, self.lasting)?);
+        if database.is_none() || self.opened() == opened {
+            // Closed first: it is locked.
+            *database = None;
+            *database = Some(tables::reopen_database(&self.file, self.lasting)?);
+            self.opened.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(())
+    }
+
+    /// Closes a database that has failed. Whoever needs it next opens it again.
+    pub(super) fn close_database(&self) {
+        *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Makes the database's file as small as it can be. Commits and reads wait meanwhile.
@@ -112,6 +132,21 @@ impl Shared {
     }
 }
 
+/// A batch that isn't durable yet.
+struct Pending {
+    entries: Vec<Entry>,
+    bytes: u64,
+    done: Done,
+}
+
+/// What a commit of unknown outcome was of.
+#[derive(Clone, Copy, Debug)]
+enum Tried {
+    Batch,
+    /// So many of the deletions that come first.
+    Deletions(usize),
+}
+
 /// The writer's own.
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
@@ -119,80 +154,146 @@ pub(super) struct Writer {
     pub(super) counts: Counts,
     /// How many batches were ever committed.
     pub(super) batches: u64,
+    /// In order. More than one only while the disk is full.
+    pending: VecDeque<Pending>,
+    /// Taken out of them, to make room for the rest.
+    deletions: Vec<Entry>,
+    /// What the rest is of, once deletions were taken out.
+    behind: Option<Behind>,
     /// What is to be done once the batch under way is durable.
     changes: Changes,
-    /// If it isn't known whether the last try has become durable: whether it was of the whole batch.
-    unsettled: Option<bool>,
+    /// If it isn't known whether the last try has become durable.
+    unsettled: Option<Tried>,
 }
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, segments: Segments, counts: Counts, batches: u64) -> Self {
-        Self { shared, segments, counts, batches, changes: Changes::default(), unsettled: None }
+        Self {
+            shared,
+            segments,
+            counts,
+            batches,
+            pending: VecDeque::new(),
+            deletions: Vec::new(),
+            behind: None,
+            changes: Changes::default(),
+            unsettled: None,
+        }
     }
 
     /// Commits what comes, until nothing more can come.
     pub(super) fn run(mut self, work: &mpsc::Receiver<Work>) {
-        for work in work {
-            match work {
-                Work::Commit { batch, bytes, done } => {
-                    if !self.commit(&batch) {
-                        return;
-                    }
-                    self.shared.room.write(bytes);
-                    done();
-                    self.free();
-                }
-                Work::Compact => self.shared.compact(),
+        while let Ok(next) = work.recv() {
+            self.take_in(next);
+            if !self.commit(work) {
+                return;
             }
         }
     }
 
-    /// Commits a batch, however long it takes. False if the store closes while the disk fails.
-    fn commit(&mut self, batch: &[Entry]) -> bool {
-        let mut full = false;
-        while let Err(error) = self.try_whole(batch, full) {
-            let message = describe(&error);
-            full = is_full_disk(&error);
-            let health = if full { Health::Full(message.clone()) } else { Health::Failing(message.clone()) };
-            if std::mem::replace(&mut *self.shared.health(), health) == Health::Good {
-                warn!(
-                    error = message,
-                    "cannot write to the state directory: nothing is acknowledged until that works again"
-                );
+    fn take_in(&mut self, work: Work) {
+        match work {
+            Work::Commit { batch: mut entries, bytes, done } => {
+                if let Some(behind) = &mut self.behind {
+                    self.deletions.append(&mut behind.take_deletions(&mut entries));
+                }
+                self.pending.push_back(Pending { entries, bytes, done });
             }
-            if !self.shared.pause() {
-                return false;
-            }
+            Work::Compact => self.shared.compact(),
         }
-        if std::mem::replace(&mut *self.shared.health(), Health::Good) != Health::Good {
-            info!("the state directory can be written to again");
+    }
+
+    /// Commits all that is pending, however long it takes. False if the store closes while the disk fails.
+    fn commit(&mut self, work: &mpsc::Receiver<Work>) -> bool {
+        while let Some(pending) = self.pending.pop_front() {
+            match self.try_batch(&pending.entries) {
+                Ok(()) => self.committed(pending),
+                Err(error) => {
+                    self.pending.push_front(pending);
+                    if !self.failed(&error, work) {
+                        return false;
+                    }
+                }
+            }
         }
         true
     }
 
-    fn try_whole(&mut self, batch: &[Entry], full: bool) -> Result<(), CommitError> {
+    fn committed(&mut self, Pending { bytes, done, .. }: Pending) {
+        if self.pending.is_empty() {
+            self.behind = None;
+            if std::mem::replace(&mut *self.shared.health(), Health::Good) != Health::Good {
+                info!("the state directory can be written to again");
+            }
+        }
+        self.shared.room.write(bytes);
+        done();
+        self.free();
+    }
+
+    /// Waits until another try is worth it. False if there is to be none.
+    fn failed(&mut self, error: &CommitError, work: &mpsc::Receiver<Work>) -> bool {
+        let message = describe(error);
+        let full = is_full_disk(error).then(|| FullDisk::seen(&self.shared.segments));
+        let health =
+            if full.is_some() { Health::Full(message.clone()) } else { Health::Failing(message.clone()) };
+        if std::mem::replace(&mut *self.shared.health(), health) == Health::Good {
+            warn!(
+                error = message,
+                "cannot write to the state directory: nothing is acknowledged until that works again"
+            );
+        }
+        let tried = self.deletions.len();
+        if full.is_some() && self.behind.is_none() {
+            // What only makes room comes first: the rest may fit then.
+            let mut behind = Behind::default();
+            for pending in &mut self.pending {
+                self.deletions.append(&mut behind.take_deletions(&mut pending.entries));
+            }
+            self.behind = Some(behind);
+            if !self.deletions.is_empty() {
+                return true;
+            }
+        }
+        let mut next = Moment::now() + RETRY;
+        loop {
+            match work.recv_timeout(next.since(Moment::now())) {
+                Ok(work) => self.take_in(work),
+                Err(RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Timeout) => {
+                    let worth_it = full.is_none_or(|full| full.has_changed(&self.shared.segments));
+                    if worth_it || self.deletions.len() > tried {
+                        return true;
+                    }
+                    next = Moment::now() + RETRY;
+                }
+            }
+        }
+    }
+
+    fn try_batch(&mut self, batch: &[Entry]) -> Result<(), CommitError> {
         if self.settle()? {
             return Ok(());
         }
-        if full {
-            // What only gives room comes first: the rest may fit then.
-            let deletions: Vec<Entry> =
-                batch.iter().filter(|entry| is_deletion(&entry.record)).cloned().collect();
-            if !deletions.is_empty() {
-                self.write(&deletions, false)?;
-                self.free();
+        if !self.deletions.is_empty() {
+            let deletions = std::mem::take(&mut self.deletions);
+            let written = self.write(&deletions, Tried::Deletions(deletions.len()));
+            if let Err(error) = written {
+                self.deletions = deletions;
+                return Err(error);
             }
+            self.free();
         }
-        self.write(batch, true)
+        self.write(batch, Tried::Batch)
     }
 
-    /// Finds out what became of the last try, if that isn't known. Whether it has made the whole batch durable.
+    /// Finds out what became of the last try, if that isn't known. Whether it has made the first batch durable.
     fn settle(&mut self) -> Result<bool, CommitError> {
         let closed = self.shared.database.read().unwrap_or_else(PoisonError::into_inner).is_none();
         if closed {
-            self.shared.reopen()?;
+            self.shared.reopen(self.shared.opened())?;
         }
-        let Some(whole) = self.unsettled else { return Ok(false) };
+        let Some(tried) = self.unsettled else { return Ok(false) };
         let batches = {
             let database = self.shared.database.read().unwrap_or_else(PoisonError::into_inner);
             let Some(database) = &*database else { return Err(redb::Error::DatabaseClosed.into()) };
@@ -203,29 +304,36 @@ impl Writer {
             })?
         };
         self.unsettled = None;
-        if batches > self.batches {
-            self.keep();
-            self.free();
-            return Ok(whole);
+        if batches == self.batches {
+            self.undo();
+            return Ok(false);
         }
-        self.undo();
-        Ok(false)
+        self.keep();
+        match tried {
+            // What it has left dead is freed with what follows.
+            Tried::Batch => Ok(true),
+            Tried::Deletions(count) => {
+                self.deletions.drain(..count);
+                self.free();
+                Ok(false)
+            }
+        }
     }
 
     /// Makes these entries durable.
-    fn write(&mut self, entries: &[Entry], whole: bool) -> Result<(), CommitError> {
+    fn write(&mut self, entries: &[Entry], tried: Tried) -> Result<(), CommitError> {
         let mut committing = false;
         let written = self.write_transaction(entries, &mut committing);
         match &written {
             Ok(()) => self.keep(),
             Err(error) => {
                 if committing {
-                    self.unsettled = Some(whole);
+                    self.unsettled = Some(tried);
                 } else {
                     self.undo();
                 }
                 if let CommitError::Database(_) = error {
-                    *self.shared.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+                    self.shared.close_database();
                 }
             }
         }
@@ -274,13 +382,6 @@ impl Writer {
     }
 }
 
-fn is_deletion(record: &Record) -> bool {
-    matches!(
-        record,
-        Record::JobForgotten { .. } | Record::SessionForgotten { .. } | Record::ApplicationForgotten { .. }
-    )
-}
-
 fn is_full_disk(error: &CommitError) -> bool {
     match error {
         CommitError::Segments(error) | CommitError::Database(redb::Error::Io(error)) => is_full(error),
@@ -302,7 +403,7 @@ mod tests {
 
     use super::super::{Bodies, load};
     use super::*;
-    use crate::record::{NewJob, Submitted};
+    use crate::record::{NewJob, Record, Submitted};
 
     fn batch(first: u64) -> Vec<Entry> {
         let payload = Bytes::from(vec![7; 100_000]);
@@ -319,6 +420,12 @@ mod tests {
         vec![Entry { record: Record::Submitted(submitted), bodies }]
     }
 
+    fn commit(writer: &mut Writer, batch: Vec<Entry>) {
+        let (_sender, work) = mpsc::channel();
+        writer.take_in(Work::Commit { batch, bytes: 0, done: Box::new(|| {}) });
+        assert!(writer.commit(&work) && writer.pending.is_empty());
+    }
+
     /// A commit whose outcome isn't known has succeeded, or has left nothing: either way the batch is there once.
     #[test]
     fn a_commit_of_unknown_outcome_is_found_out() {
@@ -331,15 +438,15 @@ mod tests {
         let length = || std::fs::metadata(super::super::segments::segment_file(&path, 0)).unwrap().len();
 
         writer.write_transaction(&batch(1), &mut false).unwrap();
-        writer.unsettled = Some(true);
-        *shared.database.write().unwrap() = None;
-        assert!(writer.commit(&batch(1)));
+        writer.unsettled = Some(Tried::Batch);
+        shared.close_database();
+        commit(&mut writer, batch(1));
         assert_eq!((writer.batches, length()), (1, 200_008), "it was there");
 
         writer.segments.append(&super::super::body::Body::whole([Bytes::from_static(b"torn")])).unwrap();
-        writer.unsettled = Some(true);
-        *shared.database.write().unwrap() = None;
-        assert!(writer.commit(&batch(3)));
+        writer.unsettled = Some(Tried::Batch);
+        shared.close_database();
+        commit(&mut writer, batch(3));
         assert_eq!((writer.batches, length()), (2, 200_008), "it has left nothing and was made again");
 
         drop(writer);

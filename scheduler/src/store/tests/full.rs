@@ -5,12 +5,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use lrts_core::clock::Moment;
+use lrts_core::shutdown::Shutdown;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 use crate::record::LoadedJob;
-use crate::store::{DurableStore, Health, MemoryStore, StoreError};
+use crate::store::{DurableStore, FullDisk, Health, MemoryStore, StoreError};
 
 /// Runs a test in the root of a file system of so many MiB, which no other thread sees and which goes with the thread.
 fn on_a_small_disk(mebibytes: u32, test: impl FnOnce(&Path) + Send + 'static) {
@@ -25,7 +26,11 @@ fn on_a_small_disk(mebibytes: u32, test: impl FnOnce(&Path) + Send + 'static) {
             });
         match mounted {
             Ok(()) => test(root.path()),
-            Err(error) => eprintln!("skipped: a file system can't be mounted here: {error}"),
+            // Only this user's rights may stand against it, so that where tests run as root none is skipped.
+            Err(error) if !nix::unistd::Uid::effective().is_root() => {
+                eprintln!("skipped: a file system can't be mounted here: {error}");
+            }
+            Err(error) => panic!("a file system can't be mounted although this is root: {error}"),
         }
         // Else it can't be removed. A failure means that it was never mounted.
         let _ = nix::mount::umount2(root.path(), nix::mount::MntFlags::MNT_DETACH);
@@ -174,6 +179,86 @@ fn the_reserve_of_a_larger_disk_is_enough_for_what_was_taken_in() {
 #[test]
 fn the_reserve_is_enough_where_all_is_in_the_database() {
     the_reserve_is_enough(12, 300);
+}
+
+/// What comes behind a batch that doesn't fit makes room for it, and is durable after it.
+#[test]
+fn deletions_in_later_batches_make_room_too() {
+    on_a_small_disk(32, |root| {
+        let mut store = DurableStore::open(&root.join("store")).unwrap();
+        let (old, new) = (SESSION.job(1), SESSION.job(2));
+        commit(&mut store, vec![submit(SESSION, 1, &[bytes(1, 100)])]);
+        commit(&mut store, vec![submit(SESSION, 2, &[bytes(2, 100)])]);
+        let (first, second) = (bytes(3, 20 << 20), bytes(4, 15 << 20));
+        commit(&mut store, vec![ended(old, 1, true, first, "".into(), vec![]), terminal(old, false)]);
+        let stuck = start_commit(
+            &mut store,
+            vec![ended(new, 1, true, second.clone(), "".into(), vec![]), terminal(new, false)],
+        );
+        until("full", || matches!(store.health(), Health::Full(_)));
+        let behind = start_commit(&mut store, vec![terminal(new, true)]);
+        behind.recv_timeout(Duration::from_millis(1)).unwrap_err();
+        assert_eq!(wait(store.result(old)).unwrap().output.len(), 20 << 20, "it may still be asked for");
+        let taken = start_commit(&mut store, vec![terminal(old, true), submit(SESSION, 3, &[bytes(5, 100)])]);
+        stuck.recv_timeout(PATIENCE).unwrap();
+        behind.recv_timeout(PATIENCE).unwrap();
+        taken.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(store.health(), Health::Good);
+        drop(store);
+        let mut store = DurableStore::open(&root.join("store")).unwrap();
+        let loaded = store.load().unwrap();
+        let stages: Vec<_> = loaded.jobs.into_iter().map(|(job, _, content)| (job, content)).collect();
+        let taken = |job| {
+            (job, LoadedJob::Known(image(Stage::Ended { report: report(), output_bytes: 1, taken: true })))
+        };
+        assert_eq!((stages, loaded.submits.len()), (vec![taken(old), taken(new)], 3));
+    });
+}
+
+/// A full disk is not tried before there is more room: a try that fails has the database repaired.
+#[test]
+fn a_full_disk_is_left_alone_until_there_is_room() {
+    on_a_small_disk(16, |root| {
+        let mut store = DurableStore::open(&root.join("store")).unwrap();
+        let ballast = Ballast::fill(root);
+        let full = FullDisk::seen(root);
+        assert!(!full.has_changed(root));
+        // All of it goes into the database.
+        let payloads = vec![bytes(1, 10_000); 500];
+        let stuck = start_commit(&mut store, vec![submit(SESSION, 1, &payloads)]);
+        until("full", || matches!(store.health(), Health::Full(_)));
+        let since = Moment::now();
+        until("a few times as long as it is left alone", || since.elapsed() > Duration::from_millis(3_500));
+        assert!(store.opened() <= 2, "it was opened {} times", store.opened());
+        ballast.remove();
+        assert!(full.has_changed(root));
+        stuck.recv_timeout(PATIENCE).unwrap();
+    });
+}
+
+#[test]
+fn a_scheduler_that_starts_on_a_full_disk_waits_for_room() {
+    on_a_small_disk(16, |root| {
+        let path = root.join("state");
+        std::fs::create_dir(&path).unwrap();
+        let ballast = Ballast::fill(root);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let shutdown = Shutdown::new();
+        let open = || crate::open_when_room(Some(path.clone()), &shutdown);
+        runtime.block_on(async {
+            let mut waiting = std::pin::pin!(open());
+            let waits = tokio::time::timeout(Duration::from_millis(100), waiting.as_mut()).await;
+            assert!(waits.is_err(), "there is no room");
+            ballast.remove();
+            let opened = tokio::time::timeout(PATIENCE, waiting).await.expect("there is room");
+            assert_eq!(opened.unwrap().unwrap().1.epoch(), 1);
+
+            let _ballast = Ballast::fill(root);
+            shutdown.request();
+            let opened = tokio::time::timeout(PATIENCE, open()).await.expect("somebody asked for the end");
+            assert!(opened.unwrap().is_none());
+        });
+    });
 }
 
 #[test]

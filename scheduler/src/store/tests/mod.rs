@@ -18,7 +18,7 @@ use lrts_core::spec::JobOptions;
 use super::{Bodies, EndedBodies, Entry, Fetched, ReadError, Store};
 use crate::record::{JobImage, Loaded, NewJob, Record, Report, Stage, Submitted};
 
-const SESSION: SessionId = SessionId(7);
+pub(super) const SESSION: SessionId = SessionId(7);
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -53,12 +53,12 @@ fn text<T>(fetched: Fetched<T>) -> Result<T, String> {
     wait(fetched).map_err(|error| error.to_string())
 }
 
-fn record(record: Record) -> Entry {
+pub(super) fn record(record: Record) -> Entry {
     Entry { record, bodies: Bodies::Nothing }
 }
 
 /// A submit of these payloads.
-fn submit(session: SessionId, first: u64, payloads: &[Bytes]) -> Entry {
+pub(super) fn submit(session: SessionId, first: u64, payloads: &[Bytes]) -> Entry {
     submit_with(session, first, payloads, |_| {})
 }
 
@@ -82,7 +82,14 @@ fn submit_with(
 }
 
 /// An attempt that has brought this.
-fn ended(job: JobId, attempt: u32, valid: bool, output: Bytes, stdout: Bytes, bars: Vec<BarRecord>) -> Entry {
+pub(super) fn ended(
+    job: JobId,
+    attempt: u32,
+    valid: bool,
+    output: Bytes,
+    stdout: Bytes,
+    bars: Vec<BarRecord>,
+) -> Entry {
     let attempt = AttemptId { job, attempt };
     let bodies = EndedBodies { output, stdout, stderr: "err".into(), bars };
     Entry { record: Record::AttemptEnded { attempt, valid }, bodies: Bodies::Ended(bodies) }
@@ -114,16 +121,16 @@ fn report() -> Report {
 }
 
 /// The job is terminal.
-fn terminal(job: JobId, taken: bool) -> Entry {
+pub(super) fn terminal(job: JobId, taken: bool) -> Entry {
     record(Record::Job { job, image: image(Stage::Ended { report: report(), output_bytes: 1, taken }) })
 }
 
-fn forgotten(job: JobId, taken: bool) -> Entry {
+pub(super) fn forgotten(job: JobId, taken: bool) -> Entry {
     record(Record::JobForgotten { job, taken })
 }
 
 /// Bytes that no other seed gives.
-fn bytes(seed: u64, length: usize) -> Bytes {
+pub(super) fn bytes(seed: u64, length: usize) -> Bytes {
     let mut random = fastrand::Rng::with_seed(seed);
     std::iter::repeat_with(|| random.u8(..)).take(length).collect()
 }
