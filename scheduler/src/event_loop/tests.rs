@@ -177,6 +177,7 @@ impl Scheduler {
             worker: WORKER,
             host: "here".into(),
             pid: 1,
+            instance: 1,
             slots: 2,
             platform: Platform { target: "x86_64-linux-gnu".into(), glibc: None },
             boot_id: "boot".into(),
