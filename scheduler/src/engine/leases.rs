@@ -148,17 +148,6 @@ impl Engine {
         }
     }
 
-    /// A drained worker that isn't heard of for so long needn't be known when it is back.
-    fn forget_drain(&mut self, worker: u32) {
-        if let Some(record) = self.workers.all.get_mut(worker)
-            && record.draining.take().is_some()
-        {
-            self.cancel_drain_timer(worker);
-            self.keep_worker(worker);
-            self.forget_worker_if_empty(worker);
-        }
-    }
-
     pub(super) fn check_lease(&mut self, worker: u32) {
         let (interval, lost_after) = (self.interval(), self.lost_after());
         let now = self.now;

@@ -8,6 +8,7 @@
 //! | [`jobs`] | 64 bytes per job, queues, the moves from state to state |
 //! | [`attempts`] | what an attempt's beginning and end mean for its job |
 //! | [`workers`] | registration, inventory, goodbye |
+//! | [`drains`] | which worker takes nothing new |
 //! | [`leases`] | when a silent worker is suspect, and when it is lost |
 //! | [`placement`] | which job goes where next, ahead of time too, and what is taken back |
 //! | [`retry`] | whether a failed job runs again, and when |
@@ -25,6 +26,7 @@ mod attempts;
 mod bundles;
 mod checkpoints;
 mod delivery;
+mod drains;
 mod events;
 mod images;
 #[cfg(test)]

@@ -36,10 +36,6 @@ impl<T> Slab<T> {
         self.entries.get(index as usize)?.as_ref()
     }
 
-    pub(super) fn get_mut(&mut self, index: u32) -> Option<&mut T> {
-        self.entries.get_mut(index as usize)?.as_mut()
-    }
-
     /// How many records there are.
     pub(super) fn len(&self) -> usize {
         self.entries.len() - self.vacant.len()
