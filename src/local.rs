@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -28,12 +29,14 @@ pub struct LocalConfig {
     pub port: u16,
     /// Port of the progress server; 0 takes a free one.
     pub progress_port: u16,
+    /// Where the scheduler keeps jobs and results; a place that ends with the cluster if none.
+    pub state_dir: Option<PathBuf>,
 }
 
 impl Default for LocalConfig {
-    /// All logical cores, two seconds of grace, free ports.
+    /// All logical cores, two seconds of grace, free ports, nothing that lasts.
     fn default() -> Self {
-        Self { max_jobs: -2, grace: Duration::from_secs(2), port: 0, progress_port: 0 }
+        Self { max_jobs: -2, grace: Duration::from_secs(2), port: 0, progress_port: 0, state_dir: None }
     }
 }
 
@@ -57,6 +60,13 @@ impl LocalConfig {
     pub fn ports(mut self, port: u16, progress_port: u16) -> Self {
         self.port = port;
         self.progress_port = progress_port;
+        self
+    }
+
+    /// Sets [`state_dir`](Self::state_dir).
+    #[must_use]
+    pub fn state_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.state_dir = Some(path.into());
         self
     }
 }
@@ -85,7 +95,8 @@ pub enum LocalClusterError {
     },
 }
 
-/// A scheduler, a progress server and a worker inside the caller's process, on loopback ports, with throw-away state.
+/// A scheduler, a progress server and a worker inside the caller's process, on loopback ports, with throw-away state unless
+/// [`LocalConfig::state_dir`] says otherwise.
 ///
 /// They speak over the same sockets and run jobs in the same processes as a cluster of many machines does. It owns a runtime
 /// of its own, so it starts inside a tokio runtime too. It ends on drop: jobs that still run are stopped.
@@ -225,8 +236,7 @@ impl Parts {
             .spawn("scheduler", |ready, shutdown| {
                 let config = lrts_scheduler::Config {
                     address: SocketAddr::from((Ipv4Addr::LOCALHOST, config.port)),
-                    // A temporary one, which doesn't wait for the disk.
-                    state_dir: None,
+                    state_dir: config.state_dir.clone(),
                     ..Default::default()
                 };
                 lrts_scheduler::run(config, ready, shutdown)

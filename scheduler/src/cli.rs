@@ -98,10 +98,8 @@ pub fn main(args: SchedulerArgs) -> Result<(), RunError> {
     telemetry::start(args.log_format, LogOf::Daemon);
     raise_open_file_limit();
     let mut config = args.into_config()?;
-    // On a port of the kernel's choice nobody finds the scheduler again, so there is nothing to keep either.
-    if config.state_dir.is_none() && config.address.port() != 0 {
-        let home = state_home(|name| std::env::var_os(name)).ok_or(ConfigError::NoStateHome)?;
-        config.state_dir = Some(home.join(format!("scheduler-{}", config.address.port())));
+    if config.state_dir.is_none() {
+        config.state_dir = default_state_dir(config.address.port())?;
     }
     let runtime =
         Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(RunError::Setup)?;
@@ -109,6 +107,20 @@ pub fn main(args: SchedulerArgs) -> Result<(), RunError> {
         let shutdown = Shutdown::on_signals().map_err(RunError::Setup)?;
         run(config, say_ready, shutdown).await
     })
+}
+
+/// Where a scheduler on this port keeps its state unless told otherwise: `scheduler-PORT` in the user's state directory. Nowhere
+/// lasting on port 0: on a port of the kernel's choice nobody finds it again.
+///
+/// # Errors
+///
+/// [`ConfigError::NoStateHome`].
+pub fn default_state_dir(port: u16) -> Result<Option<PathBuf>, ConfigError> {
+    if port == 0 {
+        return Ok(None);
+    }
+    let home = state_home(|name| std::env::var_os(name)).ok_or(ConfigError::NoStateHome)?;
+    Ok(Some(home.join(format!("scheduler-{port}"))))
 }
 
 fn say_ready(address: SocketAddr) {

@@ -6,6 +6,8 @@ use lrts::{LocalCluster, LocalClusterError, LocalConfig};
 use lrts_core::command_line::{CommandError, exit_code, raise_open_file_limit};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::telemetry::{self, LogFormat, LogOf};
+use lrts_scheduler::ConfigError;
+use lrts_scheduler::cli::default_state_dir;
 use tokio::runtime::Builder;
 
 use crate::cli::LocalArgs;
@@ -15,6 +17,8 @@ use crate::cli::LocalArgs;
 pub(crate) enum LocalError {
     #[error(transparent)]
     Cluster(#[from] LocalClusterError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     #[error("can't listen to signals")]
     Signals(#[source] io::Error),
 }
@@ -29,7 +33,8 @@ impl CommandError for LocalError {
 pub(crate) fn local(args: &LocalArgs) -> Result<(), LocalError> {
     telemetry::start(LogFormat::Text, LogOf::Daemon);
     raise_open_file_limit();
-    let config = LocalConfig::default().max_jobs(args.max_jobs).ports(args.port, args.progress_port);
+    let mut config = LocalConfig::default().max_jobs(args.max_jobs).ports(args.port, args.progress_port);
+    config.state_dir = default_state_dir(args.port)?;
     let runtime =
         Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(LocalError::Signals)?;
     // Before the cluster, which leaves nothing behind if it is asked to end while it starts.
