@@ -280,6 +280,10 @@ impl Host {
                     job.next_checkpoint = Some(Moment::now());
                     self.schedule(serial);
                 }
+                Ok(FromJob::Delivering) => {
+                    job.terms.limits.lift_time();
+                    self.schedule(serial);
+                }
                 Ok(FromJob::Done(done)) => job.done = Some(done),
                 // The job's own code has written to the socket; its end shows what became of it.
                 Err(_) => {}

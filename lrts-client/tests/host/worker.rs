@@ -144,7 +144,17 @@ impl Worker {
     }
 
     pub(crate) fn connect(&self) -> NoticeSocket {
-        NoticeSocket::connect(&self.directory.path().join("host")).unwrap()
+        NoticeSocket::connect(&self.socket_path()).unwrap()
+    }
+
+    pub(crate) fn socket_path(&self) -> PathBuf {
+        self.directory.path().join("host")
+    }
+
+    /// Returns once the host has heard all that was said before.
+    pub(crate) fn until_heard(&mut self, attempt: AttemptId) {
+        self.send(&ToHost::ReadOutput { attempt });
+        while self.receive() != (FromHost::OutputDone { attempt }) {}
     }
 
     pub(crate) fn send(&self, notice: &ToHost) {

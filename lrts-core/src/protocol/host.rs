@@ -88,10 +88,11 @@ pub struct StartAttempt {
     /// What a job that exceeds a time limit has to end by itself.
     #[serde(default)]
     pub grace: Duration,
-    /// How long it may run.
+    /// How long it may run. Time in which the host was stopped or its machine suspended doesn't count, nor does the time that
+    /// its result waits for a full disk.
     #[serde(default)]
     pub run_timeout: Option<Duration>,
-    /// How long it may go without progress.
+    /// How long it may go without progress. The same time doesn't count.
     #[serde(default)]
     pub progress_timeout: Option<Duration>,
     /// How much memory its processes may take together, in bytes.
