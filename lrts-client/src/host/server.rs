@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
@@ -130,11 +131,16 @@ impl Host {
         watch(&epoll, &children, Source::Children)?;
         watch(&epoll, &listener, Source::Listener)?;
         let own_cgroup = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let cgroups = Cgroups::find(cgroup::ROOT.as_ref(), &own_cgroup);
+        if let Some(cgroups) = &cgroups {
+            let own = Pid::this().as_raw();
+            cgroups.remove_leftovers(|pid| pid != own && Path::new(&format!("/proc/{pid}")).exists());
+        }
         Ok(Self {
             services,
             forks,
             files,
-            cgroups: Cgroups::find(cgroup::ROOT.as_ref(), &own_cgroup),
+            cgroups,
             listener,
             children,
             epoll,
