@@ -445,16 +445,17 @@ impl Host {
 
     // --- notices to the worker ---
 
-    /// Sends a running job's checkpoint, if it has a newer one than was sent. Waits for a worker that is slow to read: only
-    /// the newest counts.
+    /// Sends a running job's checkpoint, if it has a newer one than was sent. The next one waits until the worker has read it,
+    /// however slow that is: only the newest counts, and what isn't read takes memory.
     pub(super) fn send_news(&mut self, serial: u64) {
-        let (Some(worker), Some(job)) = (&self.worker, self.running.get_mut(&serial)) else { return };
-        if !worker.adopts() || !worker.is_idle() {
+        let (Some(worker), Some(job)) = (&mut self.worker, self.running.get_mut(&serial)) else { return };
+        if !worker.adopts() || !worker.takes_checkpoint(job.attempt) {
             return;
         }
         // One that can't be copied now is sent the next time.
         let news = job.checkpoints.as_mut().and_then(|checkpoints| checkpoints.news().ok().flatten());
         if let Some(snapshot) = news {
+            worker.note_checkpoint(job.attempt);
             let parcel = checkpoint_parcel(job.attempt, snapshot);
             self.post([parcel]);
         }
