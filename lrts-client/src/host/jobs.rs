@@ -188,9 +188,8 @@ impl Host {
     pub(super) fn stop(&mut self, attempt: AttemptId, grace: Duration) {
         if let Some(&serial) = self.attempts.get(&attempt) {
             self.begin_stop(serial, grace);
-        } else if self.ended.contains_key(&attempt) && !self.strays.waits(attempt) {
-            self.announce(attempt);
         }
+        // The end of one that has ended is on its way.
     }
 
     /// Tells a job to stop, by flag, notice and SIGTERM to all its processes; it is killed after the grace period.

@@ -26,7 +26,8 @@ pub enum ToHost {
     },
     /// Run this attempt in a process of its own. A repeat for an attempt that is here is ignored.
     Start(StartAttempt),
-    /// Stop this attempt: cancel flag and hook, SIGTERM; SIGKILL after the grace period. Answered by `Ended`.
+    /// Stop this attempt: cancel flag and hook, SIGTERM; SIGKILL after the grace period. `Ended` follows, unless it was
+    /// sent before.
     Stop {
         /// Which.
         attempt: AttemptId,
