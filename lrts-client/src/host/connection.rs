@@ -107,7 +107,7 @@ impl Connection {
         self.ends.insert(attempt);
     }
 
-    /// The next ended attempt that is to be sent, if there is room for it.
+    /// The next ended attempt that is to be sent, once all that was posted before is on its way.
     pub(super) fn pop_end(&mut self) -> Option<AttemptId> {
         if self.is_idle() { self.ends.pop_first() } else { None }
     }
