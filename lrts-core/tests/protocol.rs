@@ -273,7 +273,11 @@ fn golden() -> String {
     golden.add(ToCommand::ApplicationCancelled { jobs: Some(3) });
     golden.add(ToCommand::Draining { attempts: Some(2) });
 
-    golden.add(ToHost::Hello { version: 2, orphan_grace: Duration::from_secs(86_400) });
+    golden.add(ToHost::Hello {
+        version: 2,
+        orphan_grace: Duration::from_secs(86_400),
+        socket: "/state/hosts/0.sock".into(),
+    });
     for payload in [Payload::Inline(vec![1, 2, 3]), Payload::Descriptor { bytes: 5 << 20 }] {
         golden.add(ToHost::Start(StartAttempt {
             attempt: ATTEMPT,

@@ -32,14 +32,31 @@ impl Cgroups {
             .then_some(Self { parent })
     }
 
-    /// A cgroup for one job.
+    /// Removes what hosts have left behind that were killed: names begin with the host's process id. A group that has
+    /// processes stays, by the kernel's rule.
+    pub(super) fn remove_leftovers(&self, is_host: impl Fn(i32) -> bool) {
+        for entry in fs::read_dir(&self.parent).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let host = name.to_str().and_then(|name| name.strip_prefix("job-")?.split_once('-'));
+            if host.is_some_and(|(host, _)| host.parse().is_ok_and(|host| !is_host(host))) {
+                let _ = fs::remove_dir(entry.path());
+            }
+        }
+    }
+
+    /// A cgroup for one job. An empty one of that name is a leftover, and is replaced.
     ///
     /// # Errors
     ///
-    /// Those of `mkdir(2)` and `write(2)`.
+    /// Those of `mkdir(2)`, `rmdir(2)` and `write(2)`.
     pub(super) fn create(&self, name: &str, memory_limit: u64) -> io::Result<JobCgroup> {
         let path = self.parent.join(name);
-        fs::create_dir(&path)?;
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                fs::remove_dir(&path).and_then(|()| fs::create_dir(&path))?;
+            }
+            made => made?,
+        }
         let cgroup = JobCgroup { path, memory_limit };
         cgroup.write("memory.max", &memory_limit.to_string())?;
         cgroup.write("memory.oom.group", "1")?;
@@ -153,5 +170,24 @@ mod tests {
         }
         drop(cgroup);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_killed_hosts_have_left_is_removed() {
+        let root = tree("memory\n");
+        let cgroups = Cgroups::find(root.path(), "0::/machine/service/lrts-worker").unwrap();
+        let service = root.path().join("machine/service");
+        for name in ["job-7-1", "job-8-1", "job-7-2/full", "job-x-1", "other-7-1"] {
+            fs::create_dir_all(service.join(name)).unwrap();
+        }
+        cgroups.remove_leftovers(|pid| pid == 8);
+        let left =
+            fs::read_dir(&service).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut left: Vec<String> = left.filter(|name| name != "cgroup.subtree_control").collect();
+        left.sort_unstable();
+        assert_eq!(left, ["job-7-2", "job-8-1", "job-x-1", "lrts-worker", "other-7-1"]);
+
+        assert!(cgroups.create("job-7-2", 1).is_err());
+        assert!(cgroups.create("job-8-1", 1).is_ok());
     }
 }

@@ -24,6 +24,8 @@ pub(super) struct Ended {
     pub(super) notes: Vec<u8>,
     /// Where its output is if it is large, and beside which its end is written.
     pub(super) spool_file: PathBuf,
+    /// Its region of the arena, if it had one.
+    pub(super) region: Option<u32>,
     pub(super) kept: Kept,
     /// Removed once all its processes are gone.
     pub(super) cgroup: Option<JobCgroup>,
@@ -44,7 +46,6 @@ pub(super) struct End {
     pub(super) stderr: Vec<u8>,
     pub(super) ran: Duration,
     pub(super) peak_memory_bytes: u64,
-    pub(super) region: Option<u32>,
     pub(super) checkpoints: Option<Reader>,
 }
 
@@ -59,13 +60,12 @@ impl End {
             stderr: Vec::new(),
             ran: Duration::ZERO,
             peak_memory_bytes: 0,
-            region: None,
             checkpoints: None,
         }
     }
 
     /// Its notices but for the checkpoint.
-    fn notices(&self, attempt: AttemptId) -> Vec<FromHost> {
+    fn notices(&self, attempt: AttemptId, region: Option<u32>) -> Vec<FromHost> {
         let mut notices = Vec::new();
         for bars in self.bars.chunks(BARS_PER_NOTICE) {
             notices.push(FromHost::Bars { attempt, bars: bars.to_vec() });
@@ -81,7 +81,7 @@ impl End {
             output: self.output.clone(),
             ran: self.ran,
             peak_memory_bytes: self.peak_memory_bytes,
-            region: self.region,
+            region,
         });
         notices
     }
@@ -103,19 +103,26 @@ impl Ended {
     }
 
     /// Everything about the end, for a worker: the checkpoint first unless it has been sent, the end itself last.
-    pub(super) fn parcels(&mut self, with_checkpoint: bool) -> Vec<Parcel> {
-        let attempt = self.attempt;
+    ///
+    /// # Errors
+    ///
+    /// It is on disk and can't be read back at present.
+    pub(super) fn parcels(&mut self, with_checkpoint: bool) -> io::Result<Vec<Parcel>> {
+        let (attempt, region) = (self.attempt, self.region);
         match &mut self.kept {
             Kept::Memory(end) => {
                 let checkpoints = end.checkpoints.as_mut().filter(|_| with_checkpoint);
                 // Without memory for a copy the end is better than nothing; the next worker is sent both again.
                 let news = checkpoints.and_then(|checkpoints| checkpoints.news().ok().flatten());
                 let checkpoint = news.map(|snapshot| checkpoint_parcel(attempt, snapshot));
-                checkpoint.into_iter().chain(end.notices(attempt).iter().map(Parcel::new)).collect()
+                Ok(checkpoint
+                    .into_iter()
+                    .chain(end.notices(attempt, region).iter().map(Parcel::new))
+                    .collect())
             }
             Kept::Disk => {
-                let notices = self.read_back();
-                notices.into_iter().filter_map(|notice| parcel_from_disk(notice, with_checkpoint)).collect()
+                let notices = self.read_back()?.into_iter();
+                Ok(notices.filter_map(|notice| parcel_from_disk(notice, with_checkpoint)).collect())
             }
         }
     }
@@ -129,19 +136,19 @@ impl Ended {
             }
             Kept::Disk => {
                 let is_checkpoint = |notice: &FromHost| matches!(notice, FromHost::Checkpoint { .. });
-                let checkpoint = self.read_back().into_iter().find(is_checkpoint)?;
+                let checkpoint = self.read_back().ok()?.into_iter().find(is_checkpoint)?;
                 parcel_from_disk(checkpoint, true)
             }
         }
     }
 
-    /// What it has printed: stdout and stderr.
+    /// What it has printed: stdout and stderr; nothing if it can't be read back.
     pub(super) fn printed(&self) -> [Vec<u8>; 2] {
         match &self.kept {
             Kept::Memory(end) => [end.stdout.clone(), end.stderr.clone()],
             Kept::Disk => {
                 let mut printed = [Vec::new(), Vec::new()];
-                for notice in self.read_back() {
+                for notice in self.read_back().unwrap_or_default() {
                     if let FromHost::Output { stderr, text, .. } = notice {
                         printed[usize::from(stderr)] = text;
                     }
@@ -175,7 +182,7 @@ impl Ended {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        notices.extend(end.notices(attempt).iter().map(codec::encode));
+        notices.extend(end.notices(attempt, self.region).iter().map(codec::encode));
         spool::write_end(&self.spool_file, &notices)?;
         self.kept = Kept::Disk;
         Ok(())
@@ -189,8 +196,12 @@ impl Ended {
         }
     }
 
-    /// The notices on disk, less `Held`.
-    fn read_back(&self) -> Vec<FromHost> {
+    /// The notices on disk, less `Held`. Where they are gone or torn, that is the end.
+    ///
+    /// # Errors
+    ///
+    /// They can't be read now, and perhaps later.
+    fn read_back(&self) -> io::Result<Vec<FromHost>> {
         let decode = |notice: Vec<u8>| {
             codec::decode(&notice).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
         };
@@ -199,12 +210,13 @@ impl Ended {
         match notices {
             Ok(mut notices) => {
                 notices.retain(|notice| !matches!(notice, FromHost::Held { .. }));
-                notices
+                Ok(notices)
             }
-            Err(error) => {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
                 let reason = format!("the job's end can't be read back from disk: {error}");
-                End::unbegun(reason).notices(self.attempt)
+                Ok(End::unbegun(reason).notices(self.attempt, self.region))
             }
+            Err(error) => Err(error),
         }
     }
 }
@@ -244,6 +256,7 @@ mod tests {
             attempt,
             notes: b"notes".to_vec(),
             spool_file: directory.path().join("result"),
+            region: Some(7),
             kept,
             cgroup: None,
         }
@@ -254,7 +267,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut ended = ended(&directory);
         let notices = |ended: &mut Ended| -> Vec<Vec<u8>> {
-            ended.parcels(true).into_iter().map(|parcel| parcel.notice().to_vec()).collect()
+            ended.parcels(true).unwrap().into_iter().map(|parcel| parcel.notice().to_vec()).collect()
         };
         let (before, printed) = (notices(&mut ended), ended.printed());
         assert_eq!(before.len(), 3);
@@ -278,8 +291,8 @@ mod tests {
         ended.spool_file = spool_file;
         ended.spill().unwrap();
         spool::remove_end(&ended.spool_file).unwrap();
-        let notices = ended.read_back();
-        let [FromHost::Ended { end: AttemptEnd::Lost { reason }, .. }] = &notices[..] else {
+        let notices = ended.read_back().unwrap();
+        let [FromHost::Ended { end: AttemptEnd::Lost { reason }, region: Some(7), .. }] = &notices[..] else {
             panic!("{notices:?}")
         };
         assert!(reason.starts_with("the job's end can't be read back from disk: "), "{reason}");

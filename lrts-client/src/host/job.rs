@@ -213,7 +213,7 @@ fn run(services: &Services, work: Work) -> ! {
         exit_now(0);
     }
     let done = match result {
-        Ok(Some(Ok(output))) => deliver(&start, output),
+        Ok(Some(Ok(output))) => deliver(&socket, &start, output),
         Ok(Some(Err(error))) => failed(FailureKind::Error, error_message(&start.service, &error)),
         Ok(None) => failed(FailureKind::Error, unknown_message(&start.service, services)),
         Err(payload) => {
@@ -246,10 +246,12 @@ fn flush() {
 }
 
 /// Puts an output where the host finds it.
-fn deliver(start: &StartAttempt, output: Vec<u8>) -> Done {
+fn deliver(socket: &NoticeSocket, start: &StartAttempt, output: Vec<u8>) -> Done {
     if output.len() <= INLINE_BODY_BYTES {
         return Done::Finished(Output::Inline(output));
     }
+    // Without a host this process ends.
+    let _ = socket.send_notice(&FromJob::Delivering, &[]);
     let mut said = false;
     let written = spool::write(&start.spool_file, &output, |error| {
         if !said {

@@ -64,7 +64,7 @@ impl Host {
                     self.recycle(region);
                 }
                 let end = End::unbegun(format!("the host can't start a process: {error}"));
-                self.keep_end(attempt, terms, end);
+                self.keep_end(attempt, terms, None, end);
                 self.announce(attempt);
             }
         }
@@ -141,6 +141,7 @@ impl Host {
             panic: None,
             stop: None,
             killed: false,
+            abandoned: false,
             exceeded: None,
             checkpoints: None,
             next_checkpoint: None,
@@ -188,9 +189,8 @@ impl Host {
     pub(super) fn stop(&mut self, attempt: AttemptId, grace: Duration) {
         if let Some(&serial) = self.attempts.get(&attempt) {
             self.begin_stop(serial, grace);
-        } else if self.ended.contains_key(&attempt) && !self.strays.waits(attempt) {
-            self.announce(attempt);
         }
+        // The end of one that has ended is on its way.
     }
 
     /// Tells a job to stop, by flag, notice and SIGTERM to all its processes; it is killed after the grace period.
@@ -278,6 +278,10 @@ impl Host {
                     let memory = packet.descriptors.pop();
                     job.checkpoints = memory.and_then(|memory| Reader::new(memory).ok());
                     job.next_checkpoint = Some(Moment::now());
+                    self.schedule(serial);
+                }
+                Ok(FromJob::Delivering) => {
+                    job.terms.limits.lift_time();
                     self.schedule(serial);
                 }
                 Ok(FromJob::Done(done)) => job.done = Some(done),
@@ -370,6 +374,7 @@ impl Host {
             exit: reaped.exit,
             exceeded,
             stopped: job.stop.is_some(),
+            abandoned: job.abandoned,
             lease_ended: job.terms.lease.is_some() && self.arena.lease_ended(job.region).unwrap_or(false),
             out_of_memory: killed && kernel::out_of_memory_kills() > job.out_of_memory_before,
             stderr: &stderr,
@@ -384,17 +389,27 @@ impl Host {
             stderr,
             ran: now.since(job.began),
             peak_memory_bytes: reaped.peak_memory_bytes.max(job.terms.limits.peak_memory_bytes()),
-            region: Some(job.region),
             checkpoints: job.checkpoints,
         };
-        self.keep_end(job.attempt, job.terms, end);
+        self.keep_end(job.attempt, job.terms, Some(job.region), end);
         Some(job.attempt)
     }
 
-    fn keep_end(&mut self, attempt: AttemptId, terms: Terms, end: End) {
+    fn keep_end(&mut self, attempt: AttemptId, terms: Terms, region: Option<u32>, end: End) {
         let Terms { notes, spool_file, cgroup, .. } = terms;
         let kept = Kept::Memory(Box::new(end));
-        self.ended.insert(attempt, Ended { attempt, notes, spool_file, kept, cgroup });
+        self.ended.insert(attempt, Ended { attempt, notes, spool_file, region, kept, cgroup });
+    }
+
+    /// No worker has come: kills all jobs. What becomes of them is told to one that comes later.
+    pub(super) fn abandon_jobs(&mut self) {
+        for serial in self.running.keys().copied().collect::<Vec<_>>() {
+            if let Some(job) = self.running.get_mut(&serial) {
+                job.abandoned = true;
+                job.kill();
+                self.schedule(serial);
+            }
+        }
     }
 
     /// Kills all jobs and whatever they have left behind, and waits a little for them to be gone.

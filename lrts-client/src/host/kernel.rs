@@ -83,6 +83,17 @@ pub(super) fn out_of_memory_kills() -> u64 {
     line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
+/// How many bytes of a local socket its other end hasn't read. Where the kernel doesn't tell, none.
+pub(super) fn unread_bytes(socket: &impl AsRawFd) -> i32 {
+    let mut bytes = 0;
+    // SAFETY: the pointer is to an integer that lives through the call, and TIOCOUTQ writes nothing else.
+    #[expect(unsafe_code, reason = "nix has no such ioctl")]
+    unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes);
+    }
+    bytes
+}
+
 /// Takes descriptor 0, which a process was started with, and leaves `/dev/null` in its place.
 ///
 /// # Errors

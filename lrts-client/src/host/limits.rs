@@ -1,6 +1,7 @@
 //! How long an attempt may run, how long it may go without progress, and how much memory its processes may take.
 //!
-//! The host watches, not the worker: limits hold while no worker is there.
+//! The host watches, not the worker: limits hold while no worker is there. Time in which the host isn't running, since it or its
+//! machine is stopped, doesn't count, as its jobs may have been stopped with it: see [`LATE`].
 
 use std::time::Duration;
 
@@ -8,6 +9,13 @@ use lrts_core::clock::Moment;
 use lrts_core::limits::MEMORY_SAMPLE_INTERVAL;
 use lrts_core::protocol::host::StartAttempt;
 use lrts_core::status::{Failure, FailureKind};
+
+/// A look that comes so much later than it was due shows that the host wasn't running. How much of the time since the look
+/// before the jobs had is unknown, so none of it counts for limits of time.
+const LATE: Duration = Duration::from_millis(500);
+
+/// How often a job with a limit of run time is looked at, so that little time is passed over with each stop.
+const RUN_SAMPLE: Duration = Duration::from_secs(5);
 
 /// How often progress is looked for: four times within its limit, between these two.
 const PROGRESS_SAMPLE_MIN: Duration = Duration::from_millis(50);
@@ -19,6 +27,8 @@ const MEMORY_EXACT_INTERVAL: Duration = Duration::from_secs(1);
 /// The limits of one attempt.
 #[derive(Debug)]
 pub(super) struct Limits {
+    /// When it was looked at last.
+    looked: Moment,
     run: Option<Run>,
     progress: Option<Progress>,
     memory: Option<Memory>,
@@ -69,6 +79,7 @@ impl Limits {
     /// The limits of an attempt that begins now. That of memory is left out where the kernel sees to it.
     pub(super) fn new(start: &StartAttempt, watch_memory: bool, now: Moment) -> Self {
         Self {
+            looked: now,
             run: start.run_timeout.map(|limit| Run { limit, until: now + limit }),
             progress: start.progress_timeout.map(|limit| Progress {
                 limit,
@@ -86,7 +97,7 @@ impl Limits {
 
     /// When to [`check`](Self::check) next.
     pub(super) fn next(&self, stopping: bool) -> Option<Moment> {
-        let run = self.run.as_ref().map(|run| run.until);
+        let run = self.run.as_ref().map(|run| run.until.min(self.looked + RUN_SAMPLE));
         let progress = self.progress.as_ref().map(|progress| progress.next);
         let time = run.into_iter().chain(progress).filter(|_| !stopping);
         time.chain(self.memory.as_ref().map(|memory| memory.next)).min()
@@ -94,6 +105,10 @@ impl Limits {
 
     /// Looks at the job where it is time to. One that is stopping has no limits of time any more.
     pub(super) fn check(&mut self, stopping: bool, now: Moment, look: &mut impl Look) -> Option<Exceeded> {
+        if self.next(stopping).is_some_and(|due| now.since(due) > LATE) {
+            self.pass_over(now.since(self.looked));
+        }
+        self.looked = now;
         if let Some(memory) = self.memory.as_mut().filter(|memory| memory.next <= now) {
             memory.next = now + MEMORY_SAMPLE_INTERVAL;
             let mut bytes = look.memory();
@@ -125,6 +140,21 @@ impl Limits {
             let text = format!("made no progress within its progress_timeout of {:?}", progress.limit);
             Exceeded::Time(Failure::new(FailureKind::TimedOut, text))
         })
+    }
+
+    /// Lets so much time not count.
+    fn pass_over(&mut self, time: Duration) {
+        if let Some(run) = &mut self.run {
+            run.until = run.until + time;
+        }
+        if let Some(progress) = &mut self.progress {
+            progress.since = progress.since + time;
+        }
+    }
+
+    /// The job is done but for its delivery, which may have to wait for others: limits of time hold no more.
+    pub(super) fn lift_time(&mut self) {
+        (self.run, self.progress) = (None, None);
     }
 
     /// The most memory that was seen; 0 if nobody looked.
@@ -224,6 +254,49 @@ mod tests {
         assert_eq!((limits.next(true), limits.check(true, T0 + 6 * S, &mut job)), (None, None));
         let wanted = timed_out("ran longer than its run_timeout of 5s");
         assert_eq!(limits.check(false, T0 + 5 * S, &mut job), wanted);
+    }
+
+    #[test]
+    fn time_in_which_nobody_looked_does_not_count() {
+        const HOUR: Duration = Duration::from_hours(1);
+        let both = |start: &mut StartAttempt| {
+            (start.run_timeout, start.progress_timeout) = (Some(100 * S), Some(8 * S));
+        };
+        let (mut limits, mut job) = (limits(both), Job::default());
+        let mut now = T0;
+        for round in 0..48 {
+            assert_eq!(limits.check(false, now, &mut job), None);
+            // Each look moves on by 2 s; suspended or stopped for an hour now and then, two of which come just before a limit.
+            job.progress = round / 3;
+            now = limits.next(false).unwrap() + if [5, 47].contains(&round) { HOUR } else { Duration::ZERO };
+        }
+        assert_eq!(limits.check(false, now, &mut job), None);
+        let end = loop {
+            now = limits.next(false).unwrap();
+            job.progress += 1;
+            if let Some(exceeded) = limits.check(false, now, &mut job) {
+                break exceeded;
+            }
+        };
+        assert_eq!(Some(end), timed_out("ran longer than its run_timeout of 100s"));
+        // What the job had, and the two intervals that ended late.
+        assert_eq!(now, T0 + 100 * S + 2 * (HOUR + 2 * S));
+
+        // A little late is a busy machine.
+        let mut limits = Limits::new(&StartAttempt { run_timeout: Some(S), ..start() }, true, T0);
+        assert!(limits.check(false, T0 + S + LATE, &mut job).is_some());
+    }
+
+    #[test]
+    fn a_job_that_delivers_has_no_limits_of_time() {
+        let mut limits = limits(|start| {
+            (start.run_timeout, start.progress_timeout) = (Some(S), Some(S));
+            start.memory_limit = Some(5);
+        });
+        let mut job = Job::default();
+        limits.lift_time();
+        assert_eq!((limits.check(false, T0 + S, &mut job), job.looks), (None, 1));
+        assert_eq!(limits.next(false), Some(T0 + S + MEMORY_SAMPLE_INTERVAL));
     }
 
     #[test]

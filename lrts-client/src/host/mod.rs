@@ -7,7 +7,7 @@
 //! | Module | What |
 //! |---|---|
 //! | [`server`] | the loop, and what the worker says and is told |
-//! | [`connection`] | the worker's connection |
+//! | [`connection`], [`socket_file`] | the worker's connection, and whether another one can come |
 //! | [`jobs`], [`running`] | jobs from their start to their last process |
 //! | [`ended`] | what is left of them until the worker has confirmed it, in memory or on disk |
 //! | [`launch`] | starts processes; [`job`] is what goes on in them |
@@ -31,6 +31,7 @@ mod notices;
 mod regions;
 mod running;
 mod server;
+mod socket_file;
 mod tail;
 mod tree;
 mod verdict;

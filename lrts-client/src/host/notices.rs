@@ -38,6 +38,8 @@ pub(super) enum FromJob {
     },
     /// The first checkpoint was made: the memory that it and all later ones are in travels along.
     Checkpoints,
+    /// There is a value; it is being written to where the host finds it, which takes as long as the disk is full.
+    Delivering,
     /// The last notice: the process exits now.
     Done(Done),
 }

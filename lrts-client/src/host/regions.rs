@@ -33,6 +33,11 @@ impl Regions {
         self.ended.remove(&region)
     }
 
+    /// Nobody reads the regions of ended jobs any more but these. Returns those that are released.
+    pub(super) fn release_others(&mut self, held: &BTreeSet<u32>) -> Vec<u32> {
+        self.ended.extract_if(.., |region| !held.contains(region)).collect()
+    }
+
     /// Lets a region that is as new be taken again.
     pub(super) fn give_back(&mut self, region: u32) {
         self.free.push(region);
@@ -53,5 +58,8 @@ mod tests {
         regions.give_back(0);
         assert_eq!((regions.take(), regions.take()), (Some(0), Some(2)));
         assert_eq!(std::iter::from_fn(|| regions.take()).count(), REGIONS as usize - 3);
+        (1..=3).for_each(|region| regions.end(region));
+        assert_eq!(regions.release_others(&BTreeSet::from([0, 2])), [1, 3]);
+        assert!(regions.release(2) && !regions.release(1));
     }
 }

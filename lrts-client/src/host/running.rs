@@ -37,6 +37,8 @@ pub(super) struct Running {
     /// When it is or was to be killed, if it is to stop.
     pub(super) stop: Option<Moment>,
     pub(super) killed: bool,
+    /// Whether it was killed because no worker had come.
+    pub(super) abandoned: bool,
     /// The limit that it was stopped for.
     pub(super) exceeded: Option<Failure>,
     pub(super) checkpoints: Option<Reader>,

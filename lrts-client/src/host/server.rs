@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
@@ -21,15 +23,19 @@ use super::ended::{Ended, checkpoint_parcel};
 use super::kernel;
 use super::regions::Regions;
 use super::running::Running;
+use super::socket_file::SocketFile;
 use super::tree::Strays;
 use crate::service::{Services, say};
 
 /// How long a host waits for its first worker.
 const WORKER_WAIT: Duration = Duration::from_secs(60);
 
-/// How long the host waits until it tries again to write ends to disk, and how many it writes before other events get their
-/// turn.
-const SPILL_RETRY: Duration = Duration::from_secs(1);
+/// How often a host without a worker looks whether its socket's file is still there.
+const SOCKET_LOOK: Duration = Duration::from_secs(60);
+
+/// How long the host waits until it tries again to write ends to disk or to read them, and how many it writes before other
+/// events get their turn.
+const DISK_RETRY: Duration = Duration::from_secs(1);
 const SPILLS_A_TURN: usize = 8;
 
 /// Notices of one socket that are handled before other events get their turn.
@@ -97,6 +103,12 @@ pub(super) struct Host {
     newcomer: Option<NoticeSocket>,
     /// When the host ends unless a worker has come.
     alone_until: Option<Moment>,
+    /// Whether none has come in time: all jobs are killed, and the host ends once their ends are on disk.
+    abandoned: bool,
+    /// Where this worker, or the last one, has found the host.
+    socket_file: Option<SocketFile>,
+    /// When to look whether another worker can find it there: while there is none.
+    look_at: Option<Moment>,
     /// Whether the host ends.
     pub(super) over: bool,
     /// Running jobs by serial number, and the numbers by attempt and by process.
@@ -114,6 +126,9 @@ pub(super) struct Host {
     spill_at: Option<Moment>,
     /// Whether it was said that they can't be written.
     spill_failed: bool,
+    /// Ends that can't be read back from disk at present, and when to try again.
+    unread: BTreeSet<AttemptId>,
+    read_at: Option<Moment>,
     pub(super) out_of_memory: (Moment, u64),
     pub(super) buffer: Box<[u8]>,
 }
@@ -130,11 +145,16 @@ impl Host {
         watch(&epoll, &children, Source::Children)?;
         watch(&epoll, &listener, Source::Listener)?;
         let own_cgroup = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let cgroups = Cgroups::find(cgroup::ROOT.as_ref(), &own_cgroup);
+        if let Some(cgroups) = &cgroups {
+            let own = Pid::this().as_raw();
+            cgroups.remove_leftovers(|pid| pid != own && Path::new(&format!("/proc/{pid}")).exists());
+        }
         Ok(Self {
             services,
             forks,
             files,
-            cgroups: Cgroups::find(cgroup::ROOT.as_ref(), &own_cgroup),
+            cgroups,
             listener,
             children,
             epoll,
@@ -143,6 +163,9 @@ impl Host {
             worker: None,
             newcomer: None,
             alone_until: Some(Moment::now() + WORKER_WAIT),
+            abandoned: false,
+            socket_file: None,
+            look_at: None,
             over: false,
             running: BTreeMap::new(),
             attempts: BTreeMap::new(),
@@ -153,12 +176,15 @@ impl Host {
             ended: BTreeMap::new(),
             spill_at: None,
             spill_failed: false,
+            unread: BTreeSet::new(),
+            read_at: None,
             out_of_memory: (Moment::default(), 0),
             buffer: vec![0; READ_BYTES].into(),
         })
     }
 
-    /// Runs until the worker says so, or until there has been none for too long. Then all jobs are killed.
+    /// Runs until the worker says so, until there has been none for too long, or until none can come any more. Then all jobs
+    /// are killed.
     ///
     /// # Errors
     ///
@@ -188,7 +214,7 @@ impl Host {
     fn time_out(&self) -> EpollTimeout {
         let now = Moment::now();
         let deadline = self.deadlines.first().map(|&(deadline, _)| deadline);
-        let others = [self.alone_until, self.spill_at, self.strays.next()];
+        let others = [self.alone_until, self.look_at, self.spill_at, self.read_at, self.strays.next()];
         match deadline.into_iter().chain(others.into_iter().flatten()).min() {
             None => EpollTimeout::NONE,
             // One millisecond more: rounded down the loop would spin through the last one.
@@ -210,7 +236,22 @@ impl Host {
         if self.spill_at.is_some_and(|at| at <= now) {
             self.spill(now);
         }
-        self.over |= self.alone_until.is_some_and(|until| until <= now);
+        if self.read_at.is_some_and(|at| at <= now) {
+            self.read_at = None;
+            for attempt in mem::take(&mut self.unread) {
+                self.announce(attempt);
+            }
+        }
+        if self.look_at.is_some_and(|at| at <= now) {
+            self.look_at = Some(now + SOCKET_LOOK);
+            self.over |= self.socket_file.as_ref().is_some_and(SocketFile::is_gone);
+        }
+        if self.alone_until.take_if(|until| *until <= now).is_some() {
+            self.abandoned = true;
+            self.abandon_jobs();
+        }
+        let is_done = || self.running.is_empty() && !self.ended.values().any(Ended::is_in_memory);
+        self.over |= self.abandoned && is_done();
     }
 
     fn handle(&mut self, source: Source, flags: EpollFlags) {
@@ -267,10 +308,11 @@ impl Host {
             Ok(None) | Err(_) => return self.drop_newcomer(),
         };
         match packet.decode::<ToHost>() {
-            Ok(ToHost::Hello { version, orphan_grace })
+            Ok(ToHost::Hello { version, orphan_grace, socket })
                 if (OLDEST_HOST_VERSION..=HOST_VERSION).contains(&version) =>
             {
                 self.greet(version, orphan_grace);
+                self.socket_file = SocketFile::find(socket);
             }
             Ok(_) | Err(_) => self.drop_newcomer(),
         }
@@ -294,6 +336,11 @@ impl Host {
         }
         // What the worker before has said still counts. Its end doesn't: there is a new one.
         let _ = self.hear_worker(LAST_NOTICES);
+        // The worker before may have died between an end's confirmation and its region's release.
+        let held = self.ended.values().filter_map(|ended| ended.region).collect();
+        for region in self.regions.release_others(&held) {
+            self.recycle(region);
+        }
         let mut worker = Connection::new(socket, version, orphan_grace);
         let now = Moment::now();
         let mut held = Vec::new();
@@ -311,7 +358,9 @@ impl Host {
         if let Some(before) = self.worker.replace(worker) {
             let _ = self.epoll.delete(before.socket());
         }
-        (self.alone_until, self.spill_at) = (None, None);
+        (self.alone_until, self.spill_at, self.look_at) = (None, None, None);
+        (self.unread, self.read_at) = (BTreeSet::new(), None);
+        self.abandoned = false;
         for serial in self.running.keys().copied().collect::<Vec<_>>() {
             if let Some(job) = self.running.get_mut(&serial)
                 && let Some(checkpoints) = &mut job.checkpoints
@@ -367,6 +416,7 @@ impl Host {
         }
         let now = Moment::now();
         (self.alone_until, self.spill_at) = (Some(now + worker.orphan_grace()), Some(now));
+        self.look_at = Some(now);
     }
 
     fn obey(&mut self, notice: ToHost, descriptors: Vec<OwnedFd>) {
@@ -412,8 +462,19 @@ impl Host {
         {
             // It may have been confirmed since.
             let Some(ended) = self.ended.get_mut(&attempt) else { continue };
-            let parcels = ended.parcels(worker.adopts());
-            self.post(parcels);
+            match ended.parcels(worker.adopts()) {
+                Ok(parcels) => self.post(parcels),
+                Err(error) => {
+                    if self.unread.is_empty() {
+                        let path = ended.spool_file.display();
+                        say(&format!(
+                            "lrts: the job host can't read a job's end beside `{path}` yet: {error}"
+                        ));
+                    }
+                    self.unread.insert(attempt);
+                    self.read_at.get_or_insert(Moment::now() + DISK_RETRY);
+                }
+            }
         }
     }
 
@@ -429,7 +490,7 @@ impl Host {
                     let path = ended.spool_file.display();
                     say(&format!("lrts: the job host can't write a job's end beside `{path}` yet: {error}"));
                 }
-                (self.spill_failed, self.spill_at) = (true, Some(now + SPILL_RETRY));
+                (self.spill_failed, self.spill_at) = (true, Some(now + DISK_RETRY));
                 return;
             }
             self.spill_failed = false;
@@ -439,16 +500,17 @@ impl Host {
 
     // --- notices to the worker ---
 
-    /// Sends a running job's checkpoint, if it has a newer one than was sent. Waits for a worker that is slow to read: only
-    /// the newest counts.
+    /// Sends a running job's checkpoint, if it has a newer one than was sent. The next one waits until the worker has read it,
+    /// however slow that is: only the newest counts, and what isn't read takes memory.
     pub(super) fn send_news(&mut self, serial: u64) {
-        let (Some(worker), Some(job)) = (&self.worker, self.running.get_mut(&serial)) else { return };
-        if !worker.adopts() || !worker.is_idle() {
+        let (Some(worker), Some(job)) = (&mut self.worker, self.running.get_mut(&serial)) else { return };
+        if !worker.adopts() || !worker.takes_checkpoint(job.attempt) {
             return;
         }
         // One that can't be copied now is sent the next time.
         let news = job.checkpoints.as_mut().and_then(|checkpoints| checkpoints.news().ok().flatten());
         if let Some(snapshot) = news {
+            worker.note_checkpoint(job.attempt);
             let parcel = checkpoint_parcel(job.attempt, snapshot);
             self.post([parcel]);
         }

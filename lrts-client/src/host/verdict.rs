@@ -30,6 +30,8 @@ pub(super) struct Evidence<'a> {
     pub(super) exceeded: Option<Failure>,
     /// Whether it was to stop.
     pub(super) stopped: bool,
+    /// Whether it was killed because no worker had come.
+    pub(super) abandoned: bool,
     /// Whether its watchdog has ended it.
     pub(super) lease_ended: bool,
     /// Whether the kernel has killed processes for want of memory meanwhile.
@@ -46,9 +48,9 @@ pub(super) fn verdict(evidence: Evidence<'_>) -> (AttemptEnd, Output) {
         (Some(Done::Finished(output)), _) if by_itself => return (AttemptEnd::Finished, output),
         (_, Some(failure)) => AttemptEnd::Failed(failure),
         _ if evidence.stopped => AttemptEnd::Stopped,
-        _ if evidence.lease_ended && evidence.exit == Exit::Signal(libc::SIGKILL) => {
-            AttemptEnd::Lost { reason: "its lease ended".to_owned() }
-        }
+        // Its watchdog kills its other processes first, of which it may have died in any way.
+        _ if evidence.lease_ended => AttemptEnd::Lost { reason: "its lease ended".to_owned() },
+        _ if evidence.abandoned && !by_itself => AttemptEnd::Lost { reason: "no worker came".to_owned() },
         (Some(Done::Failed(failure)), _) if by_itself => AttemptEnd::Failed(failure),
         (Some(Done::Lost { reason }), _) if by_itself => AttemptEnd::Lost { reason },
         _ if evidence.out_of_memory && evidence.exit == Exit::Signal(libc::SIGKILL) => AttemptEnd::Lost {
@@ -92,6 +94,7 @@ mod tests {
             exit,
             exceeded: None,
             stopped: false,
+            abandoned: false,
             lease_ended: false,
             out_of_memory: false,
             stderr: b"",
@@ -144,9 +147,20 @@ mod tests {
 
     #[test]
     fn nobody_is_charged_for_a_lease_that_ended() {
-        let end = |exit| verdict(Evidence { lease_ended: true, ..evidence(None, exit) }).0;
-        assert_eq!(end(Exit::Signal(9)), AttemptEnd::Lost { reason: "its lease ended".to_owned() });
-        assert!(matches!(end(Exit::Signal(11)), AttemptEnd::Failed(_)));
+        let error = || Some(Done::Failed(Failure::new(FailureKind::Error, "broken pipe")));
+        let end = |done, exit| verdict(Evidence { lease_ended: true, ..evidence(done, exit) }).0;
+        for (done, exit) in [(None, Exit::Signal(9)), (None, Exit::Signal(11)), (error(), Exit::Code(0))] {
+            assert_eq!(end(done, exit), AttemptEnd::Lost { reason: "its lease ended".to_owned() });
+        }
+        assert_eq!(end(finished(), Exit::Code(0)), AttemptEnd::Finished);
+    }
+
+    #[test]
+    fn what_a_job_did_before_its_host_gave_up_counts() {
+        let end = |done, exit| verdict(Evidence { abandoned: true, ..evidence(done, exit) }).0;
+        assert_eq!(end(None, Exit::Signal(9)), AttemptEnd::Lost { reason: "no worker came".to_owned() });
+        assert_eq!(end(finished(), Exit::Code(0)), AttemptEnd::Finished);
+        assert!(matches!(end(None, Exit::Code(3)), AttemptEnd::Failed(_)));
     }
 
     #[test]

@@ -12,8 +12,8 @@ use lrts_core::spool;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::services::{Act, Await, Echo, Print, Wait};
-use crate::worker::{LONG, Worker, attempt, lives, sequence_notes, until, value};
+use crate::services::{Act, Await, Echo, Keep, Print, Wait};
+use crate::worker::{LONG, Worker, attempt, hello, lives, sequence_notes, until, value};
 
 /// Lets a job go on.
 fn go(worker: &Worker, attempt: AttemptId) {
@@ -132,7 +132,7 @@ fn of_two_workers_the_newer_one_counts() {
     worker.process(job);
     // A daemon that was stopped neither reads nor closes its connection.
     let stopped = worker.connect();
-    hello(&stopped, HOST_VERSION);
+    say_hello(&worker, &stopped, HOST_VERSION);
     assert!(stopped.receive().unwrap().is_some());
     assert!(worker.socket.receive().unwrap().is_none());
 
@@ -156,7 +156,7 @@ fn what_the_worker_before_has_said_still_counts() {
         worker.start(number, &Wait::default());
     }
     let new = worker.connect();
-    hello(&new, HOST_VERSION);
+    say_hello(&worker, &new, HOST_VERSION);
     let _old = std::mem::replace(&mut worker.socket, new);
     kill(host, Signal::SIGCONT).unwrap();
     while worker.receive() != FromHost::AllHeld {}
@@ -169,6 +169,10 @@ fn a_host_without_a_worker_ends_after_its_grace_period() {
     let stubborn = Wait { hook: true, stubborn: true, children: true, ..Wait::default() };
     let job = worker.start_waiting(1, stubborn);
     let children = worker.children(job);
+    let keeps = worker.start(2, &Keep::Large(9));
+    while !worker.checkpoints.contains_key(&keeps) {
+        worker.receive();
+    }
     // Strangers don't make it wait longer.
     worker.disconnect();
     let _stranger = worker.connect();
@@ -176,8 +180,78 @@ fn a_host_without_a_worker_ends_after_its_grace_period() {
     for pid in children {
         until("the job's processes are gone", || !lives(pid));
     }
-    // Nobody has ended it but the host: that is no end to tell of.
+    // A worker that comes too late finds what became of them.
+    let is_lost = |notice: Option<&FromHost>| {
+        let Some(FromHost::Ended { end: AttemptEnd::Lost { reason }, .. }) = notice else { return false };
+        reason == "no worker came"
+    };
+    assert!(is_lost(on_disk(&worker, job).last()));
+    let notices = on_disk(&worker, keeps);
+    assert!(matches!(&notices[1], FromHost::Checkpoint { attempt, .. } if *attempt == keeps), "{notices:?}");
+    assert!(is_lost(notices.last()));
+}
+
+#[test]
+fn a_host_stays_until_it_has_written_all_ends() {
+    let mut worker = Worker::with_orphan_grace(Duration::from_millis(300));
+    let missing = worker.directory.path().join("missing");
+    let spool_file = missing.join("result");
+    let job = worker.start_with(1, &Await, |start| start.spool_file = spool_file.clone());
+    let pid = worker.process(job);
+    worker.disconnect();
+    until("the job is killed", || !lives(pid));
+    std::fs::create_dir(&missing).unwrap();
+    assert_eq!(worker.host.wait().unwrap().code(), Some(0));
+    assert!(spool::read_end(&spool_file).is_ok());
+}
+
+#[test]
+fn a_host_that_cannot_be_found_any_more_ends() {
+    let mut worker = Worker::with_orphan_grace(LONG);
+    let job = worker.start_waiting(1, Wait { children: true, hook: true, stubborn: true, ..Wait::default() });
+    let children = worker.children(job);
+    std::fs::remove_file(worker.socket_path()).unwrap();
+    // It has a worker yet.
+    worker.run(2, &Echo("x".into()));
+    worker.disconnect();
+    assert_eq!(worker.host.wait().unwrap().code(), Some(0));
+    for pid in children {
+        until("the job's processes are gone", || !lives(pid));
+    }
     assert!(!worker.end_file(job).exists());
+}
+
+#[test]
+fn regions_of_confirmed_ends_are_free_for_the_next_worker() {
+    let mut worker = Worker::with_orphan_grace(LONG);
+    for number in [1, 2] {
+        assert_eq!(worker.run(number, &Act::Bars).region, Some(number as u32 - 1));
+    }
+    worker.send(&ToHost::Confirm { attempt: attempt(1) });
+    worker.until_heard(attempt(1));
+    worker.reconnect();
+    assert_eq!(worker.end(attempt(2)).region, Some(1));
+    let next: Vec<_> = [3, 4].map(|number| worker.run(number, &Act::Bars).region).into();
+    assert_eq!(next, [Some(0), Some(2)]);
+}
+
+#[test]
+fn an_end_that_cannot_be_read_now_is_tried_again() {
+    let mut worker = Worker::with_orphan_grace(LONG);
+    let job = worker.start(1, &Echo("x".into()));
+    worker.disconnect();
+    let file = worker.end_file(job);
+    until("the end is on disk", || file.exists());
+    // As a disk with errors: no file can be read at this path.
+    let aside = worker.directory.path().join("aside");
+    std::fs::rename(&file, &aside).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    worker.reconnect();
+    worker.until_heard(job);
+    assert!(worker.held.contains_key(&job) && worker.ended.is_empty());
+    std::fs::remove_dir(&file).unwrap();
+    std::fs::rename(&aside, &file).unwrap();
+    assert_eq!(value::<(String, u32)>(worker.end(job)).0, "x");
 }
 
 #[test]
@@ -198,8 +272,7 @@ fn an_older_worker_is_spoken_to_as_it_understands() {
     let done = worker.start(1, &Act::Bars);
     worker.end(done);
     worker.socket = worker.connect();
-    let hello = ToHost::Hello { version: OLDEST_HOST_VERSION, orphan_grace: LONG };
-    worker.send(&hello);
+    worker.send(&hello(OLDEST_HOST_VERSION, LONG, &worker.socket_path()));
     let welcome = worker.receive();
     assert!(matches!(welcome, FromHost::Welcome { version: OLDEST_HOST_VERSION, .. }), "{welcome:?}");
     let first = worker.receive();
@@ -210,8 +283,8 @@ fn an_older_worker_is_spoken_to_as_it_understands() {
     assert_eq!(worker.host.wait().unwrap().code(), Some(0));
 }
 
-fn hello(socket: &NoticeSocket, version: u16) {
-    socket.send_notice(&ToHost::Hello { version, orphan_grace: LONG }, &[]).unwrap();
+fn say_hello(worker: &Worker, socket: &NoticeSocket, version: u16) {
+    socket.send_notice(&hello(version, LONG, &worker.socket_path()), &[]).unwrap();
 }
 
 #[test]
@@ -219,7 +292,7 @@ fn strangers_do_not_displace_the_worker() {
     let mut worker = Worker::with_orphan_grace(LONG);
     let silent = worker.connect();
     let wrong = worker.connect();
-    hello(&wrong, HOST_VERSION + 1);
+    say_hello(&worker, &wrong, HOST_VERSION + 1);
     assert!(silent.receive().unwrap().is_none() && wrong.receive().unwrap().is_none());
     let rude = worker.connect();
     rude.send(b"?", &[]).unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lrts_core::clock::Moment;
 use lrts_core::ids::AttemptId;
-use lrts_core::protocol::host::{FromHost, ToHost};
+use lrts_core::protocol::host::ToHost;
 use lrts_core::protocol::worker::AttemptEnd;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -81,9 +81,7 @@ fn a_lease_that_has_ended_is_not_renewed() {
     kill(pid, Signal::SIGSTOP).unwrap();
     Moment::from_nanos(first).wait();
     worker.send(&ToHost::RenewLeases { until: first + u64::try_from(LONG.as_nanos()).unwrap() });
-    // When the host answers, it has heard the notice before.
-    worker.send(&ToHost::ReadOutput { attempt: job });
-    while !matches!(worker.receive(), FromHost::OutputDone { .. }) {}
+    worker.until_heard(job);
     kill(pid, Signal::SIGCONT).unwrap();
     assert_eq!(worker.end(job).end, ended_lease());
 }

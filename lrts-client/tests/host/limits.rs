@@ -1,17 +1,25 @@
 //! Limits of time and memory.
 
+use std::io::Read;
 use std::time::Duration;
 
+use lrts_client::Bytes;
 use lrts_core::clock::Moment;
-use lrts_core::limits::MEMORY_SAMPLE_INTERVAL;
-use lrts_core::protocol::host::{StartAttempt, ToHost};
+use lrts_core::limits::INLINE_BODY_BYTES;
+use lrts_core::protocol::host::{Output, StartAttempt, ToHost};
 use lrts_core::protocol::worker::AttemptEnd;
 use lrts_core::status::FailureKind;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-use crate::services::{Act, Beat, Grow, Wait};
-use crate::worker::{LONG, Worker, failure, lives, until, value};
+use crate::services::{Act, Await, Beat, Blob, Grow, Wait};
+use crate::worker::{LONG, Worker, attempt, failure, lives, until, value};
 
 const SHORT: Duration = Duration::from_millis(600);
+
+/// More than twice what the host reads to measure the memory of a job of four processes: meanwhile it has done so once from
+/// beginning to end.
+const MEASURING_READS: u64 = 100;
 
 fn run_limit(start: &mut StartAttempt) {
     start.run_timeout = Some(SHORT);
@@ -55,6 +63,46 @@ fn limits_hold_without_a_worker() {
     until("the end is on disk", || worker.end_file(job).exists());
     worker.reconnect();
     assert_eq!(failure(worker.end(job)).0, FailureKind::TimedOut);
+}
+
+#[test]
+fn a_result_that_waits_for_its_disk_is_not_late() {
+    let mut worker = Worker::new();
+    let limit = Duration::from_secs(2);
+    let blob = Blob { input: Bytes::from(Vec::new()), output_bytes: 2 * INLINE_BODY_BYTES };
+    let file = worker.spool_file(attempt(1));
+    // A pipe instead of a file takes some bytes, and more only as they are read.
+    let pipe = file.with_added_extension("part");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let job = worker.start_with(1, &blob, |start| {
+        (start.run_timeout, start.progress_timeout) = (Some(limit), Some(limit));
+    });
+    let mut disk = std::fs::File::open(&pipe).unwrap();
+    disk.read_exact(&mut [0; 1]).unwrap();
+    (Moment::now() + limit + SHORT).wait();
+    disk.read_to_end(&mut Vec::new()).unwrap();
+    let ended = worker.end(job);
+    assert!(matches!(ended.output, Output::Spool { .. }), "{:?}", ended.end);
+    assert_eq!(ended.end, AttemptEnd::Finished);
+}
+
+#[test]
+fn time_in_which_host_and_job_were_stopped_does_not_count() {
+    let mut worker = Worker::with_orphan_grace(LONG);
+    let limit = Duration::from_secs(2);
+    let job = worker.start_with(1, &Await, |start| {
+        (start.run_timeout, start.progress_timeout) = (Some(limit), Some(limit));
+    });
+    worker.until_ready(job);
+    let stopped = [worker.process(job), Pid::from_raw(worker.host.id().cast_signed())];
+    stopped.into_iter().for_each(|pid| kill(pid, Signal::SIGSTOP).unwrap());
+    (Moment::now() + limit + 2 * SHORT).wait();
+    stopped.into_iter().for_each(|pid| kill(pid, Signal::SIGCONT).unwrap());
+    // The first answer comes before the host looks at the job, the second one after that.
+    worker.until_heard(job);
+    worker.until_heard(job);
+    std::fs::write(worker.path(job).join("go"), "").unwrap();
+    assert_eq!(value::<String>(worker.end(job)), "went");
 }
 
 #[test]
@@ -106,7 +154,13 @@ fn copies_of_a_process_do_not_count_for_what_they_have_in_common() {
     let grow = Grow { bytes: 100 << 20, in_child: false, copies: 3 };
     let job = worker.start_with(1, &grow, |start| start.memory_limit = Some(200 << 20));
     worker.until_ready(job);
-    (Moment::now() + 3 * MEMORY_SAMPLE_INTERVAL).wait();
+    // Nothing else happens here for which the host would read files.
+    let reads = || {
+        let text = std::fs::read_to_string(format!("/proc/{}/io", worker.host.id())).unwrap();
+        text.lines().find_map(|line| line.strip_prefix("syscr: ")?.parse::<u64>().ok()).unwrap()
+    };
+    let before = reads();
+    until("memory was measured", || reads() > before + MEASURING_READS);
     worker.send(&ToHost::Stop { attempt: job, grace: LONG });
     let ended = worker.end(job);
     assert_eq!(ended.end, AttemptEnd::Stopped);

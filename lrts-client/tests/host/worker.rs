@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -117,7 +117,7 @@ impl Worker {
     }
 
     fn greet(&mut self) {
-        self.send(&ToHost::Hello { version: HOST_VERSION, orphan_grace: self.orphan_grace });
+        self.send(&hello(HOST_VERSION, self.orphan_grace, &self.socket_path()));
         let welcome = self.receive();
         let FromHost::Welcome { version, pid, services, forks } = welcome else { panic!("{welcome:?}") };
         assert_eq!((version, pid), (HOST_VERSION, self.host.id()));
@@ -144,7 +144,17 @@ impl Worker {
     }
 
     pub(crate) fn connect(&self) -> NoticeSocket {
-        NoticeSocket::connect(&self.directory.path().join("host")).unwrap()
+        NoticeSocket::connect(&self.socket_path()).unwrap()
+    }
+
+    pub(crate) fn socket_path(&self) -> PathBuf {
+        self.directory.path().join("host")
+    }
+
+    /// Returns once the host has heard all that was said before.
+    pub(crate) fn until_heard(&mut self, attempt: AttemptId) {
+        self.send(&ToHost::ReadOutput { attempt });
+        while self.receive() != (FromHost::OutputDone { attempt }) {}
     }
 
     pub(crate) fn send(&self, notice: &ToHost) {
@@ -283,6 +293,10 @@ impl Worker {
         let text = std::fs::read_to_string(self.path(attempt).join("children")).unwrap();
         text.split(' ').map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
     }
+}
+
+pub(crate) fn hello(version: u16, orphan_grace: Duration, socket: &Path) -> ToHost {
+    ToHost::Hello { version, orphan_grace, socket: socket.to_owned() }
 }
 
 pub(crate) fn attempt(sequence: u64) -> AttemptId {

@@ -23,10 +23,15 @@ pub enum ToHost {
         /// How long the host and its jobs go on once the connection has ended, waiting for another. Zero: not at all.
         #[serde(default)]
         orphan_grace: Duration,
+        /// Absolute path by which this worker has found the host, as the next one will. Without a worker, the host ends once
+        /// its socket is there no more. Empty: unknown.
+        #[serde(default)]
+        socket: PathBuf,
     },
     /// Run this attempt in a process of its own. A repeat for an attempt that is here is ignored.
     Start(StartAttempt),
-    /// Stop this attempt: cancel flag and hook, SIGTERM; SIGKILL after the grace period. Answered by `Ended`.
+    /// Stop this attempt: cancel flag and hook, SIGTERM; SIGKILL after the grace period. `Ended` follows, unless it was
+    /// sent before.
     Stop {
         /// Which.
         attempt: AttemptId,
@@ -55,7 +60,8 @@ pub enum ToHost {
         /// Which.
         attempt: AttemptId,
     },
-    /// The worker leaves for good: kill all jobs and end. What hasn't been confirmed is forgotten.
+    /// The worker leaves for good: kill all jobs and end. Of what hasn't been confirmed, ends that were written to disk while
+    /// no worker was there stay and are found by the next one; the rest is forgotten.
     End,
     /// What has this attempt printed? Answered by two `Output` and an `OutputDone`.
     ReadOutput {
@@ -88,10 +94,11 @@ pub struct StartAttempt {
     /// What a job that exceeds a time limit has to end by itself.
     #[serde(default)]
     pub grace: Duration,
-    /// How long it may run.
+    /// How long it may run. Time in which the host was stopped or its machine suspended doesn't count, nor does the time that
+    /// its result waits for a full disk.
     #[serde(default)]
     pub run_timeout: Option<Duration>,
-    /// How long it may go without progress.
+    /// How long it may go without progress. The same time doesn't count.
     #[serde(default)]
     pub progress_timeout: Option<Duration>,
     /// How much memory its processes may take together, in bytes.
@@ -213,7 +220,8 @@ pub enum FromHost {
         /// Which.
         attempt: AttemptId,
     },
-    /// An attempt has ended and its process group is gone. Sent again on every new connection until `Confirm` has come.
+    /// An attempt has ended: its process and all below it are gone, but for those that couldn't be killed within 2 s. Sent again
+    /// on every new connection until `Confirm` has come.
     Ended {
         /// Which.
         attempt: AttemptId,

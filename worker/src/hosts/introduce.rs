@@ -43,7 +43,7 @@ pub(super) async fn introduce(
 ) -> Result<Introduced, Introduction> {
     let mut version = HOST_VERSION;
     loop {
-        match greet(&socket, version, orphan_grace).await {
+        match greet(&socket, version, orphan_grace, path).await {
             Ok((version, forks, arena)) => return Ok(Introduced { socket, version, forks, arena }),
             Err(Introduction::Broken) if version > OLDEST_HOST_VERSION => {
                 version -= 1;
@@ -59,8 +59,10 @@ async fn greet(
     socket: &AsyncNoticeSocket,
     version: u16,
     orphan_grace: Duration,
+    path: &Path,
 ) -> Result<(u16, bool, OwnedFd), Introduction> {
-    let hello = ToHost::Hello { version, orphan_grace };
+    let socket_path = std::path::absolute(path).unwrap_or_default();
+    let hello = ToHost::Hello { version, orphan_grace, socket: socket_path };
     socket.send(&hello, &[]).await.map_err(|_| Introduction::Broken)?;
     let packet = socket.receive().await.ok().flatten().ok_or(Introduction::Broken)?;
     let wrong = |reason: String| Introduction::Wrong(reason);
