@@ -111,4 +111,16 @@ mod tests {
         assert!(!path.exists(), "its owner is gone");
         assert!(alive.path().exists() && stranger.exists());
     }
+
+    #[test]
+    fn the_state_home_follows_the_environment() {
+        let with = |set: &'static [(&str, &str)]| {
+            let variable =
+                |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
+            state_home(variable)
+        };
+        assert_eq!(with(&[("XDG_STATE_HOME", "/s"), ("HOME", "/h")]).unwrap(), Path::new("/s/lrts"));
+        assert_eq!(with(&[("HOME", "/h")]).unwrap(), Path::new("/h/.local/state/lrts"));
+        assert_eq!(with(&[("XDG_STATE_HOME", "relative")]), None);
+    }
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use lrts_core::ids::{AttemptId, WorkerId};
+use lrts_core::private_dir::state_home;
 use lrts_core::spool::Spool;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -194,13 +195,6 @@ pub(crate) fn private_file() -> OpenOptions {
     options
 }
 
-/// `$XDG_STATE_HOME/lrts`, else `~/.local/state/lrts`.
-fn state_home(variable: impl Fn(&str) -> Option<std::ffi::OsString>) -> Option<PathBuf> {
-    let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let home = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
-    Some(home.join("lrts"))
-}
-
 fn make_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
@@ -298,17 +292,5 @@ mod tests {
         assert!(matches!(StateDir::open(Some(home.path())), Err(StateDirError::BadId { .. })));
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o777)).unwrap();
         assert!(matches!(StateDir::open(Some(home.path())), Err(StateDirError::NotPrivate { .. })));
-    }
-
-    #[test]
-    fn the_state_home_follows_the_environment() {
-        let with = |set: &'static [(&str, &str)]| {
-            let variable =
-                |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
-            state_home(variable)
-        };
-        assert_eq!(with(&[("XDG_STATE_HOME", "/s"), ("HOME", "/h")]).unwrap(), Path::new("/s/lrts"));
-        assert_eq!(with(&[("HOME", "/h")]).unwrap(), Path::new("/h/.local/state/lrts"));
-        assert_eq!(with(&[("XDG_STATE_HOME", "relative")]), None);
     }
 }
