@@ -200,6 +200,11 @@ pub fn read_end(output: &Path) -> io::Result<Vec<Vec<u8>>> {
     Ok(notices)
 }
 
+/// Whether reading again can't help, ever: there is no such file, or it is torn. Anything else may pass.
+pub fn is_final(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData)
+}
+
 /// Deletes what [`write_end`] has written with the same path. Nothing there is fine.
 ///
 /// # Errors

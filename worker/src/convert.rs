@@ -7,9 +7,9 @@ use bytes::Bytes;
 use lrts_core::ids::{AttemptId, BundleDigest};
 use lrts_core::limits::{BARS_PER_NOTICE, BODY_BYTES};
 use lrts_core::protocol::codec;
-use lrts_core::protocol::host::{FromHost, Output};
+use lrts_core::protocol::host::{FromHost, Output, Payload};
 use lrts_core::protocol::progress::BarRecord;
-use lrts_core::protocol::worker::{AttemptEnd, Ended, HeldAttempt, Start, ToWorker};
+use lrts_core::protocol::worker::{AttemptEnd, Ended, HeldAttempt, LEASE_ENDED, Start, ToWorker};
 use lrts_core::status::{Failure, FailureKind};
 
 use crate::engine::{Conclusion, Event, Held};
@@ -67,6 +67,14 @@ pub(crate) fn meaning(message: ToWorker) -> Meaning {
         ToWorker::BundleMissing { digest } => return Meaning::Bundle(BundleNews::Missing(digest)),
         ToWorker::FetchOutput { request, attempt } => return Meaning::FetchOutput { request, attempt },
     })
+}
+
+/// What is wrong with this machine, if an attempt's end says that something is.
+pub(crate) fn trouble(end: &AttemptEnd) -> Option<&str> {
+    match end {
+        AttemptEnd::Lost { reason } => Some(&**reason).filter(|&reason| reason != LEASE_ENDED),
+        AttemptEnd::Finished | AttemptEnd::Failed(_) | AttemptEnd::Stopped => None,
+    }
 }
 
 /// The inventory as it travels.
@@ -131,13 +139,20 @@ impl Outcome {
     }
 
     /// The notices of a host that say the same, if it is worth keeping: a job that was stopped or lost runs again anyway.
-    pub(crate) fn to_notices(&self, attempt: AttemptId, notes: Option<&Notes>) -> Option<Vec<Bytes>> {
+    pub(crate) fn to_notices(
+        &self,
+        attempt: AttemptId,
+        notes: Option<&Notes>,
+        checkpoint: Option<&Bytes>,
+    ) -> Option<Vec<Bytes>> {
         match self.end {
             AttemptEnd::Finished | AttemptEnd::Failed(_) => {}
             AttemptEnd::Stopped | AttemptEnd::Lost { .. } => return None,
         }
         let held =
             notes.map(|notes| FromHost::Held { attempt, notes: codec::encode(notes).to_vec(), run: None });
+        let checkpoint =
+            checkpoint.map(|state| FromHost::Checkpoint { attempt, state: Payload::Inline(state.to_vec()) });
         let bars = self.bars.chunks(BARS_PER_NOTICE);
         let bars = bars.map(|bars| FromHost::Bars { attempt, bars: bars.to_vec() });
         let texts = [(false, &self.stdout), (true, &self.stderr)];
@@ -150,7 +165,7 @@ impl Outcome {
             peak_memory_bytes: self.peak_memory_bytes,
             region: None,
         };
-        let notices = held.into_iter().chain(bars).chain(texts).chain([ended]);
+        let notices = held.into_iter().chain(checkpoint).chain(bars).chain(texts).chain([ended]);
         Some(notices.map(|notice| codec::encode(&notice)).collect())
     }
 
@@ -213,6 +228,14 @@ mod tests {
         let (output, stdout, stderr) = ended.body_bytes;
         let parts = split_body(&body, [output, stdout.into(), stderr.into()]).unwrap();
         assert_eq!(parts, ["result", "out", "errors"]);
+    }
+
+    #[test]
+    fn a_lease_that_ends_says_nothing_of_the_machine() {
+        let lost = |reason: &str| AttemptEnd::Lost { reason: reason.to_owned() };
+        assert_eq!(trouble(&lost(LEASE_ENDED)), None);
+        assert_eq!(trouble(&lost("the disk is gone")), Some("the disk is gone"));
+        assert_eq!(trouble(&AttemptEnd::Stopped), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The one `select!`: what comes in becomes events for the engine, and what the engine decides is carried out.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use lrts_core::clock::{Moment, sleep_until};
 use lrts_core::ids::{AttemptId, WorkerId, random_u64};
 use lrts_core::progress::{Reporter, ReporterEvent, Watched};
 use lrts_core::protocol::codec;
-use lrts_core::protocol::worker::{AttemptEnd, FromWorker, Register, Start, ToWorker};
+use lrts_core::protocol::worker::{FromWorker, Register, Start, ToWorker};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::spec::{BundleRef, Platform};
 use lrts_core::spool;
@@ -18,9 +18,11 @@ use lrts_core::transport::{LinkEvent, LinkReceiver, LinkSender, Message, Refusal
 use tracing::{debug, info, trace, warn};
 
 use crate::config::{Config, OnTerm};
-use crate::convert::{BundleNews, Meaning, Outcome, inventory, meaning};
+use crate::convert::{BundleNews, Meaning, Outcome, inventory, meaning, trouble};
 use crate::engine::{Action, Engine, Event, HeldRun, Settings};
-use crate::hosts::{Command, Fleet, FleetEvent, HeldJob, HostEnded, HostNumber, Job, Leftovers, Notes};
+use crate::hosts::{
+    Command, Fleet, FleetEvent, HeldJob, HostEnded, HostNumber, Job, LeftEnd, Leftovers, Notes,
+};
 use crate::janitor::Janitor;
 use crate::machine::Machine;
 use crate::outbox::Outbox;
@@ -58,6 +60,9 @@ struct Held {
     watched: Option<u32>,
     /// Once it has ended.
     outcome: Option<Arc<Outcome>>,
+    /// Its newest checkpoint, unless the scheduler was sent that already, or its host still has to be asked for it. Kept until
+    /// the end is confirmed: whenever that is told, this goes ahead of it.
+    checkpoint: Option<Bytes>,
 }
 
 /// The worker's shell.
@@ -105,7 +110,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
                 Moment::now(),
             ),
             fleet: Fleet::new(&config, &machine, state.clone()),
-            janitor: Janitor::new(state.clone()),
+            janitor: Janitor::new(state.spool().clone()),
             config,
             machine,
             instance: random_u64(),
@@ -127,36 +132,76 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         // No scheduler's refusal is worth a job's work: another worker, or the scheduler's next version, may go on with it.
         let leaves_jobs =
             self.leaves_jobs() || matches!(end, End::Refused(_)) && !self.config.orphan_grace.is_zero();
-        if matches!(end, End::AtOnce) {
+        let in_order = !matches!(end, End::AtOnce)
+            && tokio::select! {
+                () = self.take_leave(leaves_jobs) => true,
+                () = shutdown.immediate() => false,
+            };
+        if !in_order {
             if !leaves_jobs {
+                self.keep_results().await;
                 self.fleet.kill().await;
-                keep_results(self.held, self.state).await;
             }
-            return end;
+            return End::AtOnce;
         }
-        let orderly = async {
-            if let Some(outbox) = self.outbox.take() {
-                let farewell = if leaves_jobs {
-                    FromWorker::Absent { back_within: self.config.orphan_grace }
-                } else {
-                    FromWorker::Goodbye
-                };
-                outbox.send(&farewell, Bytes::new());
-                outbox.finish(FAREWELL_TIME).await;
-            }
-            self.link.close().await;
-            if leaves_jobs {
-                self.fleet.leave().await;
-            } else {
-                self.fleet.end().await;
-                keep_results(self.held, self.state).await;
-            }
+        let clean_up = async {
             self.reporter.shutdown().await;
             self.janitor.end().await;
         };
         tokio::select! {
-            () = orderly => end,
+            () = clean_up => end,
             () = shutdown.immediate() => End::AtOnce,
+        }
+    }
+
+    /// Says goodbye to the scheduler, and to the hosts. Can be given up at any point.
+    async fn take_leave(&mut self, leaves_jobs: bool) {
+        if let Some(outbox) = self.outbox.take() {
+            let farewell = if leaves_jobs {
+                FromWorker::Absent { back_within: self.config.orphan_grace }
+            } else {
+                FromWorker::Goodbye
+            };
+            outbox.send(&farewell, Bytes::new());
+            outbox.finish(FAREWELL_TIME).await;
+        }
+        self.link.close().await;
+        if leaves_jobs {
+            self.fleet.leave().await;
+        } else {
+            self.keep_results().await;
+            self.fleet.end().await;
+        }
+    }
+
+    /// Writes down the results that no scheduler has confirmed, for the next run of the worker: their hosts are about to end.
+    /// A host whose results can't be written is left to keep them itself.
+    async fn keep_results(&mut self) {
+        let mut results = Vec::new();
+        for (&attempt, held) in &self.held {
+            let notes = held.notes.as_ref();
+            let notices = held
+                .outcome
+                .as_ref()
+                .and_then(|outcome| outcome.to_notices(attempt, notes, held.checkpoint.as_ref()));
+            results.extend(notices.map(|notices| (attempt, held.host, notices)));
+        }
+        let spool = self.state.spool().clone();
+        let keep = move || {
+            let mut unwritten = BTreeSet::new();
+            for (attempt, host, notices) in results {
+                // What the host has written is all that it knew.
+                let kept = spool.read_end(attempt).map(drop);
+                if let Err(error) = kept.or_else(|_| spool::write_end(&spool.path(attempt), &notices)) {
+                    warn!(%attempt, %error, "result can't be written down and is left to its job host");
+                    unwritten.extend(host);
+                }
+            }
+            unwritten
+        };
+        // An error is the end of the runtime.
+        for host in tokio::task::spawn_blocking(keep).await.unwrap_or_default() {
+            self.fleet.leave_host(host);
         }
     }
 
@@ -217,7 +262,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         match event {
             LinkEvent::Up { welcome: _ } => {
                 info!("connected to the scheduler");
-                self.outbox = Some(Outbox::open(self.link.clone(), self.state.clone()));
+                self.outbox = Some(Outbox::open(self.link.clone(), self.state.spool().clone()));
                 self.resumes_fetches = true;
                 self.handle(Event::Connected);
             }
@@ -225,7 +270,11 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
                 info!(reason, "connection to the scheduler has ended");
                 // Awaited: the link connects anew only after this, and nothing old may get into what is new.
                 if let Some(outbox) = self.outbox.take() {
-                    outbox.discard().await;
+                    for (attempt, state) in outbox.discard().await {
+                        if let Some(held) = self.held.get_mut(&attempt) {
+                            held.checkpoint.get_or_insert(state);
+                        }
+                    }
                 }
                 self.questions.clear();
                 self.handle(Event::Disconnected);
@@ -298,6 +347,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
             host: None,
             watched: None,
             outcome: None,
+            checkpoint: None,
         };
         self.held.insert(attempt, held);
         self.handle(event);
@@ -320,7 +370,8 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
             store: notes.as_ref().map(|notes| notes.store),
             run: run.map(|run| HeldRun { pid: run.pid, ran: run.ran, stopping: run.stopping }),
         };
-        let held = Held { notes, order: None, host: Some(host), watched: None, outcome: None };
+        let held =
+            Held { notes, order: None, host: Some(host), watched: None, outcome: None, checkpoint: None };
         self.held.insert(attempt, held);
         if let Some(run) = run {
             self.watch(attempt, host, run.region);
@@ -331,13 +382,13 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
     /// Takes what hosts have left that are gone: ends that they have written down, and rubbish.
     fn take_leftovers(&mut self, leftovers: Leftovers) {
         let Leftovers { ends, results, directories } = leftovers;
-        for (ended, notes) in ends {
+        for LeftEnd { ended, notes, checkpoint } in ends {
             let attempt = ended.attempt;
             if let Entry::Vacant(vacant) = self.held.entry(attempt) {
                 info!(%attempt, end = ?ended.end, "end of an attempt found");
                 let store = notes.as_ref().map(|notes| notes.store);
                 let outcome = Some(Arc::new(Outcome::told(ended)));
-                vacant.insert(Held { notes, order: None, host: None, watched: None, outcome });
+                vacant.insert(Held { notes, order: None, host: None, watched: None, outcome, checkpoint });
                 self.handle(Event::EndFound { attempt, store });
             }
         }
@@ -414,14 +465,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
                 self.watch(attempt, host, region);
                 self.handle(Event::AttemptBegan { attempt, pid });
             }
-            FleetEvent::Checkpoint { attempt, state } => {
-                // Without a connection it stays at the host, which is asked for it at the next registration.
-                if self.engine.is_reported(attempt)
-                    && let Some(outbox) = &self.outbox
-                {
-                    outbox.send_checkpoint(attempt, state);
-                }
-            }
+            FleetEvent::Checkpoint { attempt, state } => self.on_checkpoint(attempt, state),
             FleetEvent::Ended { host, ended } => self.on_ended(host, *ended),
             FleetEvent::OutputRead { attempt, texts } => {
                 self.answer_all(attempt, texts.as_ref().map(|(stdout, stderr)| (&**stdout, &**stderr)));
@@ -429,8 +473,26 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         }
     }
 
+    fn on_checkpoint(&mut self, attempt: AttemptId, state: Bytes) {
+        let is_reported = self.engine.is_reported(attempt);
+        let Some(held) = self.held.get_mut(&attempt) else { return };
+        match &self.outbox {
+            // While it runs its host keeps it.
+            Some(outbox) if is_reported && held.outcome.is_none() => {
+                held.checkpoint = None;
+                outbox.send_checkpoint(attempt, state);
+            }
+            _ => held.checkpoint = Some(state),
+        }
+    }
+
     fn on_ended(&mut self, host: HostNumber, ended: HostEnded) {
         let attempt = ended.attempt;
+        if self.held.get(&attempt).is_some_and(|held| held.outcome.is_some()) {
+            // The host keeps its copy until the scheduler has confirmed the end.
+            debug!(%attempt, "repeated end of an attempt is ignored");
+            return;
+        }
         debug!(%attempt, end = ?ended.end, ran = ?ended.ran, "attempt ended");
         let watched = self.held.get_mut(&attempt).and_then(|held| held.watched.take());
         match watched {
@@ -447,14 +509,12 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
             self.fleet.command_host(host, Command::Confirm { attempt });
             return;
         }
-        let event = match &ended.end {
-            AttemptEnd::Lost { reason } => {
+        let event = match trouble(&ended.end) {
+            Some(reason) => {
                 warn!(%attempt, reason, "this machine can't run an attempt, others wait for a while");
                 Event::AttemptLost(attempt)
             }
-            AttemptEnd::Finished | AttemptEnd::Failed(_) | AttemptEnd::Stopped => {
-                Event::AttemptEnded(attempt)
-            }
+            None => Event::AttemptEnded(attempt),
         };
         self.conclude(attempt, Outcome::told(ended));
         self.handle(event);
@@ -520,10 +580,15 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
             }
             Action::ReportBegan { attempt, pid } => self.send(&FromWorker::Began { attempt, pid }),
             Action::ReportEnded(attempt) => {
-                let outcome = self.held.get(&attempt).and_then(|held| held.outcome.clone());
-                let outcome =
-                    outcome.expect("an attempt that has ended has an outcome until it is forgotten");
+                let held = self.held.get(&attempt).expect("what the engine knows is held here");
+                let outcome = held
+                    .outcome
+                    .clone()
+                    .expect("an attempt that has ended has an outcome until it is forgotten");
                 if let Some(outbox) = &self.outbox {
+                    if let Some(state) = &held.checkpoint {
+                        outbox.send_checkpoint(attempt, state.clone());
+                    }
                     outbox.send_ended(attempt, outcome);
                 }
             }
@@ -609,19 +674,4 @@ fn command(fleet: &Fleet, held: &Held, command: Command) {
     if let Some(host) = held.host {
         fleet.command_host(host, command);
     }
-}
-
-/// Writes down the results that no scheduler has confirmed, since their hosts have ended: the next run of the worker finds them.
-async fn keep_results(held: BTreeMap<AttemptId, Held>, state: Arc<StateDir>) {
-    let keep = move || {
-        for (attempt, held) in held {
-            let notices = held.outcome.and_then(|outcome| outcome.to_notices(attempt, held.notes.as_ref()));
-            if let Some(notices) = notices
-                && let Err(error) = spool::write_end(&state.spool().path(attempt), &notices)
-            {
-                warn!(%attempt, %error, "result is lost");
-            }
-        }
-    };
-    let _ended_with_the_runtime = tokio::task::spawn_blocking(keep).await;
 }

@@ -2,14 +2,13 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use lrts_core::ids::AttemptId;
+use lrts_core::spool::Spool;
 use tokio::task::JoinHandle;
 use tracing::warn;
-
-use crate::state_dir::StateDir;
 
 /// How long an ending worker waits for the disk. What is left then goes at the next start.
 const END_TIME: Duration = Duration::from_secs(2);
@@ -28,10 +27,10 @@ pub(crate) struct Janitor {
 }
 
 impl Janitor {
-    /// Nothing to do yet.
-    pub(crate) fn new(state: Arc<StateDir>) -> Self {
+    /// Nothing to do yet. Doesn't hold on to the state directory, whose next worker may start before the thread has ended.
+    pub(crate) fn new(spool: Spool) -> Self {
         let (rubbish, receiver) = mpsc::channel();
-        Self { rubbish, thread: tokio::task::spawn_blocking(move || clean(&state, &receiver)) }
+        Self { rubbish, thread: tokio::task::spawn_blocking(move || clean(&spool, &receiver)) }
     }
 
     /// Deletes a directory with all that is in it.
@@ -52,11 +51,11 @@ impl Janitor {
     }
 }
 
-fn clean(state: &StateDir, rubbish: &mpsc::Receiver<Rubbish>) {
+fn clean(spool: &Spool, rubbish: &mpsc::Receiver<Rubbish>) {
     for item in rubbish {
         let result = match &item {
             Rubbish::Directory(path) => std::fs::remove_dir_all(path),
-            Rubbish::Result(attempt) => state.spool().remove(*attempt),
+            Rubbish::Result(attempt) => spool.remove(*attempt),
         };
         match result {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

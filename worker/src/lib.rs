@@ -59,8 +59,8 @@ pub enum RunError {
 
 /// Runs a worker until `shutdown` is requested: then it gives back what waits, stops what runs within the grace period, tells
 /// the scheduler how that ended, and returns. Asked to end at once, it kills its jobs and returns. With [`OnTerm::Leave`] it
-/// leaves what runs to the job hosts, and another worker on the same state directory takes them over; that is also what
-/// happens if the process is killed.
+/// leaves what runs to the job hosts both times, and another worker on the same state directory takes them over; that is also
+/// what happens if the process is killed. Results that the scheduler hasn't confirmed wait for that worker in any case.
 ///
 /// `ready` is called once, when the scheduler has registered the worker. Until the scheduler is there, the worker waits for it.
 /// Needs a multi-threaded tokio runtime.

@@ -1,22 +1,27 @@
 //! What goes to the scheduler on one connection, in order. Results are read from the disk one at a time, when their turn
 //! comes, so that a hundred large ones waiting take no memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use lrts_core::clock::{Moment, sleep_until};
 use lrts_core::ids::AttemptId;
 use lrts_core::protocol::codec;
 use lrts_core::protocol::host::Output;
 use lrts_core::protocol::worker::FromWorker;
+use lrts_core::spool::{self, Spool};
 use lrts_core::transport::{LinkSendError, LinkSender, Message};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{error, warn};
 
 use crate::convert::Outcome;
-use crate::state_dir::StateDir;
+
+/// How long until a result is tried again that couldn't be read: there were too many open files, for example.
+const READ_RETRY: Duration = Duration::from_secs(1);
 
 enum Outgoing {
     Message(Message),
@@ -37,10 +42,10 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     /// Starts to send over a link that has just come up.
-    pub(crate) fn open(link: LinkSender, state: Arc<StateDir>) -> Self {
+    pub(crate) fn open(link: LinkSender, spool: Spool) -> Self {
         let (queue, outgoing) = mpsc::unbounded_channel();
         let checkpoints = Arc::<Checkpoints>::default();
-        let task = tokio::spawn(send_all(link, state, checkpoints.clone(), outgoing));
+        let task = tokio::spawn(send_all(link, spool, checkpoints.clone(), outgoing));
         Self { queue, checkpoints, task }
     }
 
@@ -63,10 +68,12 @@ impl Outbox {
         }
     }
 
-    /// Drops what is left. Nothing is sent any more once this has returned, so nothing gets into the next connection.
-    pub(crate) async fn discard(self) {
+    /// Drops what is left and returns the checkpoints among it. Nothing is sent any more once this has returned, so nothing
+    /// gets into the next connection.
+    pub(crate) async fn discard(self) -> BTreeMap<AttemptId, Bytes> {
         self.task.abort();
         let _aborted = self.task.await;
+        std::mem::take(&mut lock(&self.checkpoints))
     }
 
     /// Sends what is left, for up to `at_most`.
@@ -86,21 +93,33 @@ fn lock(checkpoints: &Checkpoints) -> std::sync::MutexGuard<'_, BTreeMap<Attempt
 
 async fn send_all(
     link: LinkSender,
-    state: Arc<StateDir>,
+    spool: Spool,
     checkpoints: Arc<Checkpoints>,
     mut outgoing: mpsc::UnboundedReceiver<Outgoing>,
 ) {
-    while let Some(next) = outgoing.recv().await {
+    // Ends whose results couldn't be read, and when they are tried again.
+    let mut unread = VecDeque::<(Moment, AttemptId, Arc<Outcome>)>::new();
+    loop {
+        let due = unread.front().map(|&(due, ..)| due);
+        let next = tokio::select! {
+            next = outgoing.recv() => next,
+            () = sleep_until(due) => unread.pop_front().map(|(_, attempt, outcome)| Outgoing::Ended(attempt, outcome)),
+        };
         let message = match next {
-            Outgoing::Message(message) => message,
-            Outgoing::Checkpoint(attempt) => {
+            None => return,
+            Some(Outgoing::Message(message)) => message,
+            Some(Outgoing::Checkpoint(attempt)) => {
                 let state = lock(&checkpoints).remove(&attempt);
                 let state = state.expect("a queued checkpoint stays until its turn");
                 Message::new(codec::encode(&FromWorker::Checkpoint { attempt }), state)
             }
-            Outgoing::Ended(attempt, outcome) => match ended(attempt, &outcome, &state).await {
-                Some(message) => message,
-                None => return,
+            Some(Outgoing::Ended(attempt, outcome)) => match ended(attempt, &outcome, &spool).await {
+                Ok(message) => message,
+                Err(error) => {
+                    warn!(%attempt, %error, "result can't be read yet");
+                    unread.push_back((Moment::now() + READ_RETRY, attempt, outcome));
+                    continue;
+                }
             },
         };
         match link.send(message).await {
@@ -111,21 +130,23 @@ async fn send_all(
     }
 }
 
-/// None if the runtime is about to end.
-async fn ended(attempt: AttemptId, outcome: &Arc<Outcome>, state: &Arc<StateDir>) -> Option<Message> {
+/// The message that tells of an attempt's end. A result that isn't there any more is lost; an error means that it may be read
+/// later.
+async fn ended(attempt: AttemptId, outcome: &Arc<Outcome>, spool: &Spool) -> io::Result<Message> {
     let (ended, body) = match &outcome.output {
         Output::Inline(output) => outcome.to_message(attempt, output.clone()),
         &Output::Spool { bytes } => {
-            let (state, outcome) = (state.clone(), outcome.clone());
-            let read = move || match state.spool().read(attempt, bytes) {
-                Ok(output) => outcome.to_message(attempt, output),
-                Err(error) => {
+            let (spool, outcome) = (spool.clone(), outcome.clone());
+            let read = move || match spool.read(attempt, bytes) {
+                Ok(output) => Ok(outcome.to_message(attempt, output)),
+                Err(error) if spool::is_final(&error) => {
                     warn!(%attempt, %error, "result is lost");
-                    outcome.unreadable(&error).to_message(attempt, Vec::new())
+                    Ok(outcome.unreadable(&error).to_message(attempt, Vec::new()))
                 }
+                Err(error) => Err(error),
             };
-            tokio::task::spawn_blocking(read).await.ok()?
+            tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??
         }
     };
-    Some(Message::new(codec::encode(&FromWorker::Ended(ended)), body))
+    Ok(Message::new(codec::encode(&FromWorker::Ended(ended)), body))
 }

@@ -1,7 +1,7 @@
 //! What became of an attempt, from all that is known of it once its process is gone.
 
 use lrts_core::protocol::host::Output;
-use lrts_core::protocol::worker::AttemptEnd;
+use lrts_core::protocol::worker::{AttemptEnd, LEASE_ENDED};
 use lrts_core::status::{Failure, FailureKind};
 use nix::sys::signal::Signal;
 
@@ -49,7 +49,7 @@ pub(super) fn verdict(evidence: Evidence<'_>) -> (AttemptEnd, Output) {
         (_, Some(failure)) => AttemptEnd::Failed(failure),
         _ if evidence.stopped => AttemptEnd::Stopped,
         // Its watchdog kills its other processes first, of which it may have died in any way.
-        _ if evidence.lease_ended => AttemptEnd::Lost { reason: "its lease ended".to_owned() },
+        _ if evidence.lease_ended => AttemptEnd::Lost { reason: LEASE_ENDED.to_owned() },
         _ if evidence.abandoned && !by_itself => AttemptEnd::Lost { reason: "no worker came".to_owned() },
         (Some(Done::Failed(failure)), _) if by_itself => AttemptEnd::Failed(failure),
         (Some(Done::Lost { reason }), _) if by_itself => AttemptEnd::Lost { reason },

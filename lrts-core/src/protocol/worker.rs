@@ -155,6 +155,9 @@ pub enum AttemptEnd {
     },
 }
 
+/// Why an exclusive attempt is lost that its watchdog has ended. Nothing is wrong with its machine.
+pub const LEASE_ENDED: &str = "its lease ended";
+
 /// What the scheduler tells a worker.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[expect(clippy::large_enum_variant, reason = "they are made and read one at a time")]

@@ -24,8 +24,9 @@ use self::leases::Lease;
 use self::registration::{Connection, EarlierRun};
 
 /// How long the hosts of an earlier run may take to say what they have. An attempt that the inventory lacks is placed anew, so
-/// a host that is alive but silent is worth a wait; but for that long the scheduler hears nothing of the others' attempts.
-pub(crate) const ADOPTION_TIME: Duration = Duration::from_secs(60);
+/// a host that is alive but silent is worth a wait. But for that long the scheduler hears nothing of the others' attempts, and
+/// after the lease that it gives (20 s by default) it places them anew too.
+pub(crate) const ADOPTION_TIME: Duration = Duration::from_secs(10);
 
 /// How long a leaving worker waits, beyond the grace period, until the ends of its attempts are confirmed.
 const CONFIRM_TIME: Duration = Duration::from_secs(5);
@@ -341,10 +342,7 @@ impl Engine {
         let mut actions = Vec::new();
         match event {
             Event::Connected => self.connection = Connection::Waiting,
-            Event::Disconnected => {
-                self.connection = Connection::Down;
-                self.lease.forget_heartbeats();
-            }
+            Event::Disconnected => self.disconnect(&mut actions),
             Event::Registered { store, heartbeat, lost_after, closed } => {
                 self.register(store, heartbeat, lost_after, &closed, now, &mut actions);
             }

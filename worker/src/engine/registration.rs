@@ -82,10 +82,24 @@ impl Engine {
         for (attempt, held) in self.attempts.iter().filter(|(_, held)| self.attempts.is_own(held)) {
             match held.state {
                 State::Ended { .. } => actions.push(Action::ReportEnded(attempt)),
-                State::Running(_) => actions.push(Action::ReadCheckpoint(attempt)),
-                State::WaitingForHost | State::WaitingForSlot | State::Starting | State::Stopping { .. } => {}
+                State::Starting | State::Running(_) | State::Stopping { wanted: true, .. } => {
+                    actions.push(Action::ReadCheckpoint(attempt));
+                }
+                State::WaitingForHost | State::WaitingForSlot | State::Stopping { wanted: false, .. } => {}
             }
         }
+    }
+
+    /// What was sent last may not have arrived. Ends are told again; the checkpoints that belong to them have to be here by
+    /// then, whatever becomes of their hosts.
+    pub(super) fn disconnect(&mut self, actions: &mut Vec<Action>) {
+        if matches!(self.connection, Connection::Registered { .. }) {
+            let at_hosts =
+                self.attempts.iter().filter(|(_, held)| held.host.is_some() && self.attempts.is_own(held));
+            actions.extend(at_hosts.map(|(attempt, _)| Action::ReadCheckpoint(attempt)));
+        }
+        self.connection = Connection::Down;
+        self.lease.forget_heartbeats();
     }
 
     /// Registers once there is a connection and all is known that the scheduler has to know, and anew when that changes.

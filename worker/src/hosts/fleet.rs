@@ -272,7 +272,7 @@ impl Fleet {
     }
 
     /// Ends all hosts, and with them their jobs. Those that don't end by themselves are killed.
-    pub(crate) async fn end(mut self) {
+    pub(crate) async fn end(&mut self) {
         self.fetches.clear();
         self.events.close();
         for host in self.hosts.values() {
@@ -286,7 +286,7 @@ impl Fleet {
     }
 
     /// Kills all hosts, and with them their jobs.
-    pub(crate) async fn kill(mut self) {
+    pub(crate) async fn kill(&mut self) {
         self.tasks.shutdown().await;
         let processes: Vec<_> = self.hosts.values().filter_map(|host| host.process.get().copied()).collect();
         let around = self.around.clone();
@@ -298,12 +298,18 @@ impl Fleet {
                 around.family.remove(process.pid);
                 kill_session(process);
             }
+            around.family.kill_orphans();
         };
         let _ended_with_the_runtime = tokio::task::spawn_blocking(kill).await;
     }
 
+    /// Leaves a host alone.
+    pub(crate) fn leave_host(&mut self, number: HostNumber) {
+        self.hosts.remove(&number);
+    }
+
     /// Leaves all hosts and their jobs alone, once they have heard what was said.
-    pub(crate) async fn leave(mut self) {
+    pub(crate) async fn leave(&mut self) {
         self.hosts.clear();
         self.fetches.clear();
         self.events.close();

@@ -30,7 +30,7 @@ use lrts_core::spec::JobOptions;
 
 pub(crate) use self::family::Family;
 pub(crate) use self::fleet::{Fleet, FleetEvent};
-pub(crate) use self::leftovers::Leftovers;
+pub(crate) use self::leftovers::{LeftEnd, Leftovers};
 pub(crate) use self::record::Notes;
 pub(crate) use crate::engine::HostNumber;
 

@@ -1,16 +1,19 @@
 //! What a job host leaves that was killed. Its jobs die with it, but not the programs that they have started: those are found
 //! by their session, which a host has for itself.
 
+use std::time::Duration;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::process::{self, Process, Stat};
 
-/// How many times they are looked for: one may start another in the meantime.
-const ROUNDS: u32 = 10;
+/// How many times, and how long apart, they are looked for: one may start another in the meantime, and none is gone at once.
+const ROUNDS: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Kills the processes of a host's session. As long as there is one, the kernel gives the session's number to nobody else. A
-/// process that has made a session of its own is not found.
+/// process that has made a session of its own is not found. Waits for their end for a while.
 pub(super) fn kill_session(host: Process) {
     // The number is another process's by now, if the host and all of its session are long gone.
     if Process::of(host.pid).is_some_and(|process| process != host) {
@@ -25,6 +28,7 @@ pub(super) fn kill_session(host: Process) {
             // It may have ended by itself.
             let _ = kill(member, Signal::SIGKILL);
         }
+        std::thread::sleep(PAUSE);
     }
 }
 
@@ -49,7 +53,6 @@ fn session_of(pid: u32) -> Option<u32> {
 mod tests {
     use std::os::unix::process::ExitStatusExt;
     use std::process::Command;
-    use std::time::Duration;
 
     use lrts_core::clock::Moment;
 

@@ -5,6 +5,7 @@ use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::Path;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -33,6 +34,7 @@ use super::session::kill_session;
 use super::start::{StartError, Started, describe, last_words, start};
 use super::{Command, Family, HostEnded, HostEvent, HostNumber, Job};
 use crate::bundles::{Lease, Program};
+use crate::cgroup;
 use crate::state_dir::StateDir;
 
 /// How long a program may take to its Welcome. `host_services!` is the first thing in its `main`.
@@ -261,6 +263,9 @@ async fn bury(around: &Arc<Surroundings>, process: Option<Process>) {
             kill_session(process);
         }
         around.family.kill_orphans();
+        if let Some(process) = process {
+            cgroup::remove_jobs(Path::new(cgroup::ROOT), process.pid);
+        }
     };
     let _ended_with_the_runtime = tokio::task::spawn_blocking(bury).await;
 }

@@ -93,6 +93,20 @@ impl Machine {
         self.worker.kill().await.unwrap();
     }
 
+    /// Asks the worker to end twice, while its host is stopped.
+    async fn end_impatiently(&mut self) {
+        let worker = Pid::from_raw(self.worker.id().unwrap().cast_signed());
+        kill(Pid::from_raw(self.hosts[0].cast_signed()), Signal::SIGSTOP).unwrap();
+        kill(worker, Signal::SIGTERM).unwrap();
+        let mut log = String::new();
+        let mut stderr = tokio::io::BufReader::new(self.worker.stderr.take().unwrap());
+        while !log.contains("worker leaves") {
+            assert!(tokio::io::AsyncBufReadExt::read_line(&mut stderr, &mut log).await.unwrap() > 0, "{log}");
+        }
+        kill(worker, Signal::SIGTERM).unwrap();
+        assert_eq!(self.worker.wait().await.unwrap().code(), Some(0));
+    }
+
     /// Starts the worker again and returns how it registers.
     async fn restart(&mut self, on_term: &str) -> Register {
         self.worker = Self::worker(&self.scheduler, self.directory.path(), on_term);
@@ -205,17 +219,19 @@ async fn an_impatient_operator_ends_jobs_that_were_adopted_too() {
     let job = machine.run(1, "await", &Await { file }).await;
     machine.kill_worker().await;
     machine.restart("stop").await;
-    let worker = Pid::from_raw(machine.worker.id().unwrap().cast_signed());
-    kill(Pid::from_raw(machine.hosts[0].cast_signed()), Signal::SIGSTOP).unwrap();
-    kill(worker, Signal::SIGTERM).unwrap();
-    let mut log = String::new();
-    let mut stderr = tokio::io::BufReader::new(machine.worker.stderr.take().unwrap());
-    while !log.contains("worker leaves") {
-        assert!(tokio::io::AsyncBufReadExt::read_line(&mut stderr, &mut log).await.unwrap() > 0, "{log}");
-    }
-    kill(worker, Signal::SIGTERM).unwrap();
-    assert_eq!(machine.worker.wait().await.unwrap().code(), Some(0));
+    machine.end_impatiently().await;
     until("host and job are gone", || !is_alive(machine.hosts[0]) && !is_alive(job)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_impatient_operator_leaves_nothing_in_sessions_of_its_own() {
+    let mut machine = Machine::start("stop").await;
+    let file = machine.file();
+    machine.run(1, "daemonise", &Daemonise { file: file.clone() }).await;
+    until("the job has started something", || Path::new(&file).exists()).await;
+    let left: u32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+    machine.end_impatiently().await;
+    until("it is killed", || !is_alive(left)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -169,6 +169,16 @@ impl FakeHost {
         (packet.decode().unwrap(), packet)
     }
 
+    /// The worker's next notice that isn't a question for a checkpoint.
+    pub(crate) async fn next_order(&mut self) -> ToHost {
+        loop {
+            let notice = self.next().await.0;
+            if !matches!(notice, ToHost::ReadCheckpoint { .. }) {
+                return notice;
+            }
+        }
+    }
+
     /// All that the worker still says until it hangs up.
     pub(crate) async fn last(&mut self) -> Vec<ToHost> {
         let socket = self.socket.as_ref().expect("a worker is connected");

@@ -20,23 +20,23 @@ use crate::fake::{FakeHost, Notes, finished, running};
 use crate::jobs::wait;
 use crate::support::{LOST_AFTER, STORE, Scheduler, Worker, attempt, installed, until};
 
-const HOUR: Duration = Duration::from_secs(3_600);
+pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
 
 /// Another scheduler's store.
 const OTHER: u64 = STORE + 1;
 
 /// A new state directory, and a host that was left in it.
-fn left_host() -> (tempfile::TempDir, FakeHost) {
+pub(crate) fn left_host() -> (tempfile::TempDir, FakeHost) {
     let directory = tempfile::tempdir().unwrap();
     let host = FakeHost::leave(&state_of(&directory), 4);
     (directory, host)
 }
 
-fn state_of(directory: &tempfile::TempDir) -> PathBuf {
+pub(crate) fn state_of(directory: &tempfile::TempDir) -> PathBuf {
     directory.path().join("state")
 }
 
-async fn started(host: &mut FakeHost) -> (StartAttempt, Vec<OwnedFd>) {
+pub(crate) async fn started(host: &mut FakeHost) -> (StartAttempt, Vec<OwnedFd>) {
     let (notice, packet) = host.next().await;
     let ToHost::Start(start) = notice else { panic!("{notice:?} instead of Start") };
     (start, packet.descriptors)
@@ -63,7 +63,7 @@ async fn a_found_host_is_asked_what_it_has_before_the_worker_registers() {
     assert_eq!((ended.end, &output[..]), (AttemptEnd::Finished, &b"result"[..]));
     assert_eq!(host.next().await.0, ToHost::ReadCheckpoint { attempt: attempt(1) });
     scheduler.confirm(2);
-    assert_eq!(host.next().await.0, ToHost::Confirm { attempt: attempt(2) });
+    assert_eq!(host.next_order().await, ToHost::Confirm { attempt: attempt(2) });
 
     scheduler.order(3, installed(), "wait", &wait());
     let (start, _) = started(&mut host).await;
@@ -150,7 +150,7 @@ async fn a_host_of_the_version_before_takes_attempts_without_limits_and_hears_no
     assert_eq!(failure.kind, FailureKind::Bundle);
     assert!(failure.message.contains("build it"), "{}", failure.message);
     scheduler.confirm(1);
-    assert_eq!(host.next().await.0, ToHost::Confirm { attempt: attempt(1) });
+    assert_eq!(host.next_order().await, ToHost::Confirm { attempt: attempt(1) });
 
     scheduler.order(2, installed(), "wait", &wait());
     assert_eq!(started(&mut host).await.0.attempt, attempt(2));
@@ -276,7 +276,7 @@ async fn attempts_of_another_store_run_on_and_are_told_to_their_own_scheduler() 
     host.say(&finished(attempt(2))).await;
     scheduler.ended(2).await;
     scheduler.confirm(2);
-    assert_eq!(host.next().await.0, ToHost::Confirm { attempt: attempt(2) });
+    assert_eq!(host.next_order().await, ToHost::Confirm { attempt: attempt(2) });
     host.say(&finished(attempt(1))).await;
     let register = scheduler.next_registration().await;
     assert_eq!(

@@ -11,4 +11,6 @@ mod found;
 #[cfg(test)]
 mod jobs;
 #[cfg(test)]
+mod kept;
+#[cfg(test)]
 mod support;

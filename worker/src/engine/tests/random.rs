@@ -72,9 +72,8 @@ impl Model {
             Action::RenewLeases { host, until } => {
                 assert!(self.hosts.contains_key(host) && *until == self.lease);
             }
-            Action::ReadCheckpoint(attempt) | Action::StopAttempt { attempt, .. } => {
-                assert!(self.at_host.contains_key(attempt));
-            }
+            Action::ReadCheckpoint(attempt) => assert!(self.held.contains_key(attempt)),
+            Action::StopAttempt { attempt, .. } => assert!(self.at_host.contains_key(attempt)),
             Action::Conclude { attempt, .. } => {
                 assert!(self.held.contains_key(attempt));
                 self.at_host.remove(attempt);
