@@ -285,6 +285,11 @@ async fn read_notices(socket: &AsyncNoticeSocket, events: &Events) -> String {
         let packet = match socket.receive().await {
             Ok(Some(packet)) => packet,
             Ok(None) => return "closed".to_owned(),
+            // A descriptor for which this process had no room, for example. The host is as well as before.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                warn!(%error, "notice of a job host is ignored");
+                continue;
+            }
             Err(error) => return error.to_string(),
         };
         let event = match packet.decode() {
@@ -298,7 +303,10 @@ async fn read_notices(socket: &AsyncNoticeSocket, events: &Events) -> String {
                 }
             }
             Ok(notice) => collect(notice, &mut partial),
-            Err(error) => return error.to_string(),
+            Err(error) => {
+                warn!(%error, "notice of a job host is ignored");
+                None
+            }
         };
         if let Some(event) = event {
             events.send(event).await;
