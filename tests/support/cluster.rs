@@ -110,6 +110,10 @@ impl Cluster {
         let mut command = lrts(&["worker", "--scheduler-address", address, "--scheduler-port", port]);
         command.args(["--progress-port", progress_port, "--max-jobs", &slots.to_string()]);
         command.arg("--state-dir").arg(self.directory.path().join(&name)).args(flags);
+        // Hosts of a test that was itself killed go by themselves.
+        if !flags.contains(&"--orphan-grace") {
+            command.args(["--orphan-grace", "60s"]);
+        }
         Daemon::start(&name, command, self.directory.path())
     }
 
