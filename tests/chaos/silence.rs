@@ -125,10 +125,10 @@ fn an_exclusive_job_that_was_stopped_too_ends_when_it_goes_on() {
     job.ends_as(second);
 }
 
-#[test]
-fn the_attempt_of_a_worker_that_was_cut_off_stays_and_its_copy_goes() {
+/// A worker runs a job and isn't heard over its line until another one runs a copy.
+fn the_first_attempt_stays_behind(line: Line) {
     let job = Job::begun(JobOptions::new(), false);
-    job.line.set(Line::Cut);
+    job.line.set(line);
     let second = job.second_begins();
     assert!(still_runs(job.first));
     job.line.set(Line::Whole);
@@ -138,15 +138,13 @@ fn the_attempt_of_a_worker_that_was_cut_off_stays_and_its_copy_goes() {
 }
 
 #[test]
+fn the_attempt_of_a_worker_that_was_cut_off_stays_and_its_copy_goes() {
+    the_first_attempt_stays_behind(Line::Cut);
+}
+
+#[test]
 fn the_attempt_behind_a_line_that_swallows_everything_stays_and_its_copy_goes() {
-    let job = Job::begun(JobOptions::new(), false);
-    job.line.set(Line::Blocked);
-    let second = job.second_begins();
-    assert!(still_runs(job.first));
-    job.line.set(Line::Whole);
-    goes(second, "the copy is killed");
-    let first = job.first;
-    job.ends_as(first);
+    the_first_attempt_stays_behind(Line::Blocked);
 }
 
 #[test]

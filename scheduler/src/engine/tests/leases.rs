@@ -69,17 +69,23 @@ fn an_inventory_that_lacks_an_attempt_requeues_its_job_uncharged() {
     assert!(back.says(worker, &registered));
 }
 
-/// A worker that was lost while it ran the job, another one that runs it since ten seconds.
-fn cut_off() -> (Cluster, super::super::Peer, lrts_core::ids::JobId) {
+/// A worker that runs the job and whose connection ended so long ago.
+fn away_for(span: Duration) -> (Cluster, lrts_core::ids::JobId) {
     let mut cluster = Cluster::new();
     let (application, session) = cluster.application("a", 1);
-    let first = cluster.worker(1, 1);
+    let worker = cluster.worker(1, 1);
     let job = session.job(1);
     cluster.submit(application, 1, JobOptions::new(), &[1]);
     cluster.want(application, job);
-    cluster.began(first, attempt(job, 1));
-    cluster.handle(Event::Disconnected { peer: first });
-    cluster.pass(LOST_AFTER);
+    cluster.began(worker, attempt(job, 1));
+    cluster.handle(Event::Disconnected { peer: worker });
+    cluster.pass(span);
+    (cluster, job)
+}
+
+/// A worker that was lost while it ran the job, another one that runs it since ten seconds.
+fn cut_off() -> (Cluster, super::super::Peer, lrts_core::ids::JobId) {
+    let (mut cluster, job) = away_for(LOST_AFTER);
     let second = cluster.worker(2, 1);
     cluster.began(second, attempt(job, 2));
     cluster.pass(Duration::from_secs(5));
@@ -228,14 +234,7 @@ fn a_held_job_can_be_cancelled() {
 
 #[test]
 fn a_program_that_nobody_else_can_start_ends_no_job_that_a_lost_worker_runs() {
-    let mut cluster = Cluster::new();
-    let (application, session) = cluster.application("a", 1);
-    let first = cluster.worker(1, 1);
-    let job = session.job(1);
-    cluster.submit(application, 1, JobOptions::new(), &[1]);
-    cluster.began(first, attempt(job, 1));
-    cluster.handle(Event::Disconnected { peer: first });
-    cluster.pass(LOST_AFTER);
+    let (mut cluster, job) = away_for(LOST_AFTER);
     let second = cluster.worker(2, 1);
     cluster.handle(Event::BundleRefusedByWorker {
         peer: second,
@@ -365,14 +364,7 @@ fn a_result_that_was_ready_while_its_worker_was_cut_off_counts() {
 
 #[test]
 fn a_job_that_runs_at_a_worker_cut_off_for_days_goes_on_when_it_is_back() {
-    let mut cluster = Cluster::new();
-    let (application, session) = cluster.application("a", 1);
-    let worker = cluster.worker(1, 1);
-    let job = session.job(1);
-    cluster.submit(application, 1, JobOptions::new(), &[1]);
-    cluster.began(worker, attempt(job, 1));
-    cluster.handle(Event::Disconnected { peer: worker });
-    cluster.pass(3 * ORPHAN_GRACE);
+    let (mut cluster, job) = away_for(3 * ORPHAN_GRACE);
     let running = Some(3 * ORPHAN_GRACE);
     let held = Held { attempt: attempt(job, 1), running, pid: 42, ended: false };
     let (worker, back) = cluster.rejoin(1, 1, vec![held]);
