@@ -86,7 +86,7 @@ fn an_evolution_whose_processes_are_killed_comes_to_the_same_result() {
     let cluster = Cluster::start(&[2]);
     let evolve = |name: &str| {
         let mut command = Command::new(example("evolve"));
-        command.args(["--islands", "2", "--generations", "30", "--application-id", name]);
+        command.args(["--islands", "2", "--generations", "150", "--application-id", name]);
         command
             .env("LRTS_SCHEDULER", &cluster.scheduler_address)
             .env("LRTS_PROGRESS_SERVER", &cluster.progress_address);
@@ -98,7 +98,7 @@ fn an_evolution_whose_processes_are_killed_comes_to_the_same_result() {
     let mut disturbed = evolve("disturbed");
     eventually("an island is under way", SOON, || {
         let log = disturbed.log();
-        let done = log.rsplit_once("/30 generations").and_then(|(before, _)| before.rsplit_once('('));
+        let done = log.rsplit_once("/150 generations").and_then(|(before, _)| before.rsplit_once('('));
         if done.is_some_and(|(_, done)| done != "0") { Ok(()) } else { Err(log) }
     });
     let running = cluster.json(&["jobs"]);
