@@ -48,6 +48,11 @@ pub(crate) enum FleetEvent {
         /// What it has from an earlier run of the worker.
         held: Vec<HeldJob>,
     },
+    /// A host has another connection than before.
+    Resumed {
+        /// Which host.
+        host: HostNumber,
+    },
     /// All hosts of an earlier run have answered or are gone. Comes once, whether or not there were any.
     EarlierRun(Leftovers),
     /// A bundle can't start here.
@@ -407,6 +412,7 @@ impl Fleet {
         }
         Some(match event {
             HostEvent::Ready { arena, held } => FleetEvent::Ready { bundle, host, arena, held },
+            HostEvent::Resumed => FleetEvent::Resumed { host },
             HostEvent::Checkpoint { attempt, state } => FleetEvent::Checkpoint { attempt, state },
             HostEvent::Began { attempt, pid, region } => FleetEvent::Began { host, attempt, pid, region },
             HostEvent::Ended(ended) => FleetEvent::Ended { host, ended },
