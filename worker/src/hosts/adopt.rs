@@ -21,8 +21,8 @@ const SILENCE: Duration = Duration::from_secs(5);
 
 /// A host may hang up on a newcomer for want of a descriptor, or before it has said anything because another one comes; so it is
 /// tried again so often, so long apart.
-const TRIES: u32 = 100;
-const PAUSE: Duration = Duration::from_millis(100);
+pub(super) const TRIES: u32 = 100;
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
 /// The oldest version of hosts that say what they have, and wait for another worker. Spoken to in an older one, a host would
 /// keep what it has to itself.

@@ -14,6 +14,8 @@ pub(super) struct Introduced {
     pub(super) socket: AsyncNoticeSocket,
     /// The version that it speaks.
     pub(super) version: u16,
+    /// Its process.
+    pub(super) pid: u32,
     /// Whether it forks its jobs.
     pub(super) forks: bool,
     pub(super) arena: OwnedFd,
@@ -45,7 +47,7 @@ pub(super) async fn introduce(
     let mut version = HOST_VERSION;
     loop {
         match greet(&socket, version, orphan_grace, path).await {
-            Ok((version, forks, arena)) => return Ok(Introduced { socket, version, forks, arena }),
+            Ok((version, pid, forks, arena)) => return Ok(Introduced { socket, version, pid, forks, arena }),
             Err(Introduction::Broken) if version > oldest => {
                 version -= 1;
                 socket = connect(path).await.map_err(|_| Introduction::Broken)?;
@@ -55,13 +57,13 @@ pub(super) async fn introduce(
     }
 }
 
-/// Returns the host's version, whether it forks, and its arena.
+/// Returns the host's version, its process, whether it forks, and its arena.
 async fn greet(
     socket: &AsyncNoticeSocket,
     version: u16,
     orphan_grace: Duration,
     path: &Path,
-) -> Result<(u16, bool, OwnedFd), Introduction> {
+) -> Result<(u16, u32, bool, OwnedFd), Introduction> {
     let socket_path = std::path::absolute(path).unwrap_or_default();
     let hello = ToHost::Hello { version, orphan_grace, socket: socket_path };
     socket.send(&hello, &[]).await.map_err(|_| Introduction::Broken)?;
@@ -74,8 +76,8 @@ async fn greet(
                  {HOST_VERSION}: build the program with the lrts that the cluster runs"
             )))
         }
-        Ok(FromHost::Welcome { version, forks, .. }) => match packet.descriptors.into_iter().next() {
-            Some(arena) => Ok((version, forks, arena)),
+        Ok(FromHost::Welcome { version, pid, forks, .. }) => match packet.descriptors.into_iter().next() {
+            Some(arena) => Ok((version, pid, forks, arena)),
             None => Err(wrong("the program sent no memory for progress records".to_owned())),
         },
         Ok(other) => Err(wrong(format!("the program said {other:?} instead of Welcome"))),

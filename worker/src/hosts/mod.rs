@@ -10,6 +10,7 @@ mod adopt;
 mod events;
 mod family;
 mod fleet;
+mod identify;
 mod introduce;
 mod leftovers;
 mod process;

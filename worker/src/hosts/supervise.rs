@@ -30,7 +30,7 @@ use super::adopt::{Adopted, HOLDS_SINCE, adopt};
 use super::events::Events;
 use super::introduce::Introduced;
 use super::process::Process;
-use super::record::HostRecord;
+use super::record::{HostRecord, remove_files};
 use super::session::kill_session;
 use super::start::{StartError, Started, describe, last_words, start};
 use super::{Command, Family, HostEnded, HostEvent, HostNumber, Job};
@@ -113,11 +113,7 @@ pub(super) async fn run_host(
         Last::Wanted => None,
         Last::News(event) => Some(event),
     };
-    let state = &task.around.state;
-    // The record goes first: without it nobody looks for the rest.
-    for path in [state.host_record(number), state.host_socket(number), state.host_log(number)] {
-        let _never_made = std::fs::remove_file(path);
-    }
+    remove_files(&task.around.state, number);
     if let Some(event) = last {
         events.send(event).await;
     }
