@@ -447,6 +447,14 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
                 }
                 self.handle(Event::HostReady { bundle, host });
             }
+            FleetEvent::Resumed { host } => {
+                for &attempt in self.questions.keys() {
+                    if self.held.get(&attempt).is_some_and(|held| held.host == Some(host)) {
+                        self.fleet.command_host(host, Command::ReadOutput { attempt });
+                    }
+                }
+                self.handle(Event::HostResumed(host));
+            }
             FleetEvent::EarlierRun(leftovers) => self.take_leftovers(leftovers),
             FleetEvent::Refused { bundle, reason } => {
                 let reason = format!("worker on {}: {reason}", self.machine.host);

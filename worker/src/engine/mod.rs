@@ -111,6 +111,9 @@ pub(crate) enum Event {
         /// Which host.
         host: HostNumber,
     },
+    /// A job host has another connection than before: what was said to it last may not have arrived. Attempts that it hasn't
+    /// got are reported as lost ahead of this.
+    HostResumed(HostNumber),
     /// A bundle's job host is gone, or couldn't be started for reasons that may pass.
     HostDied {
         /// Which bundle.
@@ -384,6 +387,7 @@ impl Engine {
                 self.hosts.ready(&bundle, host, now);
                 self.attempts.host_is_ready(&bundle);
             }
+            Event::HostResumed(host) => self.repeat_orders(host, now, &mut actions),
             Event::HostDied { bundle, host, reason } => {
                 self.lose_host(&bundle, host, &reason, now, &mut actions);
             }
@@ -590,6 +594,16 @@ impl Engine {
             Some(State::WaitingForHost | State::WaitingForSlot) => {}
             None => actions.push(Action::Forget(attempt)),
         }
+    }
+
+    fn repeat_orders(&mut self, host: HostNumber, now: Moment, actions: &mut Vec<Action>) {
+        for (attempt, held) in self.attempts.iter().filter(|(_, held)| held.host == Some(host)) {
+            if let State::Stopping { at_once, .. } = held.state {
+                let grace = if at_once { Duration::ZERO } else { self.grace };
+                actions.push(Action::StopAttempt { attempt, grace });
+            }
+        }
+        self.renew_leases(now, actions);
     }
 
     fn lose_host(

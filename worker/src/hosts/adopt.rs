@@ -1,4 +1,4 @@
-//! Finding a host of an earlier run again: connect, Hello and Welcome, and what it has.
+//! Finding a host again, of an earlier run or after a connection that broke: connect, Hello and Welcome, and what it has.
 
 use std::io;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::introduce::{Introduced, Introduction, connect, introduce};
 use super::process::Process;
-use super::record::{HostRecord, Notes};
+use super::record::Notes;
 use super::supervise::Surroundings;
 use super::{HeldJob, HostNumber};
 
@@ -19,13 +19,14 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// After this time without an answer it is worth a line in the log.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// A host that has just lost its worker may take the next one's connection before it knows, and closes it; so it is tried again
-/// so often, so long apart.
-const TRIES: u32 = 100;
-const PAUSE: Duration = Duration::from_millis(100);
+/// A host may hang up on a newcomer for want of a descriptor, or before it has said anything because another one comes; so it is
+/// tried again so often, so long apart.
+pub(super) const TRIES: u32 = 100;
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
-/// The oldest version of hosts that say what they have, and wait for another worker.
-const HOLDS_SINCE: u16 = 2;
+/// The oldest version of hosts that say what they have, and wait for another worker. Spoken to in an older one, a host would
+/// keep what it has to itself.
+pub(super) const HOLDS_SINCE: u16 = 2;
 
 /// A host that was found.
 pub(super) struct Adopted {
@@ -34,8 +35,7 @@ pub(super) struct Adopted {
 }
 
 /// Finds the host and asks it what it has; none if it is gone. Waits for as long as its process lives: it may be stopped.
-pub(super) async fn adopt(number: HostNumber, record: &HostRecord, around: &Surroundings) -> Option<Adopted> {
-    let process = record.process;
+pub(super) async fn adopt(number: HostNumber, process: Process, around: &Surroundings) -> Option<Adopted> {
     for _ in 0..TRIES {
         if !process.is_alive() {
             return None;
@@ -47,13 +47,13 @@ pub(super) async fn adopt(number: HostNumber, record: &HostRecord, around: &Surr
             }
             Err(Introduction::Broken) => tokio::time::sleep(PAUSE).await,
             Err(Introduction::Wrong(reason)) => {
-                warn!(pid = process.pid, reason, "job host of an earlier run can't be adopted and is killed");
+                warn!(pid = process.pid, reason, "job host can't be adopted and is killed");
                 process.kill();
                 return None;
             }
         }
     }
-    warn!(pid = process.pid, "job host of an earlier run takes no connection and is killed");
+    warn!(pid = process.pid, "job host takes no connection and is killed");
     process.kill();
     None
 }
@@ -72,10 +72,7 @@ async fn while_alive<T>(process: Process, work: impl Future<Output = T>) -> Opti
         }
         if !is_said && started.elapsed() >= SILENCE {
             is_said = true;
-            warn!(
-                pid = process.pid,
-                "job host of an earlier run doesn't answer; its attempts are waited for"
-            );
+            warn!(pid = process.pid, "job host doesn't answer; its attempts are waited for");
         }
     }
 }
@@ -83,18 +80,14 @@ async fn while_alive<T>(process: Process, work: impl Future<Output = T>) -> Opti
 async fn ask(number: HostNumber, around: &Surroundings) -> Result<Adopted, Introduction> {
     let path = around.state.host_socket(number);
     let socket = connect(&path).await.map_err(|_| Introduction::Broken)?;
-    let introduced = introduce(socket, &path, around.orphan_grace).await?;
-    let held = if introduced.version < HOLDS_SINCE {
-        Vec::new()
-    } else {
-        read_held(&introduced).await.map_err(|error| {
-            if error.kind() == io::ErrorKind::InvalidData {
-                Introduction::Wrong(format!("it said nonsense instead of what it has: {error}"))
-            } else {
-                Introduction::Broken
-            }
-        })?
-    };
+    let introduced = introduce(socket, &path, HOLDS_SINCE, around.orphan_grace).await?;
+    let held = read_held(&introduced).await.map_err(|error| {
+        if error.kind() == io::ErrorKind::InvalidData {
+            Introduction::Wrong(format!("it said nonsense instead of what it has: {error}"))
+        } else {
+            Introduction::Broken
+        }
+    })?;
     Ok(Adopted { introduced, held })
 }
 

@@ -13,8 +13,9 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
+use super::identify::identify;
 use super::process::Process;
-use super::record::{HostRecord, find_hosts};
+use super::record::{HostRecord, find_hosts, remove_files};
 use super::session::kill_session;
 use super::supervise::{HostTask, Origin, Surroundings, run_host};
 use super::{Command, Family, HeldJob, HostEnded, HostEvent, HostNumber, Leftovers};
@@ -47,6 +48,11 @@ pub(crate) enum FleetEvent {
         arena: OwnedFd,
         /// What it has from an earlier run of the worker.
         held: Vec<HeldJob>,
+    },
+    /// A host has another connection than before.
+    Resumed {
+        /// Which host.
+        host: HostNumber,
     },
     /// All hosts of an earlier run have answered or are gone. Comes once, whether or not there were any.
     EarlierRun(Leftovers),
@@ -129,6 +135,8 @@ pub(crate) struct Fleet {
     hosts: BTreeMap<HostNumber, Host>,
     /// Hosts of an earlier run that haven't answered.
     asked: BTreeSet<HostNumber>,
+    /// Searches for those of them whose record can't be read.
+    unknown: JoinSet<(HostNumber, Option<HostRecord>)>,
     /// What such hosts have left, once it is looked for.
     leftovers: Option<JoinHandle<Leftovers>>,
     last_number: HostNumber,
@@ -163,6 +171,7 @@ impl Fleet {
             fetches: BTreeMap::new(),
             hosts: BTreeMap::new(),
             asked: found.keys().copied().collect(),
+            unknown: JoinSet::new(),
             leftovers: None,
             last_number: found.keys().next_back().copied().unwrap_or_default(),
             tasks: JoinSet::new(),
@@ -172,7 +181,10 @@ impl Fleet {
             events,
         };
         for (number, record) in found {
-            fleet.find_host(number, record);
+            match record {
+                Some(record) => fleet.find_host(number, record),
+                None => fleet.identify_host(number),
+            }
         }
         fleet.look_for_leftovers();
         fleet
@@ -258,6 +270,11 @@ impl Fleet {
                 Some((bundle, search)) = self.searches.recv() => self.on_search(bundle, search),
                 Some((host, event)) = self.events.recv() => self.on_host(host, event),
                 leftovers = found(&mut self.leftovers) => Some(FleetEvent::EarlierRun(leftovers)),
+                Some(result) = self.unknown.join_next() => {
+                    let (number, record) = result.expect("looking for a host doesn't panic");
+                    self.on_identified(number, record);
+                    None
+                }
                 Some(result) = self.tasks.join_next() => {
                     if let Err(error) = result && error.is_panic() {
                         std::panic::resume_unwind(error.into_panic());
@@ -378,6 +395,28 @@ impl Fleet {
         self.spawn(number, record.bundle.clone(), process, Origin::Earlier { record, _lease: lease });
     }
 
+    fn identify_host(&mut self, number: HostNumber) {
+        let (around, installed) = (self.around.clone(), self.installed.clone());
+        self.unknown.spawn(async move { (number, identify(number, &around, &installed).await) });
+    }
+
+    fn on_identified(&mut self, number: HostNumber, record: Option<HostRecord>) {
+        let state = &self.around.state;
+        match record {
+            Some(record) => {
+                if let Err(error) = record.write(&state.host_record(number)) {
+                    warn!(number, %error, "cannot write down a job host");
+                }
+                self.find_host(number, record);
+            }
+            None => {
+                remove_files(state, number);
+                self.asked.remove(&number);
+                self.look_for_leftovers();
+            }
+        }
+    }
+
     fn spawn(
         &mut self,
         number: HostNumber,
@@ -407,6 +446,7 @@ impl Fleet {
         }
         Some(match event {
             HostEvent::Ready { arena, held } => FleetEvent::Ready { bundle, host, arena, held },
+            HostEvent::Resumed => FleetEvent::Resumed { host },
             HostEvent::Checkpoint { attempt, state } => FleetEvent::Checkpoint { attempt, state },
             HostEvent::Began { attempt, pid, region } => FleetEvent::Began { host, attempt, pid, region },
             HostEvent::Ended(ended) => FleetEvent::Ended { host, ended },

@@ -14,6 +14,8 @@ pub(super) struct Introduced {
     pub(super) socket: AsyncNoticeSocket,
     /// The version that it speaks.
     pub(super) version: u16,
+    /// Its process.
+    pub(super) pid: u32,
     /// Whether it forks its jobs.
     pub(super) forks: bool,
     pub(super) arena: OwnedFd,
@@ -35,17 +37,18 @@ pub(super) async fn connect(path: &Path) -> io::Result<AsyncNoticeSocket> {
 }
 
 /// Says Hello over a new connection to the host at `path` until it says Welcome. A host that doesn't know the version hangs up:
-/// the one before is tried then, over another connection.
+/// the one before is tried then, over another connection, down to `oldest`.
 pub(super) async fn introduce(
     mut socket: AsyncNoticeSocket,
     path: &Path,
+    oldest: u16,
     orphan_grace: Duration,
 ) -> Result<Introduced, Introduction> {
     let mut version = HOST_VERSION;
     loop {
         match greet(&socket, version, orphan_grace, path).await {
-            Ok((version, forks, arena)) => return Ok(Introduced { socket, version, forks, arena }),
-            Err(Introduction::Broken) if version > OLDEST_HOST_VERSION => {
+            Ok((version, pid, forks, arena)) => return Ok(Introduced { socket, version, pid, forks, arena }),
+            Err(Introduction::Broken) if version > oldest => {
                 version -= 1;
                 socket = connect(path).await.map_err(|_| Introduction::Broken)?;
             }
@@ -54,13 +57,13 @@ pub(super) async fn introduce(
     }
 }
 
-/// Returns the host's version, whether it forks, and its arena.
+/// Returns the host's version, its process, whether it forks, and its arena.
 async fn greet(
     socket: &AsyncNoticeSocket,
     version: u16,
     orphan_grace: Duration,
     path: &Path,
-) -> Result<(u16, bool, OwnedFd), Introduction> {
+) -> Result<(u16, u32, bool, OwnedFd), Introduction> {
     let socket_path = std::path::absolute(path).unwrap_or_default();
     let hello = ToHost::Hello { version, orphan_grace, socket: socket_path };
     socket.send(&hello, &[]).await.map_err(|_| Introduction::Broken)?;
@@ -73,11 +76,40 @@ async fn greet(
                  {HOST_VERSION}: build the program with the lrts that the cluster runs"
             )))
         }
-        Ok(FromHost::Welcome { version, forks, .. }) => match packet.descriptors.into_iter().next() {
-            Some(arena) => Ok((version, forks, arena)),
+        Ok(FromHost::Welcome { version, pid, forks, .. }) => match packet.descriptors.into_iter().next() {
+            Some(arena) => Ok((version, pid, forks, arena)),
             None => Err(wrong("the program sent no memory for progress records".to_owned())),
         },
         Ok(other) => Err(wrong(format!("the program said {other:?} instead of Welcome"))),
         Err(error) => Err(wrong(format!("the program said nonsense instead of Welcome: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lrts_core::notices::NoticeListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_host_is_spoken_to_in_the_newest_version_that_it_knows_but_in_none_below_the_oldest() {
+        for oldest in OLDEST_HOST_VERSION..=HOST_VERSION {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("socket");
+            let listener = NoticeListener::bind(&path).unwrap();
+            let host = tokio::task::spawn_blocking(move || {
+                let hello = |_| {
+                    let packet = listener.accept().unwrap().receive().unwrap().unwrap();
+                    let ToHost::Hello { version, .. } = packet.decode().unwrap() else { panic!("no Hello") };
+                    version
+                };
+                (oldest..=HOST_VERSION).map(hello).collect::<Vec<_>>()
+            });
+            let socket = connect(&path).await.unwrap();
+            let result = introduce(socket, &path, oldest, Duration::ZERO).await;
+            assert!(matches!(result, Err(Introduction::Broken)));
+            let expected: Vec<_> = (oldest..=HOST_VERSION).rev().collect();
+            assert_eq!(host.await.unwrap(), expected);
+        }
     }
 }

@@ -7,8 +7,10 @@
 //! Hosts outlive the worker: they have a session of their own, and wait for the next worker once the connection has ended.
 
 mod adopt;
+mod events;
 mod family;
 mod fleet;
+mod identify;
 mod introduce;
 mod leftovers;
 mod process;
@@ -118,6 +120,8 @@ pub(crate) enum HostEvent {
         /// What it has already.
         held: Vec<HeldJob>,
     },
+    /// It is there over a new connection. What was said to it last may not have arrived, attempts aside.
+    Resumed,
     /// A host of an earlier run isn't there any more.
     Gone,
     /// It can't start on this machine, whatever one does.
@@ -178,4 +182,21 @@ pub(crate) struct HostEnded {
     pub(crate) stderr: Vec<u8>,
     /// Every bar's final record.
     pub(crate) bars: Vec<BarRecord>,
+}
+
+impl HostEnded {
+    /// The end of an attempt that has never run.
+    fn without_run(attempt: AttemptId, end: AttemptEnd) -> Self {
+        Self {
+            attempt,
+            end,
+            output: Output::default(),
+            ran: Duration::ZERO,
+            peak_memory_bytes: 0,
+            region: None,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            bars: Vec::new(),
+        }
+    }
 }

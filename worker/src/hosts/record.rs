@@ -44,12 +44,16 @@ impl HostRecord {
     }
 }
 
-/// The hosts that an earlier run has written down, in this boot of the machine. Other files between them are deleted.
+/// The hosts that an earlier run has written down, in this boot of the machine; without a record those whose record can't be
+/// read, since they may live. Other files between them are deleted.
 ///
 /// # Errors
 ///
 /// Those of `readdir(3)` and `unlink(2)`.
-pub(crate) fn find_hosts(state: &StateDir, boot_id: &str) -> io::Result<BTreeMap<HostNumber, HostRecord>> {
+pub(crate) fn find_hosts(
+    state: &StateDir,
+    boot_id: &str,
+) -> io::Result<BTreeMap<HostNumber, Option<HostRecord>>> {
     let mut found = BTreeMap::new();
     let mut files = Vec::new();
     for entry in fs::read_dir(state.hosts())? {
@@ -59,9 +63,12 @@ pub(crate) fn find_hosts(state: &StateDir, boot_id: &str) -> io::Result<BTreeMap
             match HostRecord::read(&path) {
                 Ok(record) if record.boot_id != boot_id => {}
                 Ok(record) => {
-                    found.insert(number, record);
+                    found.insert(number, Some(record));
                 }
-                Err(error) => warn!(path = %path.display(), %error, "record of a job host is ignored"),
+                Err(error) => {
+                    warn!(path = %path.display(), %error, "record of a job host can't be read");
+                    found.insert(number, None);
+                }
             }
         }
         files.push(path);
@@ -72,6 +79,14 @@ pub(crate) fn find_hosts(state: &StateDir, boot_id: &str) -> io::Result<BTreeMap
         fs::remove_file(path)?;
     }
     Ok(found)
+}
+
+/// Deletes what is kept of a host that is gone.
+pub(super) fn remove_files(state: &StateDir, number: HostNumber) {
+    // The record goes first: without it nobody looks for the rest.
+    for path in [state.host_record(number), state.host_socket(number), state.host_log(number)] {
+        let _never_made = fs::remove_file(path);
+    }
 }
 
 /// What a worker wants to know of an attempt that it takes over: the host keeps it for it. Fields that are missing were not

@@ -11,6 +11,7 @@ use std::time::Duration;
 use lrts_core::limits::{FAILURE_OUTPUT_BYTES, FAILURE_OUTPUT_LINES};
 use lrts_core::mode::{self, Mode};
 use lrts_core::notices::{AsyncNoticeSocket, NoticeListener, NoticeSocket};
+use lrts_core::protocol::OLDEST_HOST_VERSION;
 use lrts_core::spec::BundleRef;
 use nix::errno::Errno;
 use tokio::process::{Child, Command};
@@ -81,7 +82,7 @@ pub(super) async fn start(
         // A program that ends also breaks the connection; its exit status says more.
         biased;
         status = child.wait() => Err(ended_too_soon(status?, &log)),
-        welcome = tokio::time::timeout(patience, introduce(socket, &path, around.orphan_grace)) => match welcome {
+        welcome = tokio::time::timeout(patience, introduce(socket, &path, OLDEST_HOST_VERSION, around.orphan_grace)) => match welcome {
             Ok(Ok(introduced)) => {
                 let Introduced { version, forks, .. } = introduced;
                 info!(pid, version, forks, program = %program.path.display(), "job host started");

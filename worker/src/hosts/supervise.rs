@@ -16,7 +16,7 @@ use lrts_core::ids::AttemptId;
 use lrts_core::limits::{BARS_PER_ATTEMPT, CHECKPOINT_BYTES, INLINE_BODY_BYTES};
 use lrts_core::notices::AsyncNoticeSocket;
 use lrts_core::protocol::codec;
-use lrts_core::protocol::host::{FromHost, Output, Payload, StartAttempt, ToHost};
+use lrts_core::protocol::host::{FromHost, Payload, StartAttempt, ToHost};
 use lrts_core::protocol::progress::BarRecord;
 use lrts_core::protocol::worker::AttemptEnd;
 use lrts_core::spec::{BundleRef, JobOptions};
@@ -26,10 +26,11 @@ use tokio::process::Child;
 use tokio::sync::mpsc;
 use tracing::{Instrument, debug, info_span, warn};
 
-use super::adopt::{Adopted, adopt};
+use super::adopt::{Adopted, HOLDS_SINCE, adopt};
+use super::events::Events;
 use super::introduce::Introduced;
 use super::process::Process;
-use super::record::HostRecord;
+use super::record::{HostRecord, remove_files};
 use super::session::kill_session;
 use super::start::{StartError, Started, describe, last_words, start};
 use super::{Command, Family, HostEnded, HostEvent, HostNumber, Job};
@@ -104,7 +105,7 @@ pub(super) async fn run_host(
     events: mpsc::Sender<(HostNumber, HostEvent)>,
 ) {
     let number = task.number;
-    let events = Events { number, sender: events };
+    let events = Events::new(number, events);
     let span = info_span!("host", number);
     let last = attend(&task, &origin, commands, &events).instrument(span).await;
     let last = match last {
@@ -112,29 +113,12 @@ pub(super) async fn run_host(
         Last::Wanted => None,
         Last::News(event) => Some(event),
     };
-    let state = &task.around.state;
-    // The record goes first: without it nobody looks for the rest.
-    for path in [state.host_record(number), state.host_socket(number), state.host_log(number)] {
-        let _never_made = std::fs::remove_file(path);
-    }
+    remove_files(&task.around.state, number);
     if let Some(event) = last {
         events.send(event).await;
     }
     // Only now: while the host lived, the cache had to keep the file.
     drop(origin);
-}
-
-/// Where a host's events go.
-struct Events {
-    number: HostNumber,
-    sender: mpsc::Sender<(HostNumber, HostEvent)>,
-}
-
-impl Events {
-    async fn send(&self, event: HostEvent) {
-        // A worker that has ended doesn't listen any more.
-        let _ = self.sender.send((self.number, event)).await;
-    }
 }
 
 /// How a host's task ends.
@@ -147,12 +131,15 @@ enum Last {
     News(HostEvent),
 }
 
-/// Why no more commands are carried out.
-enum CommandsEnd {
+/// Why a connection isn't used any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Done {
     /// The host was told to end.
     End,
     /// Nobody commands.
     LeftAlone,
+    /// It has ended.
+    Broken,
 }
 
 async fn attend(
@@ -176,7 +163,7 @@ async fn attend(
                 }
             }
         }
-        Origin::Earlier { record, .. } => match adopt(*number, record, around).await {
+        Origin::Earlier { record, .. } => match adopt(*number, record.process, around).await {
             Some(Adopted { introduced, held }) => (None, introduced, held),
             None => {
                 bury(around, Some(record.process)).await;
@@ -184,32 +171,24 @@ async fn attend(
             }
         },
     };
-    let Introduced { socket, version, arena, .. } = introduced;
+    let Introduced { mut socket, version, arena, .. } = introduced;
+    events.take_over(&held);
     events.send(HostEvent::Ready { arena, held }).await;
-    let wanted_end = {
-        let reading = read_notices(&socket, events);
-        let writing = write_commands(&socket, version, &mut commands, around, events);
-        let mut reading = pin!(reading);
-        // Both go on side by side.
-        tokio::select! {
-            trouble = &mut reading => {
-                debug!(%trouble, "job host has closed its connection");
-                false
-            }
-            result = writing => match result {
-                Ok(CommandsEnd::End) => true,
-                Ok(CommandsEnd::LeftAlone) => return Last::LeftAlone,
-                Err(error) => {
-                    debug!(%error, "job host takes no commands any more");
-                    // What it has said of its jobs still counts.
-                    let _ = tokio::time::timeout(FAREWELL_TIME, reading).await;
-                    false
-                }
-            },
+    let process = process.get().copied();
+    // Only such a host goes on without a connection, and takes another.
+    let lasting = process.filter(|_| version >= HOLDS_SINCE && !around.orphan_grace.is_zero());
+    let wanted_end = loop {
+        match converse(&socket, version, &mut commands, around, events).await {
+            Done::End => break true,
+            Done::LeftAlone => return Last::LeftAlone,
+            Done::Broken => {}
         }
+        let Some(process) = lasting else { break false };
+        let Some(Adopted { introduced, held }) = adopt(*number, process, around).await else { break false };
+        socket = introduced.socket;
+        events.resume(&held).await;
     };
     drop(socket);
-    let process = process.get().copied();
     let status = match &mut child {
         Some(child) => reap(child).await,
         None => wait_for_end(process).await,
@@ -218,9 +197,37 @@ async fn attend(
     if wanted_end {
         return Last::Wanted;
     }
+    events.tell_left(around.state.spool()).await;
     let words = last_words(&around.state.host_log(*number));
     let pid = process.map_or(0, |process| process.pid);
     Last::News(HostEvent::Died { reason: format!("its job host (process {pid}) died with {status}{words}") })
+}
+
+/// Carries commands and events over one connection.
+async fn converse(
+    socket: &AsyncNoticeSocket,
+    version: u16,
+    commands: &mut mpsc::UnboundedReceiver<Command>,
+    around: &Surroundings,
+    events: &Events,
+) -> Done {
+    let mut reading = pin!(read_notices(socket, events));
+    // Both go on side by side.
+    tokio::select! {
+        trouble = &mut reading => {
+            debug!(%trouble, "job host has closed its connection");
+            Done::Broken
+        }
+        result = write_commands(socket, version, commands, around, events) => match result {
+            Ok(done) => done,
+            Err(error) => {
+                debug!(%error, "job host takes no commands any more");
+                // What it has said of its jobs still counts.
+                let _ = tokio::time::timeout(FAREWELL_TIME, reading).await;
+                Done::Broken
+            }
+        },
+    }
 }
 
 /// Waits for the end of a host that is the worker's child, and brings it about if it takes too long.
@@ -380,7 +387,7 @@ async fn write_commands(
     commands: &mut mpsc::UnboundedReceiver<Command>,
     around: &Surroundings,
     events: &Events,
-) -> io::Result<CommandsEnd> {
+) -> io::Result<Done> {
     let knows_limits = version >= KNOWS_LIMITS_SINCE;
     while let Some(command) = commands.recv().await {
         let notice = match command {
@@ -389,6 +396,7 @@ async fn write_commands(
                 continue;
             }
             Command::Start(job) => {
+                events.give(job.attempt);
                 start_attempt(socket, *job, around, events).await?;
                 continue;
             }
@@ -400,16 +408,16 @@ async fn write_commands(
             Command::ReleaseRegion { region } => ToHost::ReleaseRegion { region },
             Command::ReadOutput { attempt } => ToHost::ReadOutput { attempt },
             Command::End => {
-                // One that doesn't know the word ends with the connection.
                 if knows_limits {
-                    socket.send(&ToHost::End, &[]).await?;
+                    // One that doesn't hear it ends with the connection, or is killed.
+                    let _ = socket.send(&ToHost::End, &[]).await;
                 }
-                return Ok(CommandsEnd::End);
+                return Ok(Done::End);
             }
         };
         socket.send(&notice, &[]).await?;
     }
-    Ok(CommandsEnd::LeftAlone)
+    Ok(Done::LeftAlone)
 }
 
 async fn start_attempt(
@@ -430,7 +438,12 @@ async fn start_attempt(
         Ok(prepared) => prepared,
         Err(error) => {
             let reason = format!("the worker cannot prepare it: {error}");
-            events.send(HostEvent::Ended(Box::new(not_run(attempt, AttemptEnd::Lost { reason })))).await;
+            events
+                .send(HostEvent::Ended(Box::new(HostEnded::without_run(
+                    attempt,
+                    AttemptEnd::Lost { reason },
+                ))))
+                .await;
             return Ok(());
         }
     };
@@ -484,7 +497,7 @@ fn has_limits(options: &JobOptions) -> bool {
 fn unlimited(attempt: AttemptId) -> HostEnded {
     let text = "the program was built with an lrts that knows no exclusive jobs and no limits of time and memory: build it \
                 with the lrts that the cluster runs";
-    not_run(attempt, AttemptEnd::Failed(Failure::new(FailureKind::Bundle, text)))
+    HostEnded::without_run(attempt, AttemptEnd::Failed(Failure::new(FailureKind::Bundle, text)))
 }
 
 /// A small body travels in the notice, a large one as shared memory.
@@ -500,28 +513,16 @@ async fn body(bytes: Bytes) -> io::Result<(Payload, Option<File>)> {
     tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?
 }
 
-/// The end of an attempt that no host has seen.
-fn not_run(attempt: AttemptId, end: AttemptEnd) -> HostEnded {
-    HostEnded {
-        attempt,
-        end,
-        output: Output::default(),
-        ran: Duration::ZERO,
-        peak_memory_bytes: 0,
-        region: None,
-        stdout: Vec::new(),
-        stderr: Vec::new(),
-        bars: Vec::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Seek};
 
     use lrts_core::ids::SessionId;
+    use lrts_core::notices::NoticeSocket;
+    use lrts_core::protocol::host::Output;
     use lrts_core::protocol::progress::{BarNumbers, BarText};
 
+    use super::super::Notes;
     use super::*;
 
     fn attempt(sequence: u64) -> AttemptId {
@@ -582,6 +583,55 @@ mod tests {
             collect(FromHost::Bars { attempt: attempt(1), bars: bars(from * 100, 100) }, &mut partial);
         }
         assert_eq!(partial[&attempt(1)].bars.len(), BARS_PER_ATTEMPT as usize);
+    }
+
+    #[tokio::test]
+    async fn a_host_of_the_version_before_takes_attempts_without_limits_and_hears_no_new_word() {
+        let directory = tempfile::tempdir().unwrap();
+        let around = Surroundings::alone(StateDir::open(Some(directory.path())).unwrap());
+        let (worker, host) = NoticeSocket::pair().unwrap();
+        let (commander, mut commands) = mpsc::unbounded_channel();
+        let (sender, mut told) = mpsc::channel(8);
+        let job = |sequence, options| Job {
+            attempt: attempt(sequence),
+            execution: 1,
+            service: "service".to_owned(),
+            options,
+            payload: Bytes::new(),
+            checkpoint: None,
+            lease_until: None,
+            notes: Notes {
+                application: "test".parse().unwrap(),
+                service: "service".to_owned(),
+                slots: 1,
+                exclusive: false,
+                store: 1,
+                progress_rtt_test: Duration::ZERO,
+            },
+        };
+        let limited = JobOptions::new().run_timeout(Duration::from_secs(60));
+        let all = [
+            Command::Start(Box::new(job(1, limited))),
+            Command::RenewLeases { until: Moment::now() },
+            Command::ReadCheckpoint { attempt: attempt(2) },
+            Command::Start(Box::new(job(2, JobOptions::new()))),
+            Command::End,
+        ];
+        for command in all {
+            commander.send(command).unwrap();
+        }
+        let worker = AsyncNoticeSocket::new(worker).unwrap();
+        let done = write_commands(&worker, 1, &mut commands, &around, &Events::new(1, sender)).await.unwrap();
+        assert_eq!(done, Done::End);
+        drop(worker);
+        let Some((1, HostEvent::Ended(ended))) = told.recv().await else { panic!("no end") };
+        let AttemptEnd::Failed(failure) = ended.end else { panic!("{:?}", ended.end) };
+        assert_eq!((ended.attempt, failure.kind), (attempt(1), FailureKind::Bundle));
+        assert!(failure.message.contains("build it"), "{}", failure.message);
+        let heard = host.receive().unwrap().unwrap().decode().unwrap();
+        let ToHost::Start(start) = heard else { panic!("{heard:?}") };
+        assert_eq!(start.attempt, attempt(2));
+        assert!(host.receive().unwrap().is_none(), "nothing but that");
     }
 
     #[tokio::test]

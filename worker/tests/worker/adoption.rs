@@ -137,8 +137,11 @@ async fn a_job_runs_on_while_its_worker_is_killed_and_started_again() {
     let mut machine = Machine::start("stop").await;
     let file = machine.file();
     let job = machine.run(1, "await", &Await { file: file.clone() }).await;
-    for _ in 0..2 {
+    for loses_record in [false, true] {
         machine.kill_worker().await;
+        if loses_record {
+            std::fs::write(machine.directory.path().join("state/hosts/1.host"), "nonsense").unwrap();
+        }
         let held = only(&machine.restart("stop").await);
         assert_eq!((held.attempt, held.pid), (attempt(1), job));
         assert!(held.running.is_some() && is_alive(job));

@@ -11,10 +11,9 @@ use lrts_core::clock::Moment;
 use lrts_core::limits::INLINE_BODY_BYTES;
 use lrts_core::protocol::host::{FromHost, Payload, StartAttempt, ToHost};
 use lrts_core::protocol::worker::{AttemptEnd, FromWorker, ToWorker};
-use lrts_core::protocol::{HOST_VERSION, OLDEST_HOST_VERSION, codec};
+use lrts_core::protocol::{HOST_VERSION, codec};
 use lrts_core::spec::JobOptions;
 use lrts_core::spool::{self, Spool};
-use lrts_core::status::FailureKind;
 
 use crate::fake::{FakeHost, Notes, finished, running};
 use crate::jobs::wait;
@@ -47,9 +46,9 @@ async fn a_found_host_is_asked_what_it_has_before_the_worker_registers() {
     let (directory, mut host) = left_host();
     let mut scheduler = Scheduler::start().await;
     let worker = Worker::start_in(directory, &scheduler, 2, HOUR);
-    // As a host does that hasn't seen yet that its old worker is gone.
+    // As a host does that has no descriptor left.
     for _ in 0..2 {
-        host.accept().await;
+        assert_eq!(host.accept().await, HOST_VERSION, "in an older one it wouldn't say what it has");
         host.hang_up();
     }
     host.meet(&[(1, Notes::new(), running(77)), (2, Notes::new(), None)]).await;
@@ -129,43 +128,6 @@ async fn a_host_that_no_version_understands_is_ended() {
     assert_eq!(scheduler.register(Vec::new()).await.attempts.len(), 0);
     until("the host is killed", || !host.is_running()).await;
     until("what is kept of it goes", || worker.list("hosts").is_empty()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_host_of_the_version_before_takes_attempts_without_limits_and_hears_no_new_word() {
-    let (directory, mut host) = left_host();
-    let mut scheduler = Scheduler::start().await;
-    let worker = Worker::start_in(directory, &scheduler, 2, HOUR);
-    // It hangs up on a version that it doesn't know, and doesn't say what it has.
-    assert_eq!(host.accept().await, HOST_VERSION);
-    host.hang_up();
-    assert_eq!(host.accept().await, OLDEST_HOST_VERSION);
-    host.welcome(OLDEST_HOST_VERSION).await;
-    assert_eq!(scheduler.register(Vec::new()).await.attempts.len(), 0);
-
-    let limited = JobOptions::new().run_timeout(Duration::from_secs(60));
-    scheduler.order_with(1, installed(), "wait", &wait(), limited, None);
-    let (ended, _) = scheduler.ended(1).await;
-    let AttemptEnd::Failed(failure) = ended.end else { panic!("{:?}", ended.end) };
-    assert_eq!(failure.kind, FailureKind::Bundle);
-    assert!(failure.message.contains("build it"), "{}", failure.message);
-    scheduler.confirm(1);
-    assert_eq!(host.next_order().await, ToHost::Confirm { attempt: attempt(1) });
-
-    scheduler.order(2, installed(), "wait", &wait());
-    assert_eq!(started(&mut host).await.0.attempt, attempt(2));
-    host.say(&FromHost::Began { attempt: attempt(2), pid: 9, region: 1 }).await;
-    assert_eq!(scheduler.began(2).await, 9);
-    scheduler.disconnect();
-    scheduler.register(Vec::new()).await;
-    worker.shutdown.request();
-    assert!(matches!(host.next().await.0, ToHost::Stop { .. }), "no question for a checkpoint came first");
-    host.say(&finished(attempt(2))).await;
-    scheduler.ended(2).await;
-    scheduler.confirm(2);
-    assert_eq!(scheduler.next().await.0, FromWorker::Goodbye);
-    let last = host.last().await;
-    assert!(!last.contains(&ToHost::End), "{last:?}");
 }
 
 fn memory(content: &[u8]) -> File {

@@ -1,9 +1,10 @@
 //! What a worker keeps of attempts until the scheduler has it for good.
 
 use bytes::Bytes;
+use lrts_core::protocol::codec;
 use lrts_core::protocol::host::{FromHost, Output, Payload, ToHost};
 use lrts_core::protocol::worker::{AttemptEnd, FromWorker, ToWorker};
-use lrts_core::spool::Spool;
+use lrts_core::spool::{self, Spool};
 
 use crate::fake::{FakeHost, Notes, finished, running};
 use crate::found::{HOUR, left_host};
@@ -128,4 +129,39 @@ async fn who_gets_impatient_while_hosts_end_leaves_none_behind() {
     worker.shutdown.request_at_once();
     worker.end().await.unwrap();
     until("the host is killed", || !host.is_running()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_whose_connection_breaks_is_met_again_and_hears_what_it_has_missed() {
+    let (mut scheduler, _worker, mut host) = adopted().await;
+    host.say_nonsense().await;
+    host.say(&checkpoint(2, b"state")).await;
+    checkpoint_told(&mut scheduler, 2, b"state").await;
+    scheduler.order(3, installed(), "wait", &wait());
+    assert!(matches!(host.next_order().await, ToHost::Start(_)));
+    scheduler.send(&ToWorker::Stop { attempt: attempt(1), at_once: true }, Bytes::new());
+    let stop = ToHost::Stop { attempt: attempt(1), grace: std::time::Duration::ZERO };
+    assert_eq!(host.next_order().await, stop);
+    host.hang_up();
+    assert!(host.is_running());
+    host.meet(&[(1, Notes::new(), running(77)), (2, Notes::new(), running(78))]).await;
+    // The third one's order has gone with the connection.
+    let (ended, _) = scheduler.ended(3).await;
+    assert!(matches!(ended.end, AttemptEnd::Lost { .. }), "{:?}", ended.end);
+    assert_eq!(host.next_order().await, stop);
+    host.say(&finished(attempt(2))).await;
+    assert_eq!(scheduler.ended(2).await.0.end, AttemptEnd::Finished);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ends_that_a_host_has_written_down_are_told_even_if_it_dies_before_it_says_them() {
+    let (mut scheduler, worker, mut host) = adopted().await;
+    let path = Spool::open(worker.state.join("spool")).unwrap().path(attempt(1));
+    let notices = [checkpoint(1, b"last"), finished(attempt(1))];
+    spool::write_end(&path, &notices.map(|notice| codec::encode(&notice))).unwrap();
+    host.die();
+    checkpoint_told(&mut scheduler, 1, b"last").await;
+    assert_eq!(scheduler.ended(1).await.0.end, AttemptEnd::Finished);
+    let (ended, _) = scheduler.ended(2).await;
+    assert!(matches!(ended.end, AttemptEnd::Lost { .. }), "{:?}", ended.end);
 }

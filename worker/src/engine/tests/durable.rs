@@ -295,6 +295,19 @@ fn another_scheduler_does_not_renew_leases_that_it_has_not_given() {
 }
 
 #[test]
+fn a_host_that_comes_back_hears_again_what_may_not_have_arrived() {
+    let mut engine = ready_worker(3);
+    engine.handle(exclusive(1), t0());
+    engine.handle(order(2), t0());
+    engine.handle(order(3), t0());
+    engine.handle(Event::StopOrdered { attempt: attempt(2), at_once: false }, t0());
+    let actions = engine.handle(Event::HostResumed(1), t0());
+    let stop = Action::StopAttempt { attempt: attempt(2), grace: GRACE };
+    assert_eq!(actions, [stop, Action::RenewLeases { host: 1, until: t0() + LOST_AFTER }]);
+    assert_eq!(engine.handle(Event::HostResumed(9), t0())[..].len(), 1, "leases are everybody's");
+}
+
+#[test]
 fn an_absent_worker_gives_back_what_waits_and_leaves_what_runs() {
     let mut engine = ready_worker(1);
     engine.handle(order(1), t0());

@@ -297,6 +297,7 @@ fn run(seed: u64) -> (u64, u64) {
                 continue;
             }
             _ if step > 2_900 && random.u8(0..20) == 0 => Event::LeaveOrdered,
+            _ if coming.is_empty() && random.u8(0..50) == 0 => Event::HostResumed(some_host),
             _ if coming.is_empty() && random.u8(0..200) == 0 => {
                 model.now = model.now + ORPHAN_GRACE;
                 Event::Tick
