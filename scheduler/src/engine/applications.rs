@@ -445,15 +445,28 @@ impl Engine {
         self.forget_if_over(application);
     }
 
+    /// An application is away from now on, or was when the scheduler started: its absence is looked at in time.
+    pub(super) fn start_absence(&mut self, application: u32) {
+        self.timers.extend(self.absence_timers(application));
+    }
+
     /// An application is back, or forgotten: its absence isn't looked at any more.
     fn forget_away_timers(&mut self, application: u32) {
-        let record = &self.applications[application];
-        let Presence::Away { since } = record.presence else { return };
-        let timers =
-            away_timers(application, since, record.terms.on_disconnect, self.settings.result_retention);
-        for timer in timers {
+        for timer in self.absence_timers(application) {
             self.timers.remove(&timer);
         }
+    }
+
+    /// When the absence of an application is looked at; never if it is here.
+    fn absence_timers(&self, application: u32) -> Vec<(Moment, Timer)> {
+        let record = &self.applications[application];
+        let Presence::Away { since } = record.presence else { return Vec::new() };
+        let allowed = match record.terms.on_disconnect {
+            OnDisconnect::CancelAfter(allowed) => Some(allowed),
+            OnDisconnect::Keep | _ => None,
+        };
+        let waits = allowed.into_iter().chain([self.settings.result_retention]);
+        waits.map(|wait| (since + wait, Timer::Away(application))).collect()
     }
 
     /// An application has been away for some time.
@@ -479,29 +492,4 @@ impl Engine {
     pub(crate) fn state(&self, id: JobId) -> Option<JobState> {
         self.find_job(id).map(|job| self.jobs.nodes[job].state())
     }
-}
-
-impl Engine {
-    /// An application is away from now on, or was when the scheduler started: its absence is looked at in time.
-    pub(super) fn start_absence(&mut self, application: u32) {
-        let record = &self.applications[application];
-        let Presence::Away { since } = record.presence else { return };
-        let timers =
-            away_timers(application, since, record.terms.on_disconnect, self.settings.result_retention);
-        self.timers.extend(timers);
-    }
-}
-
-/// When the absence of an application that left at `since` is looked at.
-fn away_timers(
-    application: u32,
-    since: Moment,
-    on_disconnect: OnDisconnect,
-    retention: Duration,
-) -> impl Iterator<Item = (Moment, Timer)> {
-    let allowed = match on_disconnect {
-        OnDisconnect::CancelAfter(allowed) => Some(allowed),
-        OnDisconnect::Keep | _ => None,
-    };
-    allowed.into_iter().chain([retention]).map(move |wait| (since + wait, Timer::Away(application)))
 }
