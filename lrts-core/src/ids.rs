@@ -1,14 +1,15 @@
-//! Names of things: jobs, attempts, workers, applications, bars, bundles.
+//! Names of things: jobs, attempts, workers, applications, users, bars, bundles.
 //!
-//! All of them are `Copy`, print as one word and parse back from it. In human-readable formats (JSON) they are that word, in
+//! All of them print as one word and parse back from it. In human-readable formats (JSON) they are that word, in
 //! binary ones (MessagePack) their compact fields.
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::limits::APPLICATION_ID_BYTES;
+use crate::limits::{APPLICATION_ID_BYTES, USER_NAME_BYTES};
 
 /// A text that is no id of the wanted kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -337,6 +338,50 @@ impl FromStr for ApplicationId {
 
 serde_as_text_or!(ApplicationId, String, |id| id.as_str().to_owned(), |text| text.parse());
 
+/// Whom a key belongs to: the subject of its certificate, and the owner of the applications that are started with it.
+///
+/// 1 to 64 ASCII letters, digits, `.`, `_`, `-` and `@`; the first is a letter or digit.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UserName(Arc<str>);
+
+impl UserName {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for UserName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for UserName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+impl FromStr for UserName {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
+        let starts_well = text.starts_with(|first: char| first.is_ascii_alphanumeric());
+        if !starts_well || text.len() > USER_NAME_BYTES || !text.bytes().all(plain) {
+            return Err(ParseIdError::new(
+                "user name",
+                text,
+                "1 to 64 letters, digits, `.`, `_`, `-` and `@`, a letter or digit first",
+            ));
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+serde_as_text_or!(UserName, String, |user| user.as_str().to_owned(), |text| text.parse());
+
 /// The blake3 digest of an executable: its name everywhere.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BundleDigest(pub [u8; 32]);
@@ -397,6 +442,14 @@ mod tests {
         prints_and_parses(WorkerId(255), "00000000000000ff");
         prints_and_parses("nightly run ü".parse::<ApplicationId>().unwrap(), "nightly run ü");
         prints_and_parses(BundleDigest([0xab; 32]), &"ab".repeat(32));
+        prints_and_parses("ann.k-2_x@example.org".parse::<UserName>().unwrap(), "ann.k-2_x@example.org");
+    }
+
+    #[test]
+    fn user_names_are_plain_words() {
+        for text in ["", "-ann", "ann k", "ann/../root", "\u{fc}nal", "a\n", &"a".repeat(65)] {
+            assert!(text.parse::<UserName>().is_err(), "{text:?}");
+        }
     }
 
     #[test]

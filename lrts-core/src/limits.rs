@@ -8,6 +8,9 @@ use std::time::Duration;
 /// Longest application id, in bytes.
 pub const APPLICATION_ID_BYTES: usize = 64;
 
+/// Longest name of a key's user, in bytes.
+pub const USER_NAME_BYTES: usize = 64;
+
 /// Largest payload or result of one job, in bytes: 1 GiB.
 pub const BODY_BYTES: u64 = 1 << 30;
 

@@ -87,7 +87,7 @@ impl EventLoop {
 
     fn server_event(&mut self, event: ServerEvent, now: Moment) {
         match event {
-            ServerEvent::Joined { connection, hello, address } => {
+            ServerEvent::Joined { connection, hello, address, user: _ } => {
                 info!(%connection, role = %hello.role, id = hello.id, host = hello.host, %address, "peer joined");
                 self.peers.roles.insert(connection, hello.role);
             }

@@ -137,7 +137,7 @@ impl EventLoop {
 
     fn server_event(&mut self, event: ServerEvent) {
         match event {
-            ServerEvent::Joined { connection, hello, address } => {
+            ServerEvent::Joined { connection, hello, address, user: _ } => {
                 self.peers += 1;
                 let peer = Peer(self.peers);
                 debug!(%connection, role = %hello.role, id = hello.id, host = hello.host, %address, "joined");

@@ -198,9 +198,12 @@ fn refused(refusal: Refusal) -> Event {
     match refusal.kind {
         RefusalKind::Version => Event::Refused(Fatal::Version(refusal.message)),
         RefusalKind::Superseded => Event::Refused(Fatal::Superseded),
-        RefusalKind::Role | RefusalKind::Full | RefusalKind::ShuttingDown | RefusalKind::Protocol => {
-            Event::Refused(Fatal::Unauthorised(refusal.message))
-        }
+        RefusalKind::Role
+        | RefusalKind::Keys
+        | RefusalKind::Owner
+        | RefusalKind::Full
+        | RefusalKind::ShuttingDown
+        | RefusalKind::Protocol => Event::Refused(Fatal::Unauthorised(refusal.message)),
     }
 }
 

@@ -95,7 +95,7 @@ impl Refusal {
 pub enum RefusalKind {
     /// Protocol versions differ.
     Version,
-    /// The server takes no peers of this role.
+    /// The server takes no peers of this role, or the peer's key is not of the role that it claims.
     Role,
     /// The server has as many connections as it can hold.
     Full,
@@ -105,13 +105,17 @@ pub enum RefusalKind {
     Superseded,
     /// The peer broke the protocol.
     Protocol,
+    /// The peer's key is not accepted, or this side doesn't accept the server's.
+    Keys,
+    /// What the peer asks for belongs to another user.
+    Owner,
 }
 
 impl RefusalKind {
     /// Whether trying again is pointless until something else changes. A link that is refused so ends.
     pub fn is_permanent(self) -> bool {
         match self {
-            Self::Version | Self::Role | Self::Superseded => true,
+            Self::Version | Self::Role | Self::Superseded | Self::Keys | Self::Owner => true,
             Self::Full | Self::ShuttingDown | Self::Protocol => false,
         }
     }
@@ -124,12 +128,23 @@ impl RefusalKind {
             Self::ShuttingDown => 4,
             Self::Superseded => 5,
             Self::Protocol => 6,
+            Self::Keys => 7,
+            Self::Owner => 8,
         }
     }
 
     pub(crate) fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Version, Self::Role, Self::Full, Self::ShuttingDown, Self::Superseded, Self::Protocol]
-            .into_iter()
-            .find(|kind| kind.to_byte() == byte)
+        [
+            Self::Version,
+            Self::Role,
+            Self::Full,
+            Self::ShuttingDown,
+            Self::Superseded,
+            Self::Protocol,
+            Self::Keys,
+            Self::Owner,
+        ]
+        .into_iter()
+        .find(|kind| kind.to_byte() == byte)
     }
 }

@@ -22,6 +22,7 @@ use super::session::{Received, Session};
 use super::socket_dir::SocketPath;
 use super::{ConnectionId, Message, Sent, gate, send_now};
 use crate::clock::{Moment, sleep_until};
+use crate::ids::UserName;
 use crate::limits::{
     FAREWELL_TIME, FLUSH_TIME, HANDSHAKE_TIME, PEER_QUEUE_BYTES, PEER_QUEUE_MESSAGES, PING_INTERVAL,
     REFUSAL_CONNECTIONS,
@@ -123,6 +124,8 @@ pub enum ServerEvent {
         connection: ConnectionId,
         /// What the peer said about itself; its version and role are accepted ones.
         hello: Hello,
+        /// The user of its key; None on a server without keys, which can't tell one peer from another.
+        user: Option<UserName>,
         /// Where it comes from.
         address: SocketAddr,
     },
@@ -469,7 +472,7 @@ impl Shared {
         let Some(peer) = peers.map.get_mut(&connection) else { return };
         let session = Box::new(Session::new(Moment::now()));
         peer.state = PeerState::Joined { session, unsent: Some(Packet::Welcome(welcome)) };
-        let joined = ServerEvent::Joined { connection, hello, address: peer.address };
+        let joined = ServerEvent::Joined { connection, hello, user: None, address: peer.address };
         // Ahead of normal messages, so that urgent ones of this connection can't overtake it.
         peers.emit_urgent(joined);
         self.pump(peers, connection);
