@@ -11,6 +11,7 @@ pub mod bundle;
 pub mod clock;
 pub mod command_line;
 pub mod ids;
+pub mod keys;
 pub mod limits;
 pub mod mode;
 pub mod notices;

@@ -127,6 +127,16 @@ pub const GRACE: Duration = Duration::from_secs(10);
 /// How long the attempts of a lost worker stay open: if it isn't heard of for this long, they are closed.
 pub const ORPHAN_GRACE: Duration = Duration::from_hours(24);
 
+// --- keys ---
+
+/// Largest key file, in bytes, and its most sections.
+pub const KEY_FILE_BYTES: usize = 256 * 1024;
+/// See [`KEY_FILE_BYTES`].
+pub const KEY_FILE_SECTIONS: usize = 64;
+
+/// How often a server looks whether its keys have changed; it does so at each handshake too.
+pub const KEYS_INTERVAL: Duration = Duration::from_secs(1);
+
 // --- transport ---
 
 /// Largest head of a message, in bytes: 16 MiB.

@@ -1,0 +1,34 @@
+//! Who may connect, and as what: keys, the certificates in them, and the directory where they are kept.
+//!
+//! A cluster has an *authority*, which vouches for *keys*. Each key is a private key with a certificate that names a role, a
+//! user and the key's id. What one party needs travels as one *key file*, see [`KeyFile`]; a *keys directory* has one for each
+//! role, and, only where keys are made, the authority itself. Both sides of every connection check the other's certificate
+//! against the authorities in their own file.
+//!
+//! Key files are read again when they change, so that keys are rotated and revoked without a restart: at each handshake, and
+//! by servers once in [`KEYS_INTERVAL`](crate::limits::KEYS_INTERVAL), which then check every connected peer anew.
+
+mod error;
+mod file;
+mod identity;
+
+use crate::transport::Role;
+
+pub use self::error::KeysError;
+pub use self::file::KeyFile;
+pub(crate) use self::identity::server_name;
+pub use self::identity::{Identity, KeyId};
+
+/// The name of a role in certificates, file names and command lines: one lower-case word.
+pub fn role_word(role: Role) -> &'static str {
+    match role {
+        Role::Scheduler => "scheduler",
+        Role::ProgressServer => "progress-server",
+        Role::Worker => "worker",
+        Role::Client => "client",
+        Role::Admin => "admin",
+    }
+}
+
+/// All roles, in the order in which they are shown.
+pub const ROLES: [Role; 5] = [Role::Scheduler, Role::ProgressServer, Role::Worker, Role::Client, Role::Admin];
