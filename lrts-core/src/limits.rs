@@ -214,5 +214,14 @@ pub const RESERVED_FILES: u64 = 200;
 /// See [`RESERVED_FILES`].
 pub const FILES_PER_PEER: u64 = 3;
 
+/// Connections of peers that haven't been welcomed yet, in all and from one address: the oldest makes room for a newer one. In
+/// all they have at most a quarter of the server's connections.
+pub const STRANGERS: usize = 2_048;
+/// See [`STRANGERS`].
+pub const STRANGERS_PER_ADDRESS: usize = 512;
+
+/// A server checks the keys of connected peers anew at this interval, since they expire, and whenever its own file changes.
+pub const KEYS_CHECK_INTERVAL: Duration = Duration::from_mins(10);
+
 /// Connections beyond a server's bound that are still answered, with a refusal; any more are closed at once.
 pub const REFUSAL_CONNECTIONS: usize = 16;

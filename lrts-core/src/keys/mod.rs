@@ -11,13 +11,35 @@
 mod error;
 mod file;
 mod identity;
+mod ring;
+mod source;
+
+use std::path::PathBuf;
 
 use crate::transport::Role;
 
 pub use self::error::KeysError;
 pub use self::file::KeyFile;
-pub(crate) use self::identity::server_name;
+pub(crate) use self::identity::tls_server_name;
 pub use self::identity::{Identity, KeyId};
+pub use self::ring::{KeyRefusal, KeyRing};
+pub use self::source::{KeySource, default_path};
+
+/// How a side secures its connections.
+#[derive(Clone, Debug)]
+pub enum Security {
+    /// TLS 1.3 with the key in this file or directory.
+    Keys(KeySource),
+    /// Not at all: whoever reaches the other side can read, change and say everything.
+    Insecure,
+}
+
+impl Security {
+    /// By the key for a role in this file or directory; insecure without one.
+    pub fn new(keys: Option<PathBuf>, role: Role) -> Self {
+        keys.map_or(Self::Insecure, |path| Self::Keys(KeySource::new(path, role)))
+    }
+}
 
 /// The name of a role in certificates, file names and command lines: one lower-case word.
 pub fn role_word(role: Role) -> &'static str {
