@@ -224,7 +224,7 @@ impl ApplicationInformation {
             _ if self.insecure => None,
             Some(path) => Some(path),
             None => {
-                let default = keys::default_path(|name| std::env::var_os(name));
+                let default = keys::keys_home(|name| std::env::var_os(name));
                 Some(
                     default
                         .map_err(|error| ClientError::Setting { name: "keys", problem: error.to_string() })?,

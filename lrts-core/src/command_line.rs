@@ -123,7 +123,7 @@ impl KeyArgs {
             return Ok(None);
         }
         let given = self.keys.clone().map(Ok);
-        given.unwrap_or_else(|| crate::keys::default_path(|name| std::env::var_os(name))).map(Some)
+        given.unwrap_or_else(|| crate::keys::keys_home(|name| std::env::var_os(name))).map(Some)
     }
 }
 

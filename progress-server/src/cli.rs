@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use lrts_core::command_line::{KeyArgs, raise_open_file_limit};
-use lrts_core::keys::KeysError;
+use lrts_core::keys::{self, KeysError};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::telemetry::{self, LogFormat, LogOf};
 use tokio::runtime::Builder;
@@ -61,6 +61,9 @@ pub fn main(args: ProgressServerArgs) -> Result<(), RunError> {
     raise_open_file_limit();
     let config = args.into_config()?;
     config.check()?;
+    if let Some(path) = &config.keys {
+        keys::ensure(path)?;
+    }
     let runtime =
         Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(RunError::Setup)?;
     runtime.block_on(async {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use lrts_core::command_line::{KeyArgs, duration, raise_open_file_limit, size};
+use lrts_core::keys;
 use lrts_core::private_dir::state_home;
 use lrts_core::shutdown::Shutdown;
 use lrts_core::telemetry::{self, LogFormat, LogOf};
@@ -101,6 +102,9 @@ pub fn main(args: SchedulerArgs) -> Result<(), RunError> {
     let mut config = args.into_config()?;
     if config.state_dir.is_none() {
         config.state_dir = default_state_dir(config.address.port())?;
+    }
+    if let Some(path) = &config.keys {
+        keys::ensure(path)?;
     }
     let runtime =
         Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(RunError::Setup)?;

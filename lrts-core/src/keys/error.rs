@@ -1,5 +1,6 @@
 //! What can be wrong with keys.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
@@ -74,6 +75,40 @@ pub enum KeysError {
         /// What it was to be used for.
         wanted: Role,
     },
+    /// Keys are made elsewhere.
+    #[error(
+        "no keys are made in {}: run this where the scheduler was started first, as its user, or name its keys directory by --keys",
+        path.display()
+    )]
+    NoAuthority {
+        /// The directory or file that was named.
+        path: PathBuf,
+    },
+    /// What keys are made from is damaged.
+    #[error(
+        "{} is broken: {reason}; put back a copy of it, or remove all that is beside it too and let the scheduler make new keys",
+        path.display()
+    )]
+    Broken {
+        /// The authority's file, or its record of keys.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The authority has as many keys on record as it may have.
+    #[error(
+        "{limit} keys are {state}, and no more may be: run `lrts keys rotate`, give new keys to other machines, then run \
+         `lrts keys rotate --drop-old`"
+    )]
+    Full {
+        /// What those keys are: issued, or revoked.
+        state: &'static str,
+        /// The most there may be.
+        limit: usize,
+    },
+    /// A key or certificate can't be made.
+    #[error("cannot make a key")]
+    Make(#[source] Box<dyn Error + Send + Sync>),
 }
 
 impl KeysError {

@@ -1,7 +1,7 @@
 //! Key files: all that one party needs to show who it is and to check others, in one file.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -11,8 +11,8 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivatePkc
 use super::{Identity, KeysError};
 use crate::limits::{KEY_FILE_BYTES, KEY_FILE_SECTIONS};
 
-const CERTIFICATE: &str = "CERTIFICATE";
-const PRIVATE_KEY: &str = "PRIVATE KEY";
+pub(super) const CERTIFICATE: &str = "CERTIFICATE";
+pub(super) const PRIVATE_KEY: &str = "PRIVATE KEY";
 const REVOCATIONS: &str = "X509 CRL";
 
 /// The content of a key file.
@@ -110,6 +110,11 @@ impl std::fmt::Debug for KeyFile {
 
 /// Reads a file of this user's own that is closed to others, of at most [`KEY_FILE_BYTES`]; longer ones are cut behind it.
 pub(crate) fn read_private(path: &Path) -> Result<Vec<u8>, KeysError> {
+    read_private_up_to(path, KEY_FILE_BYTES)
+}
+
+/// The same for files of another size.
+pub(crate) fn read_private_up_to(path: &Path, limit: usize) -> Result<Vec<u8>, KeysError> {
     // Not blocking, should somebody have put a pipe there.
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
     let file = file.map_err(KeysError::io(path))?;
@@ -122,7 +127,7 @@ pub(crate) fn read_private(path: &Path) -> Result<Vec<u8>, KeysError> {
     }
     check_private(path, &metadata)?;
     let mut text = Vec::new();
-    file.take(KEY_FILE_BYTES as u64 + 1).read_to_end(&mut text).map_err(KeysError::io(path))?;
+    file.take(limit as u64 + 1).read_to_end(&mut text).map_err(KeysError::io(path))?;
     Ok(text)
 }
 
@@ -138,6 +143,16 @@ pub(crate) fn check_private(path: &Path, metadata: &fs::Metadata) -> Result<(), 
         return Err(KeysError::Loose { path: path.to_owned(), mode, mend });
     }
     Ok(())
+}
+
+/// Checks the directory of a key file in the same way.
+#[cfg(feature = "authority")]
+pub(crate) fn check_private_directory(path: &Path) -> Result<(), KeysError> {
+    let metadata = fs::metadata(path).map_err(KeysError::io(path))?;
+    if !metadata.is_dir() {
+        return Err(KeysError::io(path)(io::Error::from(io::ErrorKind::NotADirectory)));
+    }
+    check_private(path, &metadata)
 }
 
 #[cfg(test)]

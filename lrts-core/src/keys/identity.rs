@@ -6,7 +6,7 @@ use std::str::FromStr;
 use rustls::pki_types::{CertificateDer, ServerName};
 use webpki::EndEntityCert;
 
-use super::{ROLES, role_word};
+use super::{role_of_word, role_word};
 use crate::ids::{ParseIdError, UserName, random_u64};
 use crate::transport::Role;
 
@@ -73,7 +73,7 @@ impl Identity {
         let mut parts = uri.split(':');
         let mut next = || parts.next();
         let (scheme, role, user, key) = (next()?, next()?, next()?, next()?);
-        let role = ROLES.into_iter().find(|&known| role_word(known) == role)?;
+        let role = role_of_word(role)?;
         let whole = scheme == SCHEME && next().is_none();
         whole.then_some(Self { role, user: user.parse().ok()?, key: key.parse().ok()? })
     }
@@ -107,6 +107,7 @@ pub(crate) fn tls_server_name(role: Role) -> ServerName<'static> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::ROLES;
 
     #[test]
     fn identities_survive_a_certificate() {

@@ -8,9 +8,16 @@
 //! Key files are read again when they change, so that keys are rotated and revoked without a restart: at each handshake, and
 //! by servers once in [`KEYS_INTERVAL`](crate::limits::KEYS_INTERVAL), which then check every connected peer anew.
 
+#[cfg(feature = "authority")]
+mod authority;
+#[cfg(feature = "authority")]
+mod directory;
 mod error;
 mod file;
+mod home;
 mod identity;
+#[cfg(feature = "authority")]
+mod index;
 mod ring;
 mod source;
 
@@ -18,12 +25,19 @@ use std::path::PathBuf;
 
 use crate::transport::Role;
 
+#[cfg(feature = "authority")]
+pub use self::authority::{Authority, AuthorityId};
+#[cfg(feature = "authority")]
+pub use self::directory::{KeysDirectory, Rotation, ensure};
 pub use self::error::KeysError;
 pub use self::file::KeyFile;
+pub use self::home::keys_home;
 pub(crate) use self::identity::tls_server_name;
 pub use self::identity::{Identity, KeyId};
+#[cfg(feature = "authority")]
+pub use self::index::{Index, IssuedKey};
 pub use self::ring::{KeyRefusal, KeyRing};
-pub use self::source::{KeySource, default_path};
+pub use self::source::KeySource;
 
 /// How a side secures its connections.
 #[derive(Clone, Debug)]
@@ -50,6 +64,11 @@ pub fn role_word(role: Role) -> &'static str {
         Role::Client => "client",
         Role::Admin => "admin",
     }
+}
+
+/// The role that [`role_word`] calls so.
+pub fn role_of_word(word: &str) -> Option<Role> {
+    ROLES.into_iter().find(|&role| role_word(role) == word)
 }
 
 /// All roles, in the order in which they are shown.

@@ -1,6 +1,5 @@
 //! Where a key comes from: a file that may change while it is used.
 
-use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -10,21 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::file::check_private;
 use super::{KeyFile, KeyRing, KeysError, role_word};
 use crate::transport::Role;
-
-/// Where a user's keys are unless told otherwise: `$LRTS_KEYS`, a directory or a key file, else `lrts/keys` in
-/// `$XDG_CONFIG_HOME` or `~/.config`.
-///
-/// # Errors
-///
-/// [`KeysError::NoHome`] if none of the variables names an absolute path.
-pub fn default_path(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, KeysError> {
-    if let Some(path) = variable("LRTS_KEYS").filter(|path| !path.is_empty()) {
-        return std::path::absolute(PathBuf::from(&path)).map_err(KeysError::io(path));
-    }
-    let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let home = absolute("XDG_CONFIG_HOME").or_else(|| Some(absolute("HOME")?.join(".config")));
-    Ok(home.ok_or(KeysError::NoHome)?.join("lrts/keys"))
-}
 
 /// A key file, or the one for a role in a keys directory. Clones share what was loaded.
 #[derive(Clone)]
