@@ -132,7 +132,7 @@ fn messages(amount: &Amount) -> Result<(), Box<dyn Error>> {
         small.measure(round, &open, &secured, rate(amount.small_messages, 64, 1.0))?;
         large.measure(round, &open, &secured, rate(amount.large_messages, 1 << 20, 1.048_576))?;
         trips.measure(round, &open, &secured, |line| {
-            Ok(runtime.block_on(line.borrow_mut().round_trips(10 * amount.trips))?)
+            runtime.block_on(line.borrow_mut().round_trips(10 * amount.trips))
         })?;
     }
     small.print_rates("messages of 64 B, one way", "/s")?;
@@ -224,7 +224,7 @@ impl Pairs {
         secured: &T,
         mut measure: impl FnMut(&T) -> Result<f64, Box<dyn Error>>,
     ) -> Result<(), Box<dyn Error>> {
-        let pair = if round % 2 == 0 {
+        let pair = if round.is_multiple_of(2) {
             let first = measure(open)?;
             (first, measure(secured)?)
         } else {
