@@ -89,6 +89,12 @@ pub const BUNDLE_BYTES: u64 = 2 << 30;
 /// One piece of a bundle under way, in bytes before compression.
 pub const BUNDLE_CHUNK_BYTES: usize = 1 << 20;
 
+/// The same once it is compressed: noise grows by a 256th.
+pub const BUNDLE_PACKED_BYTES: usize = BUNDLE_CHUNK_BYTES + BUNDLE_CHUNK_BYTES / 256;
+
+/// Most bytes that each compressed one may stand for: 1 MiB of zeros takes about 40.
+pub const BUNDLE_RATIO: usize = 1 << 15;
+
 /// Most jobs in one submit message, and the most bytes of their payloads in all unless it is a single job.
 pub const SUBMIT_JOBS: usize = 1_000;
 /// See [`SUBMIT_JOBS`].
