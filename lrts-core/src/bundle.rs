@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use bytes::Bytes;
 
 use crate::ids::BundleDigest;
-use crate::limits::{BUNDLE_CHUNK_BYTES, BUNDLE_PACKED_BYTES, BUNDLE_RATIO};
+use crate::limits::{BUNDLE_CHUNK_BYTES, BUNDLE_RATIO};
 use crate::spec::Platform;
 
 /// Opens this process's own executable. The descriptor goes on reading the original file, even when a compiler replaces it
@@ -59,6 +59,12 @@ pub fn read_chunk(file: &File, offset: u64) -> io::Result<(Bytes, u32)> {
     Ok((compressed.into(), filled as u32))
 }
 
+/// How long the piece at `offset` of a bundle of `total` bytes is: [`BUNDLE_CHUNK_BYTES`], or what is left.
+pub fn chunk_bytes(offset: u64, total: u64) -> u32 {
+    let left = total.saturating_sub(offset).min(BUNDLE_CHUNK_BYTES as u64);
+    u32::try_from(left).expect("a piece is small")
+}
+
 /// Whether a compressed piece may be one of `bytes` bytes, as far as its first bytes tell. Nothing is allocated.
 ///
 /// # Errors
@@ -68,7 +74,7 @@ pub fn read_chunk(file: &File, offset: u64) -> io::Result<(Bytes, u32)> {
 pub fn check_chunk(compressed: &[u8], bytes: u32) -> io::Result<()> {
     let invalid = |text| Err(io::Error::new(io::ErrorKind::InvalidData, text));
     let length = bytes as usize;
-    if length > BUNDLE_CHUNK_BYTES || compressed.len() > BUNDLE_PACKED_BYTES {
+    if length > BUNDLE_CHUNK_BYTES || compressed.len() > zstd::zstd_safe::compress_bound(length) {
         return invalid("an oversized piece of a bundle");
     }
     if length > compressed.len().saturating_mul(BUNDLE_RATIO) {
@@ -191,7 +197,8 @@ mod tests {
         assert!(check_chunk(&mebibyte[..9], most).is_err(), "so few bytes can't be as much");
         assert!(check_chunk(&claims(&[0xe0, 255, 255, 255, 255, 255, 255, 255, 255]), most).is_err());
         assert!(check_chunk(&claims(&[0x00, 0xa8]), most).is_err());
-        assert!(check_chunk(&[0; BUNDLE_PACKED_BYTES + 1], most).is_err());
+        let padded = [&packed[..], &[0; 5_000]].concat();
+        assert!(check_chunk(&padded, most).is_err());
     }
 
     #[test]
