@@ -44,8 +44,8 @@ pub fn close_on_exec() -> io::Result<()> {
 
 /// Closes the descriptors from 3 on that this process was started with: those that aren't closed on exec.
 ///
-/// For a process that is about to do what it was started for and has no other thread: nobody is in the middle of using them,
-/// and whoever has opened one before, in the same way, never gets the word again.
+/// For a process that only now begins with what it was started for, and has no thread that is in the middle of using one: what
+/// has opened one before, in the same way, never gets the word again.
 ///
 /// # Errors
 ///

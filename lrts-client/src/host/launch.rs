@@ -99,9 +99,9 @@ pub(super) fn spawn_job(
     for (name, _) in std::env::vars_os().filter(|(name, _)| environment::is_withheld(name)) {
         command.env_remove(name);
     }
-    command.envs(start.env.drain(..));
-    // Last: in another mode it would be the program's whole self, once for every job.
+    // In another mode it would be the program's whole self, once for every job.
     command.env(mode::VARIABLE, Mode::Job.as_str());
+    command.envs(start.env.drain(..).filter(|(name, _)| !environment::is_own(name.as_ref())));
     let child = command.spawn()?;
     let pid = Pid::from_raw(i32::try_from(child.id()).expect("process ids are positive numbers of 32 bits"));
     // It holds the job's ends of socket and pipes.
