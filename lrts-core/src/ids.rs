@@ -250,14 +250,14 @@ serde_as_text_or!(
     })
 );
 
-/// One worker: a random number kept in its state directory, so that it stays the same over restarts.
+/// One worker: a digest of the secret in its state directory, see [`WorkerSecret`](crate::worker_secret::WorkerSecret), so that
+/// it stays the same over restarts and nobody else can take it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(pub u64);
 
 impl WorkerId {
-    /// A new worker.
-    pub fn random() -> Self {
-        Self(random_u64())
+    pub(crate) fn from_digest(digest: blake3::Hash) -> Self {
+        Self(first_eight(digest))
     }
 }
 

@@ -8,15 +8,16 @@
 use std::fmt::{Debug, Write};
 use std::time::Duration;
 
-use lrts_core::ids::{ApplicationId, AttemptId, BarId, BundleDigest, JobId, SessionId, WorkerId};
+use lrts_core::ids::{ApplicationId, AttemptId, BarId, BundleDigest, JobId, SessionId, UserName, WorkerId};
 use lrts_core::protocol::application::*;
-use lrts_core::protocol::codec::{decode, encode};
+use lrts_core::protocol::codec::{decode, decode_local, encode};
 use lrts_core::protocol::command::*;
 use lrts_core::protocol::host::*;
 use lrts_core::protocol::progress::*;
 use lrts_core::protocol::worker::*;
 use lrts_core::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
 use lrts_core::status::{Failure, FailureKind, JobState};
+use lrts_core::worker_secret::WorkerSecret;
 use proptest::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -29,6 +30,14 @@ const DIGEST: BundleDigest = BundleDigest([7; 32]);
 
 fn application() -> ApplicationId {
     "nightly".parse().unwrap()
+}
+
+fn user() -> UserName {
+    "ann".parse().unwrap()
+}
+
+fn owned() -> OwnedApplication {
+    OwnedApplication { owner: Some(user()), application: application() }
 }
 
 fn platform() -> Platform {
@@ -68,7 +77,7 @@ struct Golden(String);
 impl Golden {
     fn add<T: Serialize + DeserializeOwned + PartialEq + Debug>(&mut self, message: T) {
         let bytes = encode(&message);
-        assert_eq!(decode::<T>(&bytes).unwrap(), message);
+        assert_eq!(decode_local::<T>(&bytes).unwrap(), message);
         let type_name = std::any::type_name::<T>().rsplit("::").next().unwrap();
         let debug = format!("{message:?}");
         let variant: String = debug.chars().take_while(char::is_ascii_alphanumeric).collect();
@@ -122,7 +131,8 @@ fn golden() -> String {
     golden.add(ToApplication::BundleComplete { digest: DIGEST });
     golden.add(ToApplication::BundleRefused { digest: DIGEST, reason: "too large".into() });
     golden.add(ToApplication::Accepted { through: 17 });
-    for cause in [RefusalCause::Invalid, RefusalCause::KeyConflict, RefusalCause::NoRoom] {
+    for cause in [RefusalCause::Invalid, RefusalCause::KeyConflict, RefusalCause::NoRoom, RefusalCause::Limit]
+    {
         golden.add(ToApplication::Refused { sequence: 17, reason: "too large".into(), cause });
     }
     golden.add(ToApplication::Result {
@@ -145,6 +155,7 @@ fn golden() -> String {
 
     golden.add(FromWorker::Register(Register {
         worker: WORKER,
+        secret: WorkerSecret::from_bytes([9; 32]),
         host: "node-1".into(),
         pid: 99,
         instance: 11,
@@ -205,6 +216,7 @@ fn golden() -> String {
         attempt: ATTEMPT,
         execution: 1,
         application: application(),
+        owner: Some(user()),
         bundle: BundleRef::Shipped(DIGEST),
         service: "mult".into(),
         options: JobOptions::new().label("x").env("A", "b"),
@@ -231,6 +243,7 @@ fn golden() -> String {
         workers: 2,
         uptime_s: 1.5,
         store_trouble: "disk full".into(),
+        refused: vec![("keys".into(), 3)],
     }));
     golden.add(ToCommand::Jobs {
         rows: vec![JobRow {
@@ -256,6 +269,7 @@ fn golden() -> String {
             state: WorkerState::Suspect,
             silent: Duration::from_secs(9),
         }],
+        last: true,
     });
     golden.add(ToCommand::Logs { bytes: Some((10, 20)), note: String::new() });
     golden.add(ToCommand::Cancelled { unknown: vec![JOB], ended: vec![] });
@@ -269,6 +283,7 @@ fn golden() -> String {
             finished: 3,
             failed: 4,
         }],
+        last: true,
     });
     golden.add(ToCommand::ApplicationCancelled { jobs: Some(3) });
     golden.add(ToCommand::Draining { attempts: Some(2) });
@@ -327,8 +342,8 @@ fn golden() -> String {
     }
 
     golden.add(FromReporter::Ping { number: 1 });
-    golden.add(FromReporter::Batch { applications: vec![(application(), vec![update()])] });
-    golden.add(FromReporter::Ended { attempts: vec![(application(), ATTEMPT)] });
+    golden.add(FromReporter::Batch { applications: vec![(owned(), vec![update()])] });
+    golden.add(FromReporter::Ended { attempts: vec![(owned(), ATTEMPT)] });
     golden.add(ToReporter::Pong { number: 1 });
     golden.add(FromWatcher::Watch { application: application() });
     golden.add(FromWatcher::Forget);
@@ -360,8 +375,8 @@ fn old_notices_are_still_read() {
         let (name, hex) = line.split_once(' ').unwrap();
         let bytes = decode_hex(hex);
         match name.split_once("::").unwrap().0 {
-            "ToHost" => assert!(decode::<ToHost>(&bytes).is_ok(), "{name}"),
-            "FromHost" => assert!(decode::<FromHost>(&bytes).is_ok(), "{name}"),
+            "ToHost" => assert!(decode_local::<ToHost>(&bytes).is_ok(), "{name}"),
+            "FromHost" => assert!(decode_local::<FromHost>(&bytes).is_ok(), "{name}"),
             _ => panic!("{name} is no notice"),
         }
     }
@@ -374,7 +389,7 @@ proptest! {
         let _ = decode::<FromApplication>(&bytes);
         let _ = decode::<FromWorker>(&bytes);
         let _ = decode::<FromCommand>(&bytes);
-        let _ = decode::<FromHost>(&bytes);
+        let _ = decode_local::<FromHost>(&bytes);
         let _ = decode::<FromReporter>(&bytes);
     }
 
@@ -391,7 +406,7 @@ proptest! {
         let _ = decode::<ToApplication>(&bytes);
         let _ = decode::<FromWorker>(&bytes);
         let _ = decode::<ToWorker>(&bytes);
-        let _ = decode::<ToHost>(&bytes);
-        let _ = decode::<FromHost>(&bytes);
+        let _ = decode_local::<ToHost>(&bytes);
+        let _ = decode_local::<FromHost>(&bytes);
     }
 }
