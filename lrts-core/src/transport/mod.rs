@@ -21,6 +21,7 @@
 //! decides without I/O, as do `guard`, `credit` and `chunks`.
 
 mod chunks;
+mod counters;
 mod credit;
 mod dealer;
 mod gate;
@@ -41,6 +42,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use zeromq::{SocketSend, ZmqMessage};
 
+pub use self::counters::{Cause, Counters};
 pub use self::dealer::{
     Link, LinkConfig, LinkDown, LinkEvent, LinkReceiver, LinkSendError, LinkSender, TrySendError,
 };
