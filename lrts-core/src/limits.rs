@@ -180,8 +180,13 @@ pub const KEYS_PER_APPLICATION: u64 = 1_000_000;
 /// Bars in all. At it, attempts that nobody reports any more make room, oldest first; without any, new bars are not shown.
 pub const BARS: usize = 200_000;
 
-/// Bars that one progress subprocess may report at a time: those of a worker of many slots, or of few large jobs.
-pub const BARS_PER_REPORTER: usize = 100_000;
+/// Attempts that one progress subprocess may report at a time, and bars that it may start for them; those beyond are not shown.
+pub const ATTEMPTS_PER_REPORTER: usize = 2 * SLOTS as usize;
+/// See [`ATTEMPTS_PER_REPORTER`].
+pub const BARS_PER_REPORTER: usize = 64_000;
+
+/// Attempts that all progress subprocesses together may report.
+pub const REPORTED_ATTEMPTS: usize = 200_000;
 
 /// Attempts that nobody reports any more and whose bars are kept; the oldest go first.
 pub const RESTING_ATTEMPTS: usize = 10_000;
