@@ -223,6 +223,12 @@ pub const TO_COMMAND: HeadBounds = HeadBounds { bytes: HEAD_BYTES, values: 1 << 
 /// [`BARS_PER_BATCH`] bars, each of an application of its own, have 90,000 values.
 pub const BATCH: HeadBounds = HeadBounds { bytes: BATCH_BYTES, values: 1 << 17 };
 
+/// [`BARS_PER_NOTICE`] bars have 6,500 values, [`ENV_VARIABLES`] variables 800.
+pub const TO_HOST: HeadBounds = HeadBounds { bytes: NOTICE_BYTES, values: 1 << 14 };
+
+/// A notice on the disk has its attempt's checkpoint in it.
+pub const FROM_HOST: HeadBounds = HeadBounds { bytes: NOTICE_BYTES + CHECKPOINT_BYTES, values: 1 << 14 };
+
 /// Numbers and names.
 pub const SHORT_HEAD: HeadBounds = HeadBounds { bytes: 1_024, values: 64 };
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use lrts_core::ids::{ApplicationId, AttemptId, BarId, BundleDigest, JobId, SessionId, UserName, WorkerId};
 use lrts_core::protocol::application::*;
-use lrts_core::protocol::codec::{decode, decode_local, encode};
+use lrts_core::protocol::codec::{Head, decode, encode};
 use lrts_core::protocol::command::*;
 use lrts_core::protocol::host::*;
 use lrts_core::protocol::progress::*;
@@ -19,8 +19,6 @@ use lrts_core::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
 use lrts_core::status::{Failure, FailureKind, JobState};
 use lrts_core::worker_secret::WorkerSecret;
 use proptest::prelude::*;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 const SESSION: SessionId = SessionId(0x0123_4567_89ab_cdef);
 const JOB: JobId = JobId { session: SESSION, sequence: 17 };
@@ -75,9 +73,9 @@ fn set() -> JobSet {
 struct Golden(String);
 
 impl Golden {
-    fn add<T: Serialize + DeserializeOwned + PartialEq + Debug>(&mut self, message: T) {
+    fn add<T: Head + PartialEq + Debug>(&mut self, message: T) {
         let bytes = encode(&message);
-        assert_eq!(decode_local::<T>(&bytes).unwrap(), message);
+        assert_eq!(decode::<T>(&bytes).unwrap(), message);
         let type_name = std::any::type_name::<T>().rsplit("::").next().unwrap();
         let debug = format!("{message:?}");
         let variant: String = debug.chars().take_while(char::is_ascii_alphanumeric).collect();
@@ -375,8 +373,8 @@ fn old_notices_are_still_read() {
         let (name, hex) = line.split_once(' ').unwrap();
         let bytes = decode_hex(hex);
         match name.split_once("::").unwrap().0 {
-            "ToHost" => assert!(decode_local::<ToHost>(&bytes).is_ok(), "{name}"),
-            "FromHost" => assert!(decode_local::<FromHost>(&bytes).is_ok(), "{name}"),
+            "ToHost" => assert!(decode::<ToHost>(&bytes).is_ok(), "{name}"),
+            "FromHost" => assert!(decode::<FromHost>(&bytes).is_ok(), "{name}"),
             _ => panic!("{name} is no notice"),
         }
     }
@@ -389,7 +387,7 @@ proptest! {
         let _ = decode::<FromApplication>(&bytes);
         let _ = decode::<FromWorker>(&bytes);
         let _ = decode::<FromCommand>(&bytes);
-        let _ = decode_local::<FromHost>(&bytes);
+        let _ = decode::<FromHost>(&bytes);
         let _ = decode::<FromReporter>(&bytes);
     }
 
@@ -406,7 +404,7 @@ proptest! {
         let _ = decode::<ToApplication>(&bytes);
         let _ = decode::<FromWorker>(&bytes);
         let _ = decode::<ToWorker>(&bytes);
-        let _ = decode_local::<ToHost>(&bytes);
-        let _ = decode_local::<FromHost>(&bytes);
+        let _ = decode::<ToHost>(&bytes);
+        let _ = decode::<FromHost>(&bytes);
     }
 }

@@ -11,6 +11,7 @@ use lrts_core::limits::*;
 use lrts_core::protocol::application::*;
 use lrts_core::protocol::codec::{Head, decode, encode, measure};
 use lrts_core::protocol::command::*;
+use lrts_core::protocol::host::{FromHost, Output, Payload, StartAttempt, ToHost};
 use lrts_core::protocol::progress::*;
 use lrts_core::protocol::worker::*;
 use lrts_core::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
@@ -87,7 +88,6 @@ fn fits<T: Head + PartialEq>(message: &T) {
     let (values, bytes) = measure(message);
     let HeadBounds { bytes: most_bytes, values: most_values } = T::BOUNDS;
     assert!(values <= most_values && bytes <= most_bytes, "{}: {values} values, {bytes} bytes", T::NAME);
-    assert!(bytes <= HEAD_BYTES);
     assert!(decode::<T>(&encode(message)).unwrap() == *message);
 }
 
@@ -236,6 +236,42 @@ fn the_most_that_a_command_says_and_hears_is_within_bounds() {
         failed: u64::MAX,
     };
     fits(&ToCommand::Applications { rows: vec![row; ROWS], last: true });
+}
+
+#[test]
+fn the_most_that_a_host_says_and_hears_is_within_bounds() {
+    let inline = || Payload::Inline(vec![7; INLINE_BODY_BYTES]);
+    let env = vec![(text(64), text(ENV_BYTES / ENV_VARIABLES - 64)); ENV_VARIABLES];
+    fits(&ToHost::Start(StartAttempt {
+        attempt: ATTEMPT,
+        execution: u32::MAX,
+        service: text(SERVICE_NAME_BYTES),
+        payload: inline(),
+        directory: text(4_095).into(),
+        spool_file: text(4_095).into(),
+        env,
+        checkpoint: Some(inline()),
+        grace: LONG,
+        run_timeout: Some(LONG),
+        progress_timeout: Some(LONG),
+        memory_limit: Some(u64::MAX),
+        lease_until: Some(u64::MAX),
+        notes: vec![7; 4_096],
+    }));
+    let some = bars()[..BARS_PER_NOTICE].to_vec();
+    fits(&FromHost::Bars { attempt: ATTEMPT, bars: some });
+    fits(&FromHost::Checkpoint { attempt: ATTEMPT, state: Payload::Inline(vec![7; CHECKPOINT_BYTES]) });
+    fits(&FromHost::Output { attempt: ATTEMPT, stderr: true, text: vec![7; OUTPUT_BYTES] });
+    fits(&FromHost::Ended {
+        attempt: ATTEMPT,
+        end: AttemptEnd::Failed(failure()),
+        output: Output::Inline(vec![7; INLINE_BODY_BYTES]),
+        ran: LONG,
+        peak_memory_bytes: u64::MAX,
+        region: Some(u32::MAX),
+    });
+    let services = vec![text(SERVICE_NAME_BYTES); SERVICES_PER_BUNDLE];
+    fits(&FromHost::Welcome { version: u16::MAX, pid: u32::MAX, services, forks: true });
 }
 
 #[test]

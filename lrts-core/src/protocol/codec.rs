@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use super::scan::{ScanError, scan};
 use crate::limits::HeadBounds;
 
-/// A message that travels between machines.
+/// A message from another process, on this machine or another one.
 pub trait Head: Serialize + DeserializeOwned {
     /// Its name in errors.
     const NAME: &'static str;
