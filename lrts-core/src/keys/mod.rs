@@ -18,6 +18,8 @@ mod home;
 mod identity;
 #[cfg(feature = "authority")]
 mod index;
+#[cfg(all(test, feature = "authority"))]
+mod verify;
 
 use crate::transport::Role;
 
