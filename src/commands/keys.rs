@@ -159,7 +159,6 @@ fn copied_row((file, holder): (PathBuf, Identity)) -> Row {
 
 fn cells(row: Row) -> Vec<String> {
     let known = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-    let place = row.file.unwrap_or_else(|| "exported".to_owned());
     vec![
         row.key,
         row.role.to_owned(),
@@ -168,7 +167,7 @@ fn cells(row: Row) -> Vec<String> {
         known(row.expires),
         known(row.state.map(str::to_owned)),
         known(row.authority),
-        place,
+        known(row.file),
     ]
 }
 

@@ -183,11 +183,7 @@ impl KeysDirectory {
     /// [`KeysError`].
     pub fn rotate(&mut self) -> Result<Rotation, KeysError> {
         let files = self.key_files()?;
-        let is_current = |(_, file): &(Role, Option<KeyFile>)| {
-            let key = file.as_ref().and_then(KeyFile::identity).and_then(|own| self.index.get(own.key));
-            key.is_some_and(|key| key.authority == self.authority.id())
-        };
-        let rotation = if self.authority.previous().is_some() && !files.iter().all(is_current) {
+        let rotation = if self.authority.previous().is_some() && !self.are_current(&files) {
             Rotation::Completed
         } else {
             self.authority.rotate(wall_clock())?;
@@ -204,9 +200,22 @@ impl KeysDirectory {
     /// [`KeysError`].
     pub fn drop_old(&mut self) -> Result<(), KeysError> {
         let files = self.key_files()?;
+        // After a rotation that was interrupted, some of these have keys that are about to be dropped.
+        if !self.are_current(&files) {
+            self.settle(files)?;
+        }
+        let files = self.key_files()?;
         self.authority.drop_previous();
         self.settle(files)?;
         Ok(())
+    }
+
+    /// Whether all key files are there, with keys of the current authority.
+    fn are_current(&self, files: &[(Role, Option<KeyFile>)]) -> bool {
+        files.iter().all(|(_, file)| {
+            let key = file.as_ref().and_then(KeyFile::identity).and_then(|own| self.index.get(own.key));
+            key.is_some_and(|key| key.authority == self.authority.id())
+        })
     }
 
     /// Revokes keys; those that aren't on record are skipped. Key files of this directory whose own key is among them get a new
@@ -572,6 +581,16 @@ mod tests {
         assert_eq!(KeysDirectory::open(&path).unwrap().rotate().unwrap(), Rotation::Completed);
         assert_eq!(KeysDirectory::open(&path).unwrap().authority(), second);
         assert_eq!(KeysDirectory::open(&path).unwrap().rotate().unwrap(), Rotation::Done);
+    }
+
+    #[test]
+    fn no_key_is_dropped_that_this_directory_still_uses() {
+        for name in ROLES.map(key_file_name).into_iter().chain([INDEX.to_owned(), AUTHORITY.to_owned()]) {
+            let (_parent, path) = made();
+            assert!(Change::Rotate.make_until(&path, "worker.pem"));
+            assert!(Change::DropOld.make_until(&path, &name), "{name}");
+            all_work(&path);
+        }
     }
 
     #[test]
