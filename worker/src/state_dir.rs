@@ -277,6 +277,6 @@ mod tests {
         fs::write(home.path().join("id"), "nonsense").unwrap();
         assert!(matches!(StateDir::open(Some(home.path())), Err(StateDirError::BadId { .. })));
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(StateDir::open(Some(home.path())), Err(StateDirError::NotPrivate { .. })));
+        assert!(matches!(StateDir::open(Some(home.path())), Err(StateDirError::NotPrivate(_))));
     }
 }
