@@ -6,6 +6,9 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::time::Duration;
 
+#[cfg(feature = "commands")]
+use crate::terminal::{Keep, visible};
+
 /// Exit codes of every command.
 pub mod exit_code {
     /// Done.
@@ -95,7 +98,9 @@ pub fn run<C: clap::Parser, E: CommandError + 'static>(
 #[cfg(feature = "commands")]
 fn error_line(program: &str, error: &(dyn Error + 'static)) -> String {
     let causes = std::iter::successors(error.source(), |&cause| cause.source());
-    causes.fold(format!("{program}: {error}"), |line, cause| format!("{line}: {cause}"))
+    let line = causes.fold(format!("{program}: {error}"), |line, cause| format!("{line}: {cause}"));
+    // Some of it others may have said.
+    visible(&line, Keep::Nothing)
 }
 
 /// What is wrong with a command line, as one line: the first paragraph of what the parser says of it, without its usage and

@@ -24,4 +24,5 @@ pub mod spec;
 pub mod spool;
 pub mod status;
 pub mod telemetry;
+pub mod terminal;
 pub mod transport;
