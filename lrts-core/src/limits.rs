@@ -83,6 +83,9 @@ pub const NOTICE_BYTES: usize = 160 * 1024;
 /// Final bars in one notice from the host; an attempt with more sends several.
 pub const BARS_PER_NOTICE: usize = 200;
 
+/// Longest name of a program that is installed at a worker, in bytes.
+pub const BUNDLE_NAME_BYTES: usize = 64;
+
 /// Largest bundle, in bytes: 2 GiB.
 pub const BUNDLE_BYTES: u64 = 2 << 30;
 
