@@ -301,6 +301,6 @@ mod tests {
         fs::write(&secret, "nonsense").unwrap();
         assert!(matches!(StateDir::open(Some(home.path())), Err(StateDirError::BadSecret { .. })));
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(StateDir::open(Some(home.path())), Err(StateDirError::NotPrivate { .. })));
+        assert!(matches!(StateDir::open(Some(home.path())), Err(StateDirError::NotPrivate(_))));
     }
 }
