@@ -374,7 +374,7 @@ async fn nobody_takes_the_place_of_a_worker_whose_secret_he_lacks() {
         match thief.event().await {
             LinkEvent::Refused(refusal) => break refusal,
             LinkEvent::Down { .. } => {}
-            event => panic!("he is taken: {event:?}"),
+            LinkEvent::Up { .. } | LinkEvent::Message(_) => panic!("he is taken"),
         }
     };
     assert!(refusal.kind == RefusalKind::Keys && refusal.kind.is_permanent(), "{refusal}");
@@ -394,7 +394,7 @@ async fn nobody_takes_the_place_of_a_worker_whose_secret_he_lacks() {
 async fn only_the_worker_that_was_asked_says_what_an_attempt_has_printed() {
     let scheduler = Scheduler::start().await;
     let mut worker = scheduler.worker().await;
-    let mut application = scheduler.application().await;
+    let application = scheduler.application().await;
     let (head, body) = submit(1, "one");
     application.say(&head, body).await;
     let (ToWorker::Start(start), _) = worker.hear().await else { panic!("no job") };
@@ -408,10 +408,10 @@ async fn only_the_worker_that_was_asked_says_what_an_attempt_has_printed() {
         tokio::select! {
             // That it has begun may not have been heard yet.
             answer = command.hear::<ToCommand>() => assert!(matches!(answer.0, ToCommand::Logs { .. })),
-            asked = worker.hear::<ToWorker>() => match asked.0 {
-                ToWorker::FetchOutput { request, .. } => break request,
-                other => panic!("{other:?}"),
-            },
+            asked = worker.hear::<ToWorker>() => {
+                let ToWorker::FetchOutput { request, .. } = asked.0 else { panic!("{asked:?}") };
+                break request;
+            }
         }
     };
     rival.say(&FromWorker::Output { request, bytes: Some((5, 0)) }, "wrong").await;
