@@ -58,10 +58,10 @@ pub enum PrivateDirError {
 
 impl From<PrivateDirError> for io::Error {
     fn from(error: PrivateDirError) -> Self {
-        match error {
-            PrivateDirError::Io { source, .. } => source,
-            error => io::Error::new(io::ErrorKind::PermissionDenied, error),
+        if let PrivateDirError::Io { source, .. } = error {
+            return source;
         }
+        io::Error::new(io::ErrorKind::PermissionDenied, error)
     }
 }
 
