@@ -60,7 +60,9 @@ impl From<PrivateDirError> for io::Error {
     fn from(error: PrivateDirError) -> Self {
         match error {
             PrivateDirError::Io { source, .. } => source,
-            error => io::Error::new(io::ErrorKind::PermissionDenied, error),
+            PrivateDirError::Writable { .. }
+            | PrivateDirError::OfAnother { .. }
+            | PrivateDirError::LinkOfAnother { .. } => io::Error::new(io::ErrorKind::PermissionDenied, error),
         }
     }
 }

@@ -90,10 +90,10 @@ impl StoreError {
 
     /// What is wrong with a directory that has to be private.
     pub(crate) fn from_private_dir(error: PrivateDirError) -> Self {
-        match error {
-            PrivateDirError::Io { path, source } => Self::from_io(&path, source),
-            error => Self::NotPrivate(error),
+        if let PrivateDirError::Io { path, source } = error {
+            return Self::from_io(&path, source);
         }
+        Self::NotPrivate(error)
     }
 
     /// What an error of the database means for its file.
