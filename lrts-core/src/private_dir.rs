@@ -58,10 +58,12 @@ pub enum PrivateDirError {
 
 impl From<PrivateDirError> for io::Error {
     fn from(error: PrivateDirError) -> Self {
-        if let PrivateDirError::Io { source, .. } = error {
-            return source;
+        match error {
+            PrivateDirError::Io { source, .. } => source,
+            PrivateDirError::Writable { .. }
+            | PrivateDirError::OfAnother { .. }
+            | PrivateDirError::LinkOfAnother { .. } => io::Error::new(io::ErrorKind::PermissionDenied, error),
         }
-        io::Error::new(io::ErrorKind::PermissionDenied, error)
     }
 }
 

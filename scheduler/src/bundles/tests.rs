@@ -137,14 +137,15 @@ fn platform(target: &str) -> Platform {
 
 /// In a word each, what the engine is to know.
 fn words(events: impl IntoIterator<Item = Event>) -> Vec<&'static str> {
-    let word = |event| match event {
-        Event::BundleCompleted { platform, .. } if platform != self::platform("x86_64-linux-gnu") => {
-            "elsewhere"
+    let word = |event| {
+        if let Event::BundleCompleted { platform, .. } = event {
+            return if platform == self::platform("x86_64-linux-gnu") { "completed" } else { "elsewhere" };
         }
-        Event::BundleCompleted { .. } => "completed",
-        Event::BundleFailed { .. } => "failed",
-        Event::BundleForgotten { .. } => "forgotten",
-        other => panic!("{other:?}"),
+        if matches!(event, Event::BundleFailed { .. }) {
+            return "failed";
+        }
+        assert!(matches!(event, Event::BundleForgotten { .. }), "{event:?}");
+        "forgotten"
     };
     events.into_iter().map(word).collect()
 }
