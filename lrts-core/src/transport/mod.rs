@@ -23,6 +23,8 @@
 mod chunks;
 mod credit;
 mod dealer;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod gate;
 mod guard;
 mod hello;
