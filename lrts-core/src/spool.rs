@@ -182,7 +182,7 @@ pub fn read_end(output: &Path) -> io::Result<Vec<Vec<u8>>> {
 }
 
 /// Notices as one file: the length of each in front of it.
-pub(crate) fn join(notices: &[impl AsRef<[u8]>]) -> Vec<u8> {
+pub fn join(notices: &[impl AsRef<[u8]>]) -> Vec<u8> {
     let mut content = Vec::new();
     for notice in notices {
         let notice = notice.as_ref();
@@ -194,7 +194,7 @@ pub(crate) fn join(notices: &[impl AsRef<[u8]>]) -> Vec<u8> {
 }
 
 /// The notices of such a file; none if it is torn.
-pub(crate) fn split(mut content: &[u8]) -> Option<Vec<Vec<u8>>> {
+pub fn split(mut content: &[u8]) -> Option<Vec<Vec<u8>>> {
     let mut notices = Vec::new();
     while !content.is_empty() {
         let (length, behind) = content.split_first_chunk::<4>()?;

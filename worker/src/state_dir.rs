@@ -130,8 +130,7 @@ impl StateDir {
 
     /// The store of the scheduler that the worker has last registered with, if there was one.
     pub(crate) fn last_store(&self) -> Option<u64> {
-        let text = fs::read_to_string(self.path.join("store")).ok()?;
-        u64::from_str_radix(text.trim(), 16).ok()
+        parse_store(&fs::read_to_string(self.path.join("store")).ok()?)
     }
 
     /// Writes down which store the scheduler has.
@@ -218,7 +217,7 @@ fn prepare(path: &Path) -> io::Result<()> {
 fn read_or_make_id(directory: &Path) -> Result<WorkerId, StateDirError> {
     let path = directory.join("id");
     match fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().map_err(|_| StateDirError::BadId { path }),
+        Ok(text) => parse_id(&text).ok_or(StateDirError::BadId { path }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let worker = WorkerId::random();
             let failed = |source| StateDirError::Io { path: directory.to_owned(), source };
@@ -230,6 +229,16 @@ fn read_or_make_id(directory: &Path) -> Result<WorkerId, StateDirError> {
         }
         Err(source) => Err(StateDirError::Io { path: directory.to_owned(), source }),
     }
+}
+
+/// What the file `id` says.
+pub(crate) fn parse_id(text: &str) -> Option<WorkerId> {
+    text.trim().parse().ok()
+}
+
+/// What the file `store` says.
+pub(crate) fn parse_store(text: &str) -> Option<u64> {
+    u64::from_str_radix(text.trim(), 16).ok()
 }
 
 #[cfg(test)]

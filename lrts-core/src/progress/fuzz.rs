@@ -55,7 +55,8 @@ pub fn arena(bytes: &[u8]) {
     let ended = scanner.unwatch((0, 0), attempt, NOW).expect("it is watched");
     assert!(ended.updates.iter().all(|update| update.numbers.closed));
     check(vec![(application, ended.updates)]);
-    assert_eq!(ended.had_bars, !bars.is_empty());
+    // What was told once may be gone from the memory since.
+    assert!(ended.had_bars || bars.is_empty());
 }
 
 /// Whether updates may be sent.
