@@ -52,7 +52,7 @@ pub fn bars(bytes: &[u8]) {
 }
 
 fn said(peer: u8, head: &[u8]) -> Option<Event<u8>> {
-    if peer % 2 == 0 {
+    if peer.is_multiple_of(2) {
         match codec::decode(head).ok()? {
             FromReporter::Ping { .. } => None,
             FromReporter::Batch { applications } => {
