@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use lrts_core::command_line::duration;
+use lrts_core::command_line::{KeyArgs, duration};
 use lrts_core::ids::{ApplicationId, JobId, WorkerId};
 use lrts_progress_server::cli::ProgressServerArgs;
 use lrts_scheduler::cli::SchedulerArgs;
@@ -58,9 +58,8 @@ pub(crate) struct QueryArgs {
     /// How long to wait for the scheduler
     #[arg(long, default_value = "5s", value_parser = duration, value_name = "TIME")]
     pub(crate) wait: Duration,
-    /// Connect without encryption to another machine: whoever is on that network can read and change what is said
-    #[arg(long)]
-    pub(crate) insecure: bool,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
     /// Print JSON: one object, or one object a line
     #[arg(long)]
     pub(crate) json: bool,
@@ -144,4 +143,6 @@ pub(crate) struct LocalArgs {
     /// Port of the progress server
     #[arg(long, default_value_t = 5454, value_name = "PORT")]
     pub(crate) progress_port: u16,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
 }

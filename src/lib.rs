@@ -12,4 +12,4 @@
 
 mod local;
 
-pub use local::{LocalCluster, LocalClusterError, LocalConfig};
+pub use local::{LocalCluster, LocalClusterError, LocalConfig, LocalKeys};

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lrts_client::{ApplicationInformation, WorkerId};
+use lrts_core::keys::{self, KeysError};
 use lrts_core::private_dir::PrivateDir;
 use lrts_core::shutdown::Shutdown;
 use tokio::runtime::Builder;
@@ -31,12 +32,34 @@ pub struct LocalConfig {
     pub progress_port: u16,
     /// Where the scheduler keeps jobs and results; a place that ends with the cluster if none.
     pub state_dir: Option<PathBuf>,
+    /// What lets its parts and applications in.
+    pub keys: LocalKeys,
+}
+
+/// The keys of a [`LocalCluster`].
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum LocalKeys {
+    /// New ones, which end with the cluster.
+    #[default]
+    ThrowAway,
+    /// Those in this directory, made there if there are none.
+    Directory(PathBuf),
+    /// None: whoever reaches its ports on this machine may do all.
+    Insecure,
 }
 
 impl Default for LocalConfig {
     /// All logical cores, two seconds of grace, free ports, nothing that lasts.
     fn default() -> Self {
-        Self { max_jobs: -2, grace: Duration::from_secs(2), port: 0, progress_port: 0, state_dir: None }
+        Self {
+            max_jobs: -2,
+            grace: Duration::from_secs(2),
+            port: 0,
+            progress_port: 0,
+            state_dir: None,
+            keys: LocalKeys::ThrowAway,
+        }
     }
 }
 
@@ -69,6 +92,13 @@ impl LocalConfig {
         self.state_dir = Some(path.into());
         self
     }
+
+    /// Sets [`keys`](Self::keys).
+    #[must_use]
+    pub fn keys(mut self, keys: LocalKeys) -> Self {
+        self.keys = keys;
+        self
+    }
 }
 
 /// Why a [`LocalCluster`] can't start or has ended.
@@ -78,6 +108,9 @@ pub enum LocalClusterError {
     /// No directory for its state, no threads for its runtime.
     #[error("can't set up a local cluster")]
     Setup(#[source] io::Error),
+    /// Its keys can't be used or made.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// A part of it can't run.
     #[error("the local {part} can't run")]
     Part {
@@ -109,11 +142,13 @@ pub struct LocalCluster {
 }
 
 /// The parts, once all of them are ready.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Ready {
     scheduler: SocketAddr,
     progress_server: SocketAddr,
     worker: WorkerId,
+    /// None without keys.
+    keys: Option<PathBuf>,
 }
 
 impl LocalCluster {
@@ -148,10 +183,14 @@ impl LocalCluster {
 
     /// What an application needs to connect to this cluster.
     pub fn application_information(&self) -> ApplicationInformation {
-        let Ready { scheduler, progress_server, .. } = self.parts;
-        ApplicationInformation::new(scheduler.ip().to_string(), scheduler.port())
+        let Ready { scheduler, progress_server, keys, .. } = &self.parts;
+        let information = ApplicationInformation::new(scheduler.ip().to_string(), scheduler.port())
             .progress_server(progress_server.ip().to_string(), progress_server.port())
-            .ends_with_program()
+            .ends_with_program();
+        match keys {
+            Some(path) => information.keys(path),
+            None => information.insecure(),
+        }
     }
 
     /// Where the scheduler listens.
@@ -232,11 +271,21 @@ struct Parts(Vec<Part>);
 
 impl Parts {
     async fn start(&mut self, config: &LocalConfig, state: &PrivateDir) -> Result<Ready, LocalClusterError> {
+        let keys = match &config.keys {
+            LocalKeys::ThrowAway => Some(state.path().join("keys")),
+            LocalKeys::Directory(path) => Some(path.clone()),
+            LocalKeys::Insecure => None,
+        };
+        if let Some(path) = keys.clone() {
+            let made = tokio::task::spawn_blocking(move || keys::ensure(&path));
+            made.await.expect("making keys doesn't panic")?;
+        }
         let scheduler = self
             .spawn("scheduler", |ready, shutdown| {
                 let config = lrts_scheduler::Config {
                     address: SocketAddr::from((Ipv4Addr::LOCALHOST, config.port)),
                     state_dir: config.state_dir.clone(),
+                    keys: keys.clone(),
                     ..Default::default()
                 };
                 lrts_scheduler::run(config, ready, shutdown)
@@ -246,6 +295,7 @@ impl Parts {
             .spawn("progress server", |ready, shutdown| {
                 let config = lrts_progress_server::Config {
                     address: SocketAddr::from((Ipv4Addr::LOCALHOST, config.progress_port)),
+                    keys: keys.clone(),
                     ..Default::default()
                 };
                 lrts_progress_server::run(config, ready, shutdown)
@@ -256,6 +306,7 @@ impl Parts {
                 let config = lrts_worker::Config {
                     scheduler_address: scheduler.to_string(),
                     progress_address: progress_server.to_string(),
+                    keys: keys.clone(),
                     slots: lrts_worker::slots(config.max_jobs),
                     state_dir: Some(state.path().join("worker")),
                     grace: config.grace,
@@ -266,7 +317,7 @@ impl Parts {
                 lrts_worker::run(config, ready, shutdown)
             })
             .await?;
-        Ok(Ready { scheduler, progress_server, worker })
+        Ok(Ready { scheduler, progress_server, worker, keys })
     }
 
     /// Starts one part and waits until it is ready.

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lrts_core::command_line::is_this_machine;
 use lrts_core::ids::ApplicationId;
+use lrts_core::keys;
 use lrts_core::spec::OnDisconnect;
 
 use crate::display::{ProgressDisplay, ProgressSink};
@@ -25,6 +25,7 @@ pub struct ApplicationInformation {
     scheduler: Result<Address, ClientError>,
     progress_server: Option<Result<Address, ClientError>>,
     application_id: Option<(&'static str, String)>,
+    keys: Option<PathBuf>,
     insecure: bool,
     ends_with_program: bool,
     on_disconnect: Option<OnDisconnect>,
@@ -60,6 +61,8 @@ pub(crate) struct Address {
 pub(crate) struct Checked {
     pub(crate) scheduler: Address,
     pub(crate) progress_server: Address,
+    /// None without keys.
+    pub(crate) keys: Option<PathBuf>,
     pub(crate) application: ApplicationId,
     /// The id was made up here.
     pub(crate) nameless: bool,
@@ -75,7 +78,8 @@ pub(crate) struct Checked {
 
 impl ApplicationInformation {
     /// What the environment says: `LRTS_SCHEDULER` (host:port, 127.0.0.1:5555), `LRTS_PROGRESS_SERVER` (the scheduler's host,
-    /// port 5454), `LRTS_APPLICATION_ID`, and `LRTS_INSECURE` (not empty: as [`insecure`](Self::insecure)).
+    /// port 5454), `LRTS_APPLICATION_ID`, `LRTS_KEYS` (as [`keys`](Self::keys)), and `LRTS_INSECURE` (not empty: as
+    /// [`insecure`](Self::insecure)).
     ///
     /// Never fails; a bad value is reported by `start`.
     pub fn from_env() -> Self {
@@ -97,6 +101,7 @@ impl ApplicationInformation {
             scheduler: Ok(Address { host: scheduler_address.into(), port: scheduler_port }),
             progress_server: None,
             application_id: None,
+            keys: None,
             insecure: false,
             ends_with_program: false,
             on_disconnect: None,
@@ -132,7 +137,16 @@ impl ApplicationInformation {
         self
     }
 
-    /// Lets payloads and results travel unencrypted over a network. Without it only a cluster on this machine is connected to.
+    /// The key to connect with: a key file, as made by `lrts keys export --role client`, or a directory of keys. Without it,
+    /// `$LRTS_KEYS`, else `lrts/keys` in the user's configuration directory. If there is none yet, it is waited for.
+    #[must_use]
+    pub fn keys(mut self, path: impl Into<PathBuf>) -> Self {
+        self.keys = Some(path.into());
+        self
+    }
+
+    /// Connects to a cluster without keys (`--insecure`): nothing is encrypted, and whoever is on the network between can read and
+    /// change all that is said.
     #[must_use]
     pub fn insecure(mut self) -> Self {
         self.insecure = true;
@@ -206,20 +220,22 @@ impl ApplicationInformation {
             }
             None => ApplicationId::random(),
         };
-        let local = scheduler.is_loopback() && progress_server.is_loopback();
-        if !local && !self.insecure {
-            return Err(ClientError::Setting {
-                name: "insecure",
-                problem: format!(
-                    "{scheduler} is on another machine and connections aren't encrypted: call .insecure(), or set \
-                     LRTS_INSECURE=1 where the environment decides, if the network between is trusted"
-                ),
-            });
-        }
+        let keys = match self.keys {
+            _ if self.insecure => None,
+            Some(path) => Some(path),
+            None => {
+                let default = keys::keys_home(|name| std::env::var_os(name));
+                Some(
+                    default
+                        .map_err(|error| ClientError::Setting { name: "keys", problem: error.to_string() })?,
+                )
+            }
+        };
         let default = if nameless { OnDisconnect::CancelAfter(CANCEL_AFTER) } else { OnDisconnect::Keep };
         Ok(Checked {
             scheduler,
             progress_server,
+            keys,
             application,
             nameless,
             ends_with_program: self.ends_with_program,
@@ -286,11 +302,6 @@ impl Address {
         }
         Ok(self)
     }
-
-    /// Whether it is certainly on this machine.
-    fn is_loopback(&self) -> bool {
-        is_this_machine(&self.host)
-    }
 }
 
 impl std::fmt::Display for Address {
@@ -344,6 +355,15 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_used_unless_told_otherwise() {
+        let keys = |information: ApplicationInformation| information.check().unwrap().keys;
+        let information = || ApplicationInformation::new("node7", 1);
+        assert_eq!(keys(information().keys("/k")), Some("/k".into()));
+        assert_eq!(keys(information().keys("/k").insecure()), None);
+        assert!(keys(information()).is_some());
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let error = |information: ApplicationInformation| information.check().err().unwrap().to_string();
         assert!(error(ApplicationInformation::new("localhost", 0)).contains("port"));
@@ -351,7 +371,5 @@ mod tests {
         assert!(
             error(ApplicationInformation::new("localhost", 1).application_id("")).contains("application id")
         );
-        assert!(error(ApplicationInformation::new("node7", 1)).contains(".insecure()"));
-        assert!(ApplicationInformation::new("node7", 1).insecure().check().is_ok());
     }
 }

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::ffi::OsString;
 #[cfg(feature = "commands")]
 use std::io::Write;
+#[cfg(feature = "commands")]
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Exit codes of every command.
@@ -29,12 +31,6 @@ pub fn raise_open_file_limit() {
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
-}
-
-/// Whether a host is certainly this machine: `localhost` or a loopback address, with brackets or without.
-pub fn is_this_machine(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// Turns long flags with one dash (`-address`) into ones with two. Numbers (`-1`) and what follows `--` stay.
@@ -94,8 +90,41 @@ pub fn run<C: clap::Parser, E: CommandError + 'static>(
 /// An error and its causes on one line, behind the program's name.
 #[cfg(feature = "commands")]
 fn error_line(program: &str, error: &(dyn Error + 'static)) -> String {
+    format!("{program}: {}", with_causes(error))
+}
+
+/// An error and its causes on one line.
+pub(crate) fn with_causes(error: &(dyn Error + 'static)) -> String {
     let causes = std::iter::successors(error.source(), |&cause| cause.source());
-    causes.fold(format!("{program}: {error}"), |line, cause| format!("{line}: {cause}"))
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}
+
+/// How a command secures its connections.
+#[cfg(feature = "commands")]
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct KeyArgs {
+    /// Directory of keys, or a single key file [default: LRTS_KEYS, else lrts/keys in the user's configuration directory]
+    #[arg(long, value_name = "PATH")]
+    pub keys: Option<PathBuf>,
+    /// Do without keys and encryption: whoever reaches the connection can read, change and say everything
+    #[arg(long, conflicts_with = "keys")]
+    pub insecure: bool,
+}
+
+#[cfg(feature = "commands")]
+impl KeyArgs {
+    /// Where the keys are; None for `--insecure`.
+    ///
+    /// # Errors
+    ///
+    /// [`KeysError::NoHome`](crate::keys::KeysError::NoHome).
+    pub fn path(&self) -> Result<Option<PathBuf>, crate::keys::KeysError> {
+        if self.insecure {
+            return Ok(None);
+        }
+        let given = self.keys.clone().map(Ok);
+        given.unwrap_or_else(|| crate::keys::keys_home(|name| std::env::var_os(name))).map(Some)
+    }
 }
 
 /// What is wrong with a command line, as one line: the first paragraph of what the parser says of it, without its usage and
@@ -137,12 +166,6 @@ mod tests {
         let line = ["lrts", "worker", "-max-jobs", "-1", "--timeout", "1", "-h", "--", "-address"];
         let normal = normalise(line.map(OsString::from));
         assert_eq!(normal, ["lrts", "worker", "--max-jobs", "-1", "--timeout", "1", "-h", "--", "-address"]);
-    }
-
-    #[test]
-    fn loopback_is_this_machine() {
-        assert!(["localhost", "127.0.0.1", "127.1.2.3", "::1", "[::1]"].into_iter().all(is_this_machine));
-        assert!(!["node7", "10.0.0.1", "0.0.0.0", ""].into_iter().any(is_this_machine));
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod command_line;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 pub mod ids;
+pub mod keys;
 pub mod limits;
 pub mod mode;
 pub mod notices;

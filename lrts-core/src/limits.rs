@@ -127,6 +127,35 @@ pub const GRACE: Duration = Duration::from_secs(10);
 /// How long the attempts of a lost worker stay open: if it isn't heard of for this long, they are closed.
 pub const ORPHAN_GRACE: Duration = Duration::from_hours(24);
 
+// --- keys ---
+
+/// Largest key file, in bytes, and its most sections.
+pub const KEY_FILE_BYTES: usize = 256 * 1024;
+/// See [`KEY_FILE_BYTES`].
+pub const KEY_FILE_SECTIONS: usize = 64;
+
+/// How often a server looks whether its keys have changed; it does so at each handshake too.
+pub const KEYS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a new authority is valid, and the most for which a key may be: 30 years.
+pub const AUTHORITY_VALIDITY: Duration = Duration::from_hours(30 * 365 * 24);
+
+/// How long a key is valid unless asked for otherwise: 10 years.
+pub const KEY_VALIDITY: Duration = Duration::from_hours(10 * 365 * 24);
+
+/// How far the clocks of two machines may be apart: keys are valid since so long before they were made, and stay on record for
+/// so long after they have expired.
+pub const CLOCK_SKEW: Duration = Duration::from_hours(24);
+
+/// Most keys that an authority and the one before it may have issued. Expired keys don't count.
+pub const ISSUED_KEYS: usize = 100_000;
+
+/// Longest line of the index of issued keys, in bytes.
+pub const ISSUED_KEY_LINE_BYTES: usize = 512;
+
+/// Most revoked keys on record: their lists must leave room in [`KEY_FILE_BYTES`]. Expired keys don't count.
+pub const REVOKED_KEYS: usize = 6_000;
+
 // --- transport ---
 
 /// Largest head of a message, in bytes: 16 MiB.
@@ -203,6 +232,15 @@ pub const FAREWELL_BYTES: usize = 1_024;
 pub const RESERVED_FILES: u64 = 200;
 /// See [`RESERVED_FILES`].
 pub const FILES_PER_PEER: u64 = 3;
+
+/// Connections of peers that haven't been welcomed yet, in all and from one address: the oldest makes room for a newer one. In
+/// all they have at most a quarter of the server's connections.
+pub const STRANGERS: usize = 2_048;
+/// See [`STRANGERS`].
+pub const STRANGERS_PER_ADDRESS: usize = 512;
+
+/// A server checks the keys of connected peers anew at this interval, since they expire, and whenever its own file changes.
+pub const KEYS_CHECK_INTERVAL: Duration = Duration::from_mins(10);
 
 /// Connections beyond a server's bound that are still answered, with a refusal; any more are closed at once.
 pub const REFUSAL_CONNECTIONS: usize = 16;

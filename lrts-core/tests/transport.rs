@@ -35,7 +35,7 @@ fn loopback() -> SocketAddr {
 }
 
 fn config(dir: &SocketDir, address: SocketAddr) -> ServerConfig {
-    ServerConfig::new(address, dir.path(), vec![Role::Worker, Role::Client])
+    ServerConfig::insecure(address, dir.path(), vec![Role::Worker, Role::Client])
 }
 
 async fn bind(dir: &SocketDir) -> Server {
@@ -44,7 +44,7 @@ async fn bind(dir: &SocketDir) -> Server {
 
 fn open(dir: &SocketDir, address: SocketAddr) -> (LinkSender, LinkReceiver) {
     let hello = Hello::new(Role::Client, "somebody", "here");
-    Link::open(LinkConfig::new(address.to_string(), hello, dir.path()))
+    Link::open(LinkConfig::insecure(address.to_string(), hello, dir.path()))
 }
 
 async fn up(receiver: &mut LinkReceiver) -> u64 {
@@ -209,7 +209,7 @@ async fn wrong_versions_and_roles_are_refused_for_good() {
     let mut foreign = Hello::new(Role::Client, "old", "here");
     foreign.protocol = 77;
     let refused = async |hello: Hello| {
-        let (sender, mut receiver) = Link::open(LinkConfig::new(address.clone(), hello, dir.path()));
+        let (sender, mut receiver) = Link::open(LinkConfig::insecure(address.clone(), hello, dir.path()));
         match within("refusal", receiver.next()).await {
             LinkEvent::Refused(refusal) => {
                 assert_eq!(sender.try_send(Message::default()), Err(TrySendError::Down));

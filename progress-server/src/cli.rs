@@ -4,7 +4,8 @@ use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use lrts_core::command_line::raise_open_file_limit;
+use lrts_core::command_line::{KeyArgs, raise_open_file_limit};
+use lrts_core::keys::{self, KeysError};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::telemetry::{self, LogFormat, LogOf};
 use tokio::runtime::Builder;
@@ -23,11 +24,11 @@ pub struct ProgressServerArgs {
     /// Most milliseconds spent decoding incoming packets before anything else gets its turn
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 1)]
     pub timeout: u64,
-    /// Accept connections without encryption; there is no other kind in this version
-    #[arg(long)]
-    pub insecure: bool,
-    /// Listen on an address that other machines reach, without encryption: whoever reaches it sees the bars
-    #[arg(long)]
+    /// Keys of this progress server.
+    #[command(flatten)]
+    pub keys: KeyArgs,
+    /// With --insecure: listen even on an address that other machines reach, so that whoever reaches it sees and sets the bars
+    #[arg(long, requires = "insecure")]
     pub insecure_on_network: bool,
     /// Form of the log lines on stderr: text or json
     #[arg(long, value_name = "FORMAT", default_value = "text")]
@@ -36,12 +37,17 @@ pub struct ProgressServerArgs {
 
 impl ProgressServerArgs {
     /// The configuration that these flags mean; [`run`] checks it.
-    pub fn into_config(self) -> Config {
-        Config {
+    ///
+    /// # Errors
+    ///
+    /// [`KeysError::NoHome`].
+    pub fn into_config(self) -> Result<Config, KeysError> {
+        Ok(Config {
             address: SocketAddr::new(self.address, self.port),
             decode_budget: Duration::from_millis(self.timeout),
+            keys: self.keys.path()?,
             insecure_on_network: self.insecure_on_network,
-        }
+        })
     }
 }
 
@@ -53,8 +59,11 @@ impl ProgressServerArgs {
 pub fn main(args: ProgressServerArgs) -> Result<(), RunError> {
     telemetry::start(args.log_format, LogOf::Daemon);
     raise_open_file_limit();
-    let config = args.into_config();
+    let config = args.into_config()?;
     config.check()?;
+    if let Some(path) = &config.keys {
+        keys::ensure(path)?;
+    }
     let runtime =
         Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(RunError::Setup)?;
     runtime.block_on(async {
@@ -82,21 +91,25 @@ mod tests {
     }
 
     fn config(line: &[&str]) -> Config {
-        Command::try_parse_from(line).unwrap().args.into_config()
+        Command::try_parse_from(line).unwrap().args.into_config().unwrap()
     }
 
     #[test]
     fn flags_become_a_configuration() {
-        assert_eq!(config(&["lrts"]), Config::default());
+        assert_eq!(config(&["lrts", "--insecure"]), Config::default());
+        assert_eq!(config(&["lrts", "--keys", "/k"]).keys, Some("/k".into()));
         let config = config(&["lrts", "--port", "0", "--timeout", "5", "--insecure"]);
         assert_eq!((config.address.port(), config.decode_budget), (0, Duration::from_millis(5)));
     }
 
     #[test]
     fn the_network_must_be_asked_for() {
-        let refused = config(&["lrts", "--address", "0.0.0.0"]).check();
+        let refused = config(&["lrts", "--address", "0.0.0.0", "--insecure"]).check();
         assert!(matches!(refused, Err(ConfigError::Network(_))));
-        assert_eq!(config(&["lrts", "--address", "0.0.0.0", "--insecure-on-network"]).check(), Ok(()));
+        let trusted = ["lrts", "--address", "0.0.0.0", "--insecure", "--insecure-on-network"];
+        assert_eq!(config(&trusted).check(), Ok(()));
+        assert_eq!(config(&["lrts", "--address", "0.0.0.0", "--keys", "/k"]).check(), Ok(()));
+        assert!(Command::try_parse_from(["lrts", "--insecure-on-network"]).is_err());
         assert_eq!(config(&["lrts", "--timeout", "0"]).check(), Err(ConfigError::Zero("--timeout")));
     }
 }

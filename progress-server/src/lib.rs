@@ -22,9 +22,10 @@ use std::io;
 use std::net::SocketAddr;
 
 use lrts_core::command_line::{CommandError, exit_code};
+use lrts_core::keys::{KeysError, Security};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::transport::{BindError, Role, Server, ServerConfig, SocketDir};
-use tracing::info;
+use tracing::{info, warn};
 
 pub use config::{Config, ConfigError};
 
@@ -40,6 +41,9 @@ pub enum RunError {
     /// It can't listen.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// Its keys can't be used or made.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// No private directory for sockets can be made.
     #[error("cannot make a private directory for sockets")]
     SocketDir(#[source] io::Error),
@@ -52,6 +56,7 @@ impl CommandError for RunError {
     fn exit_code(&self) -> u8 {
         match self {
             RunError::Config(_) => exit_code::USAGE,
+            RunError::Keys(_) | RunError::Bind(BindError::Keys(_)) => exit_code::REFUSED,
             RunError::Bind(_) | RunError::SocketDir(_) | RunError::Setup(_) => exit_code::FAILED,
         }
     }
@@ -71,12 +76,16 @@ pub async fn run(
 ) -> Result<(), RunError> {
     config.check()?;
     let socket_dir = SocketDir::create().map_err(RunError::SocketDir)?;
+    let security = Security::new(config.keys.clone(), Role::ProgressServer);
     let server = ServerConfig {
         decode_budget: config.decode_budget,
-        ..ServerConfig::new(config.address, socket_dir.path(), vec![Role::Worker, Role::Client])
+        ..ServerConfig::new(config.address, socket_dir.path(), vec![Role::Worker, Role::Client], security)
     };
     let server = Server::bind(server).await?;
     let address = server.local_address();
+    if config.keys.is_none() {
+        warn!(%address, "no keys are asked for: whoever reaches this address can see and set all bars");
+    }
     info!(%address, "progress server ready");
     ready(address);
     Box::pin(EventLoop::new(server).run(&shutdown)).await;

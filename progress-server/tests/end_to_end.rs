@@ -57,7 +57,7 @@ impl Server {
         let until = Moment::now() + DEADLINE;
         loop {
             let mut child = Command::new(env!("CARGO_BIN_EXE_lrts-progress-server"))
-                .args(["-port", &port.to_string()])
+                .args(["-insecure", "-port", &port.to_string()])
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
@@ -99,6 +99,7 @@ impl Worker {
         let reporter = Reporter::start(ReporterConfig {
             executable: script(&directory),
             progress_address: server.to_string(),
+            keys: None,
             host: "here".to_owned(),
         });
         let arena = Arena::create(8).unwrap();
@@ -168,7 +169,7 @@ impl Screen {
     fn open(server: SocketAddr) -> Self {
         let socket_dir = SocketDir::create().unwrap();
         let hello = Hello::new(Role::Client, "screen", "here");
-        let config = LinkConfig::new(server.to_string(), hello, socket_dir.path());
+        let config = LinkConfig::insecure(server.to_string(), hello, socket_dir.path());
         let (sender, receiver) = Link::open(config);
         Self { sender, receiver, bars: BTreeMap::new(), messages: 0, _socket_dir: socket_dir }
     }
@@ -345,8 +346,11 @@ async fn what_is_no_message_ends_a_connection_and_not_the_server() {
         (Role::Client, vec![0xdf; 64].into()),
     ];
     for (role, head) in bad {
-        let config =
-            LinkConfig::new(server.address.to_string(), Hello::new(role, "bad", "here"), socket_dir.path());
+        let config = LinkConfig::insecure(
+            server.address.to_string(),
+            Hello::new(role, "bad", "here"),
+            socket_dir.path(),
+        );
         let (sender, mut receiver) = Link::open(config);
         let ended = tokio::time::timeout(DEADLINE, async {
             loop {

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use lrts_core::command_line::{duration, raise_open_file_limit, size};
+use lrts_core::command_line::{KeyArgs, duration, raise_open_file_limit, size};
+use lrts_core::keys;
 use lrts_core::private_dir::state_home;
 use lrts_core::shutdown::Shutdown;
 use lrts_core::telemetry::{self, LogFormat, LogOf};
@@ -33,12 +34,12 @@ pub struct SchedulerArgs {
     #[arg(long, value_name = "DIRECTORY")]
     pub state_dir: Option<PathBuf>,
 
-    /// Accept connections without encryption; there is no other kind in this version
-    #[arg(long)]
-    pub insecure: bool,
+    /// Keys of this scheduler.
+    #[command(flatten)]
+    pub keys: KeyArgs,
 
-    /// Listen on an address that other machines reach, without encryption: whoever reaches it can run programs
-    #[arg(long)]
+    /// With --insecure: listen even on an address that other machines reach, so that whoever reaches it can run programs
+    #[arg(long, requires = "insecure")]
     pub insecure_on_network: bool,
 
     /// How long a silent worker is trusted before its jobs are placed again
@@ -71,12 +72,13 @@ impl SchedulerArgs {
     ///
     /// # Errors
     ///
-    /// What stands against it: wrong usage.
-    pub fn into_config(self) -> Result<Config, ConfigError> {
+    /// What stands against it: wrong usage, or no place for keys.
+    pub fn into_config(self) -> Result<Config, RunError> {
         let config = Config {
             address: SocketAddr::new(self.address, self.port),
             decode_budget: Duration::from_millis(self.timeout),
             state_dir: self.state_dir,
+            keys: self.keys.path()?,
             insecure_on_network: self.insecure_on_network,
             lost_after: self.lost_after,
             heartbeat: self.heartbeat,
@@ -100,6 +102,9 @@ pub fn main(args: SchedulerArgs) -> Result<(), RunError> {
     let mut config = args.into_config()?;
     if config.state_dir.is_none() {
         config.state_dir = default_state_dir(config.address.port())?;
+    }
+    if let Some(path) = &config.keys {
+        keys::ensure(path)?;
     }
     let runtime =
         Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(RunError::Setup)?;
@@ -140,13 +145,14 @@ mod tests {
         scheduler: SchedulerArgs,
     }
 
-    fn config(line: &[&str]) -> Result<Config, ConfigError> {
+    fn config(line: &[&str]) -> Result<Config, RunError> {
         Command::try_parse_from(line).unwrap().scheduler.into_config()
     }
 
     #[test]
     fn flags_become_a_configuration() {
-        assert_eq!(config(&["lrts"]), Ok(Config::default()));
+        assert_eq!(config(&["lrts", "--insecure"]).unwrap(), Config::default());
+        assert_eq!(config(&["lrts", "--keys", "/k"]).unwrap().keys, Some("/k".into()));
         let line = ["lrts", "--port", "0", "--lost-after", "3s", "--bundle-store", "1MiB", "--insecure"];
         let config = config(&line).unwrap();
         assert_eq!((config.address.port(), config.lost_after), (0, Duration::from_secs(3)));
@@ -155,7 +161,11 @@ mod tests {
 
     #[test]
     fn addresses_on_the_network_are_refused() {
-        assert!(matches!(config(&["lrts", "--address", "0.0.0.0"]), Err(ConfigError::Network(_))));
-        assert!(config(&["lrts", "--address", "0.0.0.0", "--insecure-on-network"]).is_ok());
+        let refused = config(&["lrts", "--address", "0.0.0.0", "--insecure"]);
+        assert!(matches!(refused, Err(RunError::Config(ConfigError::Network(_)))));
+        let trusted = ["lrts", "--address", "0.0.0.0", "--insecure", "--insecure-on-network"];
+        assert!(config(&trusted).is_ok());
+        assert!(config(&["lrts", "--address", "0.0.0.0", "--keys", "/k"]).is_ok());
+        assert!(Command::try_parse_from(["lrts", "--insecure-on-network"]).is_err());
     }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How a scheduler is set up. [`Config::default`] is what the command does without flags.
+/// How a scheduler is set up. [`Config::default`] is what the command does without flags, but for the places of keys and state.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
     /// Where it listens; port 0 lets the kernel choose.
@@ -13,7 +13,9 @@ pub struct Config {
     pub decode_budget: Duration,
     /// Where jobs, results and bundles are kept; a temporary directory, removed at the end, if none.
     pub state_dir: Option<PathBuf>,
-    /// Whether an address that other machines reach is allowed, though connections aren't encrypted.
+    /// The scheduler's key: a key file, or a keys directory. None: without keys, whoever connects may do all.
+    pub keys: Option<PathBuf>,
+    /// Whether an address that other machines reach is allowed without keys.
     pub insecure_on_network: bool,
     /// How long a silent worker is trusted.
     pub lost_after: Duration,
@@ -33,6 +35,7 @@ impl Default for Config {
             address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5555),
             decode_budget: Duration::from_millis(1),
             state_dir: None,
+            keys: None,
             insecure_on_network: false,
             lost_after: Duration::from_secs(20),
             heartbeat: Duration::from_secs(5),
@@ -49,8 +52,8 @@ impl Default for Config {
 pub enum ConfigError {
     /// Whoever reaches the port could run programs here.
     #[error(
-        "listening on {0} lets everybody who reaches it run programs as the workers' user, since connections are not \
-         encrypted: use a loopback address, or --insecure-on-network if the network is trusted"
+        "listening on {0} without keys lets everybody who reaches it run programs as the workers' user: leave out --insecure, use \
+         a loopback address, or add --insecure-on-network if the network is trusted"
     )]
     Network(IpAddr),
     /// Nobody says where the user's state belongs.
@@ -69,7 +72,7 @@ impl Config {
     /// What stands against it.
     pub fn check(&self) -> Result<(), ConfigError> {
         let address = self.address.ip();
-        if !address.is_loopback() && !self.insecure_on_network {
+        if self.keys.is_none() && !address.is_loopback() && !self.insecure_on_network {
             return Err(ConfigError::Network(address));
         }
         let spans = [

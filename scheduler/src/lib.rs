@@ -43,6 +43,7 @@ use std::time::Duration;
 use lrts_core::clock::Moment;
 use lrts_core::command_line::{CommandError, exit_code};
 use lrts_core::ids::random_u64;
+use lrts_core::keys::{KeysError, Security};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::transport::{BindError, Role, Server, ServerConfig, SocketDir};
 use tracing::{info, warn};
@@ -70,6 +71,9 @@ pub enum RunError {
     /// It can't listen.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// Its keys can't be used or made.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// The state directory can't be used, or what is in it.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -93,6 +97,7 @@ impl CommandError for RunError {
     fn exit_code(&self) -> u8 {
         match self {
             RunError::Config(_) => exit_code::USAGE,
+            RunError::Keys(_) | RunError::Bind(BindError::Keys(_)) => exit_code::REFUSED,
             RunError::Bind(_)
             | RunError::Store(_)
             | RunError::Bundles { .. }
@@ -120,9 +125,10 @@ pub async fn run(
     };
     let socket_dir = SocketDir::create().map_err(RunError::SocketDir)?;
     let accepts = vec![Role::Worker, Role::Client, Role::Admin];
+    let security = Security::new(config.keys.clone(), Role::Scheduler);
     let server = ServerConfig {
         decode_budget: config.decode_budget,
-        ..ServerConfig::new(config.address, socket_dir.path(), accepts)
+        ..ServerConfig::new(config.address, socket_dir.path(), accepts, security)
     };
     let server = Server::bind(server).await?;
     let bundles = state.bundles();
@@ -139,8 +145,8 @@ pub async fn run(
     };
     let engine = Engine::restore(settings, loaded, Moment::now());
     let address = server.local_address();
-    if !address.ip().is_loopback() {
-        warn!(%address, "connections are not encrypted: whoever reaches this address can run programs");
+    if config.keys.is_none() {
+        warn!(%address, "no keys are asked for: whoever reaches this address can run programs as the workers' users");
     }
     info!(%address, epoch = store.epoch(), state = %state.path().display(), "scheduler ready");
     ready(address);

@@ -2,8 +2,9 @@
 
 use std::io::{self, Write};
 
-use lrts::{LocalCluster, LocalClusterError, LocalConfig};
+use lrts::{LocalCluster, LocalClusterError, LocalConfig, LocalKeys};
 use lrts_core::command_line::{CommandError, exit_code, raise_open_file_limit};
+use lrts_core::keys::KeysError;
 use lrts_core::shutdown::Shutdown;
 use lrts_core::telemetry::{self, LogFormat, LogOf};
 use lrts_scheduler::ConfigError;
@@ -19,13 +20,18 @@ pub(crate) enum LocalError {
     Cluster(#[from] LocalClusterError),
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     #[error("can't listen to signals")]
     Signals(#[source] io::Error),
 }
 
 impl CommandError for LocalError {
     fn exit_code(&self) -> u8 {
-        exit_code::FAILED
+        match self {
+            LocalError::Keys(_) | LocalError::Cluster(LocalClusterError::Keys(_)) => exit_code::REFUSED,
+            LocalError::Cluster(_) | LocalError::Config(_) | LocalError::Signals(_) => exit_code::FAILED,
+        }
     }
 }
 
@@ -35,6 +41,7 @@ pub(crate) fn local(args: &LocalArgs) -> Result<(), LocalError> {
     raise_open_file_limit();
     let mut config = LocalConfig::default().max_jobs(args.max_jobs).ports(args.port, args.progress_port);
     config.state_dir = default_state_dir(args.port)?;
+    config.keys = args.keys.path()?.map_or(LocalKeys::Insecure, LocalKeys::Directory);
     let runtime =
         Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(LocalError::Signals)?;
     // Before the cluster, which leaves nothing behind if it is asked to end while it starts.

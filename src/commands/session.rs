@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lrts_core::clock::Moment;
-use lrts_core::command_line::{self, exit_code, is_this_machine};
+use lrts_core::command_line::{self, exit_code};
+use lrts_core::keys::{KeysError, Security};
 use lrts_core::protocol::codec::{self, DecodeError};
 use lrts_core::protocol::command::{FromCommand, ToCommand};
 use lrts_core::telemetry::{self, LogFormat, LogOf};
@@ -20,12 +21,13 @@ use crate::cli::QueryArgs;
 /// Why a command has no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CommandError {
-    #[error("no scheduler answered at {address} within {}: is it running? (--scheduler-address, --scheduler-port, --wait)", humantime::format_duration(*.wait))]
-    NoScheduler { address: String, wait: Duration },
     #[error(
-        "a connection to {address} would be neither encrypted nor authenticated: give --insecure if the network is trusted"
+        "no scheduler answered at {address} within {} ({trouble}): is it running? (--scheduler-address, --scheduler-port, --wait)",
+        humantime::format_duration(*.wait)
     )]
-    Insecure { address: String },
+    NoScheduler { address: String, wait: Duration, trouble: String },
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     #[error("the scheduler refused this command: {0}")]
     Refused(Refusal),
     #[error("the scheduler sent something unreadable; is it of another version?")]
@@ -42,8 +44,7 @@ impl command_line::CommandError for CommandError {
     fn exit_code(&self) -> u8 {
         match self {
             CommandError::NoScheduler { .. } => exit_code::NO_SCHEDULER,
-            CommandError::Insecure { .. } => exit_code::USAGE,
-            CommandError::Refused(_) => exit_code::REFUSED,
+            CommandError::Keys(_) | CommandError::Refused(_) => exit_code::REFUSED,
             CommandError::Unreadable(_)
             | CommandError::Unexpected
             | CommandError::Failed(_)
@@ -75,13 +76,12 @@ pub(crate) struct Answers {
 impl Answers {
     /// Asks as soon as the scheduler is there.
     pub(crate) fn ask(query: &QueryArgs, question: &FromCommand) -> Result<Self, CommandError> {
-        if !query.insecure && !is_this_machine(&query.scheduler_address) {
-            return Err(CommandError::Insecure { address: query.scheduler_address.clone() });
-        }
+        let security = Security::new(query.keys.path()?, Role::Admin);
         let sockets = SocketDir::create()?;
         let address = format!("{}:{}", query.scheduler_address, query.scheduler_port);
         let hello = Hello::new(Role::Admin, format!("command-{}", std::process::id()), "");
-        let (sender, receiver) = Link::open(LinkConfig::new(address.clone(), hello, sockets.path()));
+        let config = LinkConfig::new(&address, Role::Scheduler, hello, security, sockets.path());
+        let (sender, receiver) = Link::open(config);
         Ok(Self {
             receiver,
             question: Message::new(codec::encode(question), Bytes::new()),
@@ -99,7 +99,9 @@ impl Answers {
             let event = tokio::select! {
                 event = self.receiver.next() => event,
                 () = lrts_core::clock::sleep_until(Some(self.deadline)) => {
-                    return Err(CommandError::NoScheduler { address: self.address.clone(), wait: self.wait });
+                    let trouble = self.sender.trouble().unwrap_or_else(|| "no answer".to_owned());
+                    let (address, wait) = (self.address.clone(), self.wait);
+                    return Err(CommandError::NoScheduler { address, wait, trouble });
                 }
             };
             match event {

@@ -6,7 +6,7 @@ use std::process::Command;
 use lrts_client::blocking::ClientApplication;
 use lrts_client::{JobHandle, ServiceStatus};
 
-use crate::support::{Cluster, Daemon, Mark, SOON, Steps, eventually, example, kill, parent};
+use crate::support::{Cluster, Daemon, Mark, SOON, Steps, eventually, example, keys, kill, parent};
 
 const STEPS: u64 = 10;
 
@@ -99,6 +99,7 @@ fn an_evolution_whose_processes_are_killed_comes_to_the_same_result() {
         let mut command = Command::new(example("evolve"));
         command.args(["--islands", "2", "--generations", "150", "--application-id", name]);
         command
+            .env("LRTS_KEYS", keys())
             .env("LRTS_SCHEDULER", &cluster.scheduler_address)
             .env("LRTS_PROGRESS_SERVER", &cluster.progress_address);
         Daemon::start(name, command, cluster.directory())

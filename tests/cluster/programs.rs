@@ -10,7 +10,7 @@ use lrts_client::blocking::ClientApplication;
 use lrts_client::{ApplicationInformation, Bundle};
 
 use crate::services::*;
-use crate::support::{Cluster, Daemon, SOON, eventually};
+use crate::support::{Cluster, Daemon, SOON, eventually, keys};
 
 /// Tells a copy of this test binary that it is the program; its value is the number of jobs.
 const PROGRAM: &str = "CLUSTER_TEST_PROGRAM";
@@ -53,6 +53,7 @@ fn command(cluster: &Cluster, program: &Path, jobs: u32) -> Command {
     command
         .args(["--exact", "programs::program", "--nocapture", "--test-threads", "1"])
         .env(PROGRAM, jobs.to_string())
+        .env("LRTS_KEYS", keys())
         .env("LRTS_SCHEDULER", &cluster.scheduler_address)
         .env("LRTS_PROGRESS_SERVER", &cluster.progress_address)
         .stdin(Stdio::piped())

@@ -151,6 +151,7 @@ impl Cluster {
         let (progress_address, progress_port) = split(&self.progress_address);
         ApplicationInformation::new(address, port)
             .progress_server(progress_address, progress_port)
+            .keys(super::keys())
             .progress_display(lrts_client::ProgressDisplay::Hidden)
     }
 

@@ -55,7 +55,13 @@ pub(crate) fn lrts(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lrts"));
     command.args(arguments).stdin(Stdio::null());
     without_settings(&mut command);
+    command.env("LRTS_KEYS", keys());
     command
+}
+
+/// Where the keys of all tests are that need none of their own; the first daemon makes them.
+pub(crate) fn keys() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("keys")
 }
 
 /// No setting of the caller's environment leads it to another cluster.

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use super::{Cluster, Daemon, without_settings};
+use super::{Cluster, Daemon, keys, without_settings};
 
 /// Tells a copy of a test binary that it is a program; its value is what the program is to do.
 const ARGUMENT: &str = "CLUSTER_TEST_ARGUMENT";
@@ -26,6 +26,7 @@ pub(crate) fn program(
     without_settings(&mut command);
     command
         .env(ARGUMENT, argument)
+        .env("LRTS_KEYS", keys())
         .env("LRTS_SCHEDULER", &cluster.scheduler_address)
         .env("LRTS_PROGRESS_SERVER", &cluster.progress_address)
         .env("LRTS_APPLICATION_ID", application)

@@ -5,10 +5,9 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lrts_core::command_line::{
-    CommandError, duration, exit_code, is_this_machine, raise_open_file_limit, size,
-};
+use lrts_core::command_line::{CommandError, KeyArgs, duration, exit_code, raise_open_file_limit, size};
 use lrts_core::ids::WorkerId;
+use lrts_core::keys::KeysError;
 use lrts_core::limits::SLOTS;
 use lrts_core::shutdown::Shutdown;
 use lrts_core::telemetry::{self, LogFormat, LogOf};
@@ -40,9 +39,9 @@ pub struct WorkerArgs {
     /// Where the worker's id, bundles and running jobs are kept [default: worker-N under the user's state directory].
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Connect without encryption to other machines: whoever is on that network can run programs here.
-    #[arg(long)]
-    pub insecure: bool,
+    /// Keys of this worker.
+    #[command(flatten)]
+    pub keys: KeyArgs,
     /// Room for fetched programs; the least recently used go first.
     #[arg(long, default_value = "10GiB", value_parser = size, value_name = "SIZE")]
     pub bundle_cache: u64,
@@ -125,15 +124,9 @@ pub enum WorkerError {
         /// The name.
         name: String,
     },
-    /// Another machine without encryption.
-    #[error(
-        "connections to {address} would be neither encrypted nor authenticated, so that whoever is on that network could \
-         run programs here: give --insecure if the network is trusted"
-    )]
-    Insecure {
-        /// The host.
-        address: String,
-    },
+    /// No place for keys.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// No threads or signal handlers.
     #[error("cannot set up the worker")]
     Setup(#[source] io::Error),
@@ -145,8 +138,8 @@ pub enum WorkerError {
 impl CommandError for WorkerError {
     fn exit_code(&self) -> u8 {
         match self {
-            WorkerError::TwoBundles { .. } | WorkerError::Insecure { .. } => exit_code::USAGE,
-            WorkerError::Run(RunError::Refused(_)) => exit_code::REFUSED,
+            WorkerError::TwoBundles { .. } => exit_code::USAGE,
+            WorkerError::Keys(_) | WorkerError::Run(RunError::Refused(_)) => exit_code::REFUSED,
             WorkerError::Setup(_) | WorkerError::Run(_) => exit_code::FAILED,
         }
     }
@@ -157,14 +150,9 @@ impl WorkerArgs {
     ///
     /// # Errors
     ///
-    /// [`WorkerError::TwoBundles`] and [`WorkerError::Insecure`].
+    /// [`WorkerError::TwoBundles`] and [`WorkerError::Keys`].
     pub fn into_config(self) -> Result<Config, WorkerError> {
         let progress_address = self.progress_address.unwrap_or_else(|| self.scheduler_address.clone());
-        for address in [&self.scheduler_address, &progress_address] {
-            if !self.insecure && !is_this_machine(address) {
-                return Err(WorkerError::Insecure { address: address.clone() });
-            }
-        }
         let mut installed = BTreeMap::new();
         for (name, path) in self.bundle {
             if installed.insert(name.clone(), path).is_some() {
@@ -174,6 +162,7 @@ impl WorkerArgs {
         Ok(Config {
             scheduler_address: with_port(&self.scheduler_address, self.scheduler_port),
             progress_address: with_port(&progress_address, self.progress_port),
+            keys: self.keys.path()?,
             slots: slots(self.max_jobs),
             decode_budget: Duration::from_millis(self.timeout),
             state_dir: self.state_dir,
@@ -277,7 +266,6 @@ mod tests {
         assert!(refused("--bundle x=/a --bundle x=/b").contains("two programs"));
         assert!(refused("--bundles some").contains("installed-only"));
         assert!(refused("--on-term go").contains("`stop` or `leave`"));
-        assert!(refused("--scheduler-address 10.1.2.3").contains("--insecure"));
-        assert!(parse("--scheduler-address 10.1.2.3 --insecure").is_ok());
+        assert!(refused("--insecure --keys /k").contains("cannot be used with"));
     }
 }

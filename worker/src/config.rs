@@ -23,6 +23,8 @@ pub struct Config {
     pub scheduler_address: String,
     /// The progress server's `host:port`.
     pub progress_address: String,
+    /// The worker's key: a key file, or a keys directory. None: without keys, whoever answers there can run programs here.
+    pub keys: Option<PathBuf>,
     /// How many slots it offers; at least 1, at most [`SLOTS`].
     pub slots: u32,
     /// Longest time that messages are handled in a row before anything else gets its turn.
@@ -49,12 +51,13 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// A worker of a cluster on this machine with the default ports: a slot per physical core, shipped bundles allowed,
+    /// A worker of a cluster on this machine with the default ports, without keys: a slot per physical core, shipped bundles allowed,
     /// and its own executable for the progress subprocess.
     fn default() -> Self {
         Self {
             scheduler_address: "127.0.0.1:5555".to_owned(),
             progress_address: "127.0.0.1:5454".to_owned(),
+            keys: None,
             slots: slots(-1),
             decode_budget: Duration::from_millis(1),
             state_dir: None,

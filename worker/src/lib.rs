@@ -32,6 +32,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lrts_core::ids::WorkerId;
+use lrts_core::keys::Security;
 use lrts_core::progress::{Reporter, ReporterConfig};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::transport::{Hello, Link, LinkConfig, Refusal, Role, SocketDir};
@@ -90,10 +91,13 @@ pub async fn run(
     let reporter = Reporter::start(ReporterConfig {
         executable: config.progress_executable.clone(),
         progress_address: config.progress_address.clone(),
+        keys: config.keys.clone(),
         host: machine.host.clone(),
     });
     let hello = Hello::new(Role::Worker, worker.to_string(), machine.host.clone());
-    let (link, incoming) = Link::open(LinkConfig::new(&config.scheduler_address, hello, sockets.path()));
+    let security = Security::new(config.keys.clone(), Role::Worker);
+    let link = LinkConfig::new(&config.scheduler_address, Role::Scheduler, hello, security, sockets.path());
+    let (link, incoming) = Link::open(link);
 
     let event_loop =
         tokio::task::block_in_place(|| EventLoop::new(config, machine, state, link, reporter, ready));

@@ -13,6 +13,7 @@ use std::time::Duration;
 use lrts_core::bundle::open_own_executable;
 use lrts_core::clock::Moment;
 use lrts_core::ids::{ApplicationId, JobId, SessionId};
+use lrts_core::keys::Security;
 use lrts_core::limits::{BODY_BYTES, BUNDLE_BYTES, SERVICES_PER_BUNDLE, SUBMIT_BYTES, SUBMIT_JOBS};
 use lrts_core::protocol::application::{JobSet, content_digest};
 use lrts_core::spec::JobOptions;
@@ -117,13 +118,15 @@ impl Application {
             progress_rtt_test: checked.progress_rtt_test,
             communication_time_out: checked.communication_time_out,
         };
-        let link = |address: String| {
+        let link = |address: String, server| {
             let hello = Hello::new(Role::Client, checked.application.to_string(), driver::host_name());
-            LinkConfig::new(address, hello, sockets.path())
+            let security = Security::new(checked.keys.clone(), Role::Client);
+            LinkConfig::new(address, server, hello, security, sockets.path())
         };
         let watched = checked.progress_display != ProgressDisplay::Hidden || checked.progress_sink.is_some();
-        let scheduler = link(checked.scheduler.to_string());
-        let progress_server = watched.then(|| link(checked.progress_server.to_string()));
+        let scheduler = link(checked.scheduler.to_string(), Role::Scheduler);
+        let progress_server =
+            watched.then(|| link(checked.progress_server.to_string(), Role::ProgressServer));
 
         // Before the display, which else takes the signal for itself alone.
         let interrupt = interrupt::Registration::new();

@@ -16,6 +16,9 @@ pub use self::input::{Input, Script};
 pub use self::messages::{
     application_messages, command_messages, host_notices, progress_messages, round_trip, worker_messages,
 };
+#[cfg(feature = "authority")]
+pub use crate::keys::fuzz::key_records;
+pub use crate::keys::fuzz::{certificate, key_file};
 pub use crate::progress::fuzz::arena;
 pub use crate::transport::fuzz::{packet, session, wire, wire_passed};
 
@@ -36,4 +39,8 @@ pub const TARGETS: &[Target] = &[
     ("spool_end", spool_end),
     ("bundle_chunk", bundle_chunk),
     ("names", names),
+    ("certificate", certificate),
+    ("key_file", key_file),
+    #[cfg(feature = "authority")]
+    ("key_records", key_records),
 ];

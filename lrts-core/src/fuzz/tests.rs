@@ -27,6 +27,10 @@ fn what_is_kept_for_fuzzers_does_no_harm() {
     keep("arena", regions());
     keep("bundle_chunk", chunks());
     keep("names", names());
+    #[cfg(feature = "authority")]
+    for (target, input) in crate::keys::fuzz::seeds::all() {
+        keep(target, [input]);
+    }
     check_corpora(TARGETS);
 }
 
@@ -69,7 +73,12 @@ fn keep_messages() {
         rtt_test: Duration::from_secs(10),
     };
     let orders = [
-        Order::Start { address: "127.0.0.1:5454".into(), host: "node-1".into(), socket_dir: "/run".into() },
+        Order::Start {
+            address: "127.0.0.1:5454".into(),
+            host: "node-1".into(),
+            socket_dir: "/run".into(),
+            keys: Some("/keys".into()),
+        },
         Order::AddArena { arena: 1 },
         Order::RemoveArena { arena: 1 },
         Order::Change { unwatch: vec![(1, 2, ATTEMPT)], watch: vec![watched] },

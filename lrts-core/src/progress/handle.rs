@@ -48,6 +48,8 @@ pub struct ReporterConfig {
     pub executable: PathBuf,
     /// Of the progress server, `host:port`.
     pub progress_address: String,
+    /// The worker's key, or a directory with it; none without keys.
+    pub keys: Option<PathBuf>,
     /// This machine's name.
     pub host: String,
 }
@@ -238,6 +240,7 @@ impl Supervisor {
             .spawn()?;
         self.state.process_is_new(Order::Start {
             address: self.config.progress_address.clone(),
+            keys: self.config.keys.clone(),
             host: self.config.host.clone(),
             socket_dir: socket_dir.path().to_owned(),
         });
@@ -510,7 +513,12 @@ mod tests {
     }
 
     fn start() -> Order {
-        Order::Start { address: "there:1".to_owned(), host: "here".to_owned(), socket_dir: "/".into() }
+        Order::Start {
+            address: "there:1".to_owned(),
+            keys: None,
+            host: "here".to_owned(),
+            socket_dir: "/".into(),
+        }
     }
 
     fn orders(state: &mut State) -> Vec<Order> {

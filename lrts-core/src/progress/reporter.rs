@@ -17,6 +17,7 @@ use super::rtt::RoundTrip;
 use super::scan::{Ended, Scanner, Updates};
 use crate::clock::{Moment, sleep_until};
 use crate::ids::{ApplicationId, AttemptId};
+use crate::keys::Security;
 use crate::limits::BARS_PER_BATCH;
 use crate::notices::{AsyncNoticeSocket, NoticeSocket, Packet};
 use crate::protocol::codec;
@@ -37,6 +38,8 @@ pub(crate) enum Order {
     Start {
         /// Of the progress server, `host:port`.
         address: String,
+        /// The worker's key; none without keys.
+        keys: Option<PathBuf>,
         /// This machine's name.
         host: String,
         /// For ipc sockets; the worker removes it.
@@ -82,11 +85,13 @@ async fn serve(socket: NoticeSocket) -> io::Result<()> {
     let _ignored = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     let socket = AsyncNoticeSocket::new(socket)?;
     let Some(first) = socket.receive().await? else { return Ok(()) };
-    let Order::Start { address, host, socket_dir } = first.decode()? else {
+    let Order::Start { address, keys, host, socket_dir } = first.decode()? else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the first order must be to start"));
     };
     let hello = Hello::new(Role::Worker, "progress", host);
-    let (sender, mut receiver) = Link::open(LinkConfig::new(address, hello, socket_dir));
+    let security = Security::new(keys, Role::Worker);
+    let config = LinkConfig::new(address, Role::ProgressServer, hello, security, socket_dir);
+    let (sender, mut receiver) = Link::open(config);
     let mut reporter = Reporter::new(sender);
     loop {
         tokio::select! {

@@ -14,11 +14,15 @@ use zeromq::{
 };
 
 use super::hello::{Hello, Refusal, Welcome};
+use super::hello::{RefusalKind, Role};
 use super::packet::Packet;
 use super::session::{Received, Session};
-use super::tunnel::Tunnel;
+use super::splice::End;
+use super::tunnel::{OpenError, Tunnel};
 use super::{Message, Sent, send_now};
 use crate::clock::{Moment, sleep_until};
+use crate::command_line::with_causes;
+use crate::keys::{KeysError, Security};
 use crate::limits::{
     CONNECT_BACKOFF_MAX, CONNECT_BACKOFF_MIN, FAREWELL_TIME, FLUSH_TIME, HANDSHAKE_TIME, LINK_QUEUE_BYTES,
     LINK_QUEUE_MESSAGES,
@@ -38,16 +42,41 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 pub struct LinkConfig {
     /// The server's `host:port`; the name is looked up anew at each attempt.
     pub address: String,
+    /// What the server is to be.
+    pub server: Role,
     /// What to say first.
     pub hello: Hello,
+    /// The key to show, and by whose authority the server is trusted.
+    pub security: Security,
     /// A directory of this user's own, mode 0700, for ipc sockets; see [`super::SocketDir`].
     pub socket_dir: PathBuf,
 }
 
 impl LinkConfig {
-    /// A link to this address.
-    pub fn new(address: impl Into<String>, hello: Hello, socket_dir: impl Into<PathBuf>) -> Self {
-        Self { address: address.into(), hello, socket_dir: socket_dir.into() }
+    /// A link to the server of this role at an address.
+    pub fn new(
+        address: impl Into<String>,
+        server: Role,
+        hello: Hello,
+        security: Security,
+        socket_dir: impl Into<PathBuf>,
+    ) -> Self {
+        Self { address: address.into(), server, hello, security, socket_dir: socket_dir.into() }
+    }
+
+    /// A link to a server without keys, whatever its role.
+    pub fn insecure(address: impl Into<String>, hello: Hello, socket_dir: impl Into<PathBuf>) -> Self {
+        Self::new(address, Role::Scheduler, hello, Security::Insecure, socket_dir)
+    }
+}
+
+impl LinkConfig {
+    /// Tells one state of the keys from another.
+    fn keys_version(&self) -> u64 {
+        match &self.security {
+            Security::Keys(source) => source.version(),
+            Security::Insecure => 0,
+        }
     }
 }
 
@@ -432,6 +461,27 @@ enum Ended {
     Closed,
 }
 
+impl From<End> for Ended {
+    fn from(end: End) -> Self {
+        match end {
+            End::Keys(reason) => Self::Refused(Refusal::new(RefusalKind::Keys, reason)),
+            end @ (End::Closed | End::ClosedHere | End::Network(_) | End::Handshake | End::Violation(_)) => {
+                Self::Broken(end.to_string())
+            }
+        }
+    }
+}
+
+impl From<OpenError> for Ended {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Keys(error @ KeysError::Missing { .. }) => Self::Broken(error.to_string()),
+            OpenError::Keys(error) => Self::Refused(Refusal::new(RefusalKind::Keys, with_causes(&error))),
+            OpenError::Connection(end) => end.into(),
+        }
+    }
+}
+
 /// A welcomed connection, but for its sending half.
 struct Connection {
     tunnel: Tunnel,
@@ -455,6 +505,7 @@ async fn keep_connected(config: &LinkConfig, shared: &Shared) {
     // In a row: attempts that failed, and connections that ended too soon to count as a success.
     let mut failures = 0;
     loop {
+        let keys = config.keys_version();
         let attempt = tokio::select! {
             () = shared.closing.cancelled() => Err(Ended::Closed),
             attempt = Box::pin(connect(config)) => attempt,
@@ -462,7 +513,7 @@ async fn keep_connected(config: &LinkConfig, shared: &Shared) {
         let ended = match attempt {
             Ok(connection) => {
                 let since = Moment::now();
-                let ended = use_connection(connection, shared).await;
+                let ended = use_connection(config, connection, shared).await;
                 failures = if since.elapsed() < CONNECT_BACKOFF_MAX { failures + 1 } else { 0 };
                 let ended_by = match &ended {
                     Ended::Broken(reason) => reason.clone(),
@@ -485,6 +536,10 @@ async fn keep_connected(config: &LinkConfig, shared: &Shared) {
         };
         match ended {
             Ended::Closed => return,
+            // Other keys have come meanwhile: they are tried before this is final.
+            Ended::Refused(Refusal { kind: RefusalKind::Keys, .. }) if config.keys_version() != keys => {
+                debug!(address = config.address, "trying other keys");
+            }
             Ended::Refused(refusal) if refusal.kind.is_permanent() => {
                 shared.lock().trouble = Some(refusal.message.clone());
                 let _ = shared.normal.send(LinkEvent::Refused(refusal));
@@ -526,8 +581,7 @@ fn backoff(failures: u32) -> Duration {
 /// Makes one connection, all of it anew, and says hello.
 async fn connect(config: &LinkConfig) -> Result<Connection, Ended> {
     let broken = |error: &dyn std::fmt::Display| Ended::Broken(error.to_string());
-    let mut tunnel =
-        Tunnel::open(&config.address, &config.socket_dir).await.map_err(|error| broken(&error))?;
+    let mut tunnel = Tunnel::open(config).await?;
     let endpoint = tunnel.endpoint();
     let handshake = async {
         let mut options = SocketOptions::default();
@@ -555,17 +609,26 @@ async fn connect(config: &LinkConfig) -> Result<Connection, Ended> {
     tokio::select! {
         biased;
         result = timeout(HANDSHAKE_TIME, handshake) => {
-            let (sender, receiver, welcome) = result.unwrap_or_else(|_| {
-                Err(Ended::Broken(format!("server did not answer within {} s", HANDSHAKE_TIME.as_secs())))
-            })?;
-            Ok(Connection { tunnel, receiver, sender, welcome })
+            match result {
+                Ok(Ok((sender, receiver, welcome))) => Ok(Connection { tunnel, receiver, sender, welcome }),
+                // The tunnel knows why, if it is over.
+                Ok(Err(Ended::Broken(reason))) => match timeout(FAREWELL_TIME, tunnel.ended()).await {
+                    Ok(end) => Err(end.into()),
+                    Err(_) => Err(Ended::Broken(reason)),
+                },
+                Ok(Err(ended)) => Err(ended),
+                Err(_) => {
+                    let reason = format!("server did not answer within {} s", HANDSHAKE_TIME.as_secs());
+                    Err(Ended::Broken(reason))
+                }
+            }
         }
-        end = tunnel.ended() => Err(Ended::Broken(end.to_string())),
+        end = tunnel.ended() => Err(end.into()),
     }
 }
 
 /// Serves a connection to its end.
-async fn use_connection(connection: Connection, shared: &Shared) -> Ended {
+async fn use_connection(config: &LinkConfig, connection: Connection, shared: &Shared) -> Ended {
     let Connection { mut tunnel, mut receiver, sender, welcome } = connection;
     {
         let mut state = shared.lock();
@@ -594,7 +657,7 @@ async fn use_connection(connection: Connection, shared: &Shared) -> Ended {
                 // A process that was stopped for a while hears the server first, before it finds it silent.
                 let late = last_tick.elapsed() > 2 * interval;
                 last_tick = Moment::now();
-                shared.tick(interval, late)
+                check_server(config, &mut tunnel).and_then(|()| shared.tick(interval, late))
             }
             () = sleep_until(retry_at) => {
                 retry_at = None;
@@ -610,12 +673,29 @@ async fn use_connection(connection: Connection, shared: &Shared) -> Ended {
                 Err(error) => Err(Ended::Broken(error.to_string())),
             },
             // Last: what has arrived comes before the end.
-            end = tunnel.ended() => Err(Ended::Broken(end.to_string())),
+            end = tunnel.ended() => Err(end.into()),
         };
         if let Err(ended) = result {
             return ended;
         }
     }
+}
+
+/// Whether the server's key is still accepted, after this side's own has changed.
+fn check_server(config: &LinkConfig, tunnel: &mut Tunnel) -> Result<(), Ended> {
+    let (Security::Keys(source), Some((ring, chain))) = (&config.security, tunnel.server_mut()) else {
+        return Ok(());
+    };
+    // While the file can't be read, what was found before holds.
+    let Ok(current) = source.current() else { return Ok(()) };
+    if !Arc::ptr_eq(ring, &current) {
+        *ring = current;
+        let checked = ring.check_server(chain, config.server);
+        checked.map_err(|refusal| {
+            Ended::Broken(format!("the {} is no longer trusted: {refusal}", config.server))
+        })?;
+    }
+    Ok(())
 }
 
 /// Waits until the server has hung up, as it does on a goodbye. What it still says is of no use to anybody.

@@ -1,4 +1,4 @@
-//! The gate: accepts TCP for a server, and joins each connection to the ROUTER's ipc socket under an identity of its choice.
+//! The gate: accepts TLS for a server, and joins each connection to the ROUTER's ipc socket under an identity of its choice.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::ConnectionId;
 use super::router::Shared;
 use super::socket_dir::SocketPath;
-use super::splice::{End, secure, splice, tune};
+use super::splice::{End, splice, tune};
+use super::{ConnectionId, tls};
+use crate::keys::Security;
 use crate::limits::{FILES_PER_PEER, RESERVED_FILES};
 
 /// Connections that the kernel keeps until the gate accepts them.
@@ -85,24 +87,44 @@ async fn serve(
 ) {
     let end = tokio::select! {
         () = hang_up.cancelled() => End::ClosedHere,
-        end = join(connection, stream, &ipc) => end,
+        end = join(connection, stream, &ipc, &shared) => end,
     };
-    if let End::Violation(error) = &end {
-        warn!(%connection, %error, "closing a connection that sent bytes that are not allowed");
-    } else {
-        debug!(%connection, reason = %end, "connection ended");
-    }
-    shared.closed(connection, &end.to_string());
+    debug!(%connection, reason = %end, "connection ended");
+    shared.closed(connection, &end);
 }
 
-async fn join(connection: ConnectionId, stream: TcpStream, ipc: &SocketPath) -> End {
-    let prepared = async {
-        tune(&stream)?;
-        let network = secure(stream).await?;
-        Ok((network, connect(ipc).await?))
-    };
-    match prepared.await {
-        Ok((network, router)) => splice(network, router, "DEALER", Some(connection)).await,
+async fn join(connection: ConnectionId, stream: TcpStream, ipc: &SocketPath, shared: &Shared) -> End {
+    if let Err(error) = tune(&stream) {
+        return End::Network(error);
+    }
+    match shared.security() {
+        Security::Keys(source) => {
+            // Looked at for each handshake: a key that was made a moment ago already counts.
+            let ring = match source.current_or_last() {
+                Ok(ring) => ring,
+                Err(error) => return End::Keys(error.to_string()),
+            };
+            match tls::accept(stream, &ring).await {
+                Ok((stream, certified)) => {
+                    shared.certified(connection, certified);
+                    pass(connection, stream, ipc).await
+                }
+                Err(end) => end,
+            }
+        }
+        Security::Insecure => match tls::turn_away(stream).await {
+            Some(stream) => pass(connection, stream, ipc).await,
+            None => End::Keys("it wants keys, and this server was started without (--insecure)".to_owned()),
+        },
+    }
+}
+
+async fn pass<N>(connection: ConnectionId, network: N, ipc: &SocketPath) -> End
+where
+    N: AsyncRead + AsyncWrite + Send + Unpin,
+{
+    match connect(ipc).await {
+        Ok(router) => splice(network, router, "DEALER", Some(connection)).await,
         Err(error) => End::Network(error),
     }
 }

@@ -1,12 +1,15 @@
 //! Messages between machines: connections that know who is there, bound what they hold, and come back.
 //!
 //! ```text
-//! Link: DEALER ─ipc─ tunnel ══ TCP ══ gate ─ipc─ ROUTER :Server
+//! Link: DEALER ─ipc─ tunnel ══ TLS ══ gate ─ipc─ ROUTER :Server
 //!                     guard           guard
 //! ```
 //! The only code that names the `zeromq` crate. That crate neither bounds what it reads or queues nor reconnects, so its
 //! sockets see private ipc paths only: on the server's side a *gate* accepts TCP, on the client's side a *tunnel* opens it,
 //! and on both a *guard* lets through nothing that isn't bounded. A connection ends by closing its TCP side.
+//!
+//! **Trust.** Each side shows a key and checks the other's, see [`crate::keys`]: nothing of a stranger is read before that but
+//! the TLS handshake itself. A peer says in its HELLO what it wants to be, which must be what its key says.
 //!
 //! **Order.** Messages of one connection arrive in the order sent, however large. Those flagged by [`Message::urgent`]
 //! (heartbeats, cancels: up to 64 KiB) keep their order among themselves and overtake all others, even within one that is
@@ -20,6 +23,7 @@
 //! Needs a multi-threaded tokio runtime. [`Server`] and [`Link`] are the two ends; `session` is what both do alike, and
 //! decides without I/O, as do `guard`, `credit` and `chunks`.
 
+mod admission;
 mod chunks;
 mod credit;
 mod dealer;
@@ -33,6 +37,7 @@ mod router;
 mod session;
 mod socket_dir;
 mod splice;
+mod tls;
 mod tunnel;
 
 use std::collections::VecDeque;

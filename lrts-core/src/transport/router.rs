@@ -16,16 +16,20 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use zeromq::{RouterRecvHalf, RouterSendHalf, RouterSocket, Socket, SocketRecv};
 
+use super::admission::Admission;
 use super::hello::{Hello, Refusal, RefusalKind, Role, Welcome};
 use super::packet::Packet;
 use super::session::{Received, Session};
 use super::socket_dir::SocketPath;
+use super::splice::End;
+use super::tls::Certified;
 use super::{ConnectionId, Message, Sent, gate, send_now};
 use crate::clock::{Moment, sleep_until};
 use crate::ids::UserName;
+use crate::keys::{KeySource, KeysError, Security, role_word};
 use crate::limits::{
-    FAREWELL_TIME, FLUSH_TIME, HANDSHAKE_TIME, PEER_QUEUE_BYTES, PEER_QUEUE_MESSAGES, PING_INTERVAL,
-    REFUSAL_CONNECTIONS,
+    FAREWELL_TIME, FLUSH_TIME, HANDSHAKE_TIME, KEYS_CHECK_INTERVAL, KEYS_INTERVAL, PEER_QUEUE_BYTES,
+    PEER_QUEUE_MESSAGES, PING_INTERVAL,
 };
 
 /// How soon a packet that the ROUTER could not take is tried again.
@@ -33,6 +37,9 @@ const RETRY: Duration = Duration::from_millis(1);
 
 /// Shortest time between looks at the peers' deadlines.
 const SHORTEST_TICK: Duration = Duration::from_millis(5);
+
+/// Between two lines about strangers that were sent away.
+const TURNED_AWAY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How a server is set up.
 #[derive(Clone, Debug)]
@@ -43,6 +50,8 @@ pub struct ServerConfig {
     pub socket_dir: PathBuf,
     /// Roles of the peers that it takes.
     pub accepts: Vec<Role>,
+    /// Its own key, and by whose authority others are let in.
+    pub security: Security,
     /// Longest time that incoming packets are handled in a row before anything else gets its turn.
     pub decode_budget: Duration,
     /// Interval of pings that peers are told to keep; four of silence end a connection.
@@ -55,16 +64,27 @@ pub struct ServerConfig {
 
 impl ServerConfig {
     /// A server on this address, with the usual bounds.
-    pub fn new(address: SocketAddr, socket_dir: impl Into<PathBuf>, accepts: Vec<Role>) -> Self {
+    pub fn new(
+        address: SocketAddr,
+        socket_dir: impl Into<PathBuf>,
+        accepts: Vec<Role>,
+        security: Security,
+    ) -> Self {
         Self {
             address,
             socket_dir: socket_dir.into(),
             accepts,
+            security,
             decode_budget: Duration::from_millis(10),
             heartbeat: PING_INTERVAL,
             flush_time: FLUSH_TIME,
             connections: gate::connection_limit(),
         }
+    }
+
+    /// A server without keys on this address.
+    pub fn insecure(address: SocketAddr, socket_dir: impl Into<PathBuf>, accepts: Vec<Role>) -> Self {
+        Self::new(address, socket_dir, accepts, Security::Insecure)
     }
 }
 
@@ -79,6 +99,9 @@ pub enum BindError {
         /// What the system said.
         error: io::Error,
     },
+    /// Its key can't be used.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// The directory for the ipc socket can't be used.
     #[error("cannot use {path:?} for sockets: {error}")]
     SocketDir {
@@ -165,6 +188,9 @@ impl Server {
     pub async fn bind(config: ServerConfig) -> Result<Self, BindError> {
         let listen_error = |error| BindError::Listen { address: config.address, error };
         let socket_dir_error = |error| BindError::SocketDir { path: config.socket_dir.clone(), error };
+        if let Security::Keys(source) = &config.security {
+            source.current()?;
+        }
         let listener = gate::listen(config.address).map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         let ipc = SocketPath::within(&config.socket_dir).map_err(socket_dir_error)?;
@@ -179,6 +205,7 @@ impl Server {
         let (normal_sender, normal) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             accepts: config.accepts,
+            security: config.security,
             heartbeat: config.heartbeat,
             instance: fastrand::u64(..),
             connections: config.connections,
@@ -186,6 +213,8 @@ impl Server {
             changed: Notify::new(),
             peers: Mutex::new(Peers {
                 map: BTreeMap::new(),
+                admission: Admission::new(config.connections),
+                turned_away: TurnedAway::default(),
                 busy: BTreeSet::new(),
                 socket: Some(sender),
                 closing: false,
@@ -196,6 +225,9 @@ impl Server {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(gate::run(listener, Arc::new(ipc), shared.clone(), stop.clone()));
+        if let Security::Keys(source) = &shared.security {
+            tasks.spawn(watch_keys(source.clone(), shared.clone(), stop.clone()));
+        }
         tasks.spawn(run(receiver, shared.clone(), config.decode_budget, stop.clone()));
         let handle = ServerHandle { shared };
         Ok(Self { address, handle, urgent, normal, flush_time: config.flush_time, stop, tasks })
@@ -319,6 +351,7 @@ impl ServerHandle {
 /// What the server's tasks and handles share.
 pub(crate) struct Shared {
     accepts: Vec<Role>,
+    security: Security,
     heartbeat: Duration,
     instance: u64,
     connections: usize,
@@ -331,6 +364,8 @@ pub(crate) struct Shared {
 
 struct Peers {
     map: BTreeMap<ConnectionId, Peer>,
+    admission: Admission,
+    turned_away: TurnedAway,
     /// Peers that have a packet which the ROUTER could not take.
     busy: BTreeSet<ConnectionId>,
     /// None once the server has ended.
@@ -342,6 +377,8 @@ struct Peers {
 
 struct Peer {
     address: SocketAddr,
+    /// None before its handshake has succeeded, and without keys.
+    certified: Option<Certified>,
     /// Closes the TCP side.
     hang_up: CancellationToken,
     state: PeerState,
@@ -361,25 +398,68 @@ impl Shared {
         self.peers.lock().expect("nothing panics while it holds this lock")
     }
 
+    pub(crate) fn security(&self) -> &Security {
+        &self.security
+    }
+
     /// The gate has accepted a connection; None if it must be closed at once.
     pub(crate) fn opened(&self, connection: ConnectionId, address: SocketAddr) -> Option<CancellationToken> {
         let mut peers = self.lock();
-        if peers.map.len() >= self.connections.saturating_add(REFUSAL_CONNECTIONS) {
-            warn!(%address, limit = self.connections, "closing a connection: too many peers");
-            return None;
+        match peers.admission.admit(connection, address.ip()) {
+            Ok(None) => {}
+            Ok(Some(oldest)) => {
+                peers.leave(oldest, "made room for a newer connection: too many have not said hello");
+            }
+            Err(too_many) => {
+                peers.turned_away.note(address, &too_many);
+                return None;
+            }
         }
         debug!(%connection, %address, "connection accepted");
         let hang_up = CancellationToken::new();
         let state = PeerState::New { since: Moment::now() };
-        peers.map.insert(connection, Peer { address, hang_up: hang_up.clone(), state });
+        let peer = Peer { address, certified: None, hang_up: hang_up.clone(), state };
+        peers.map.insert(connection, peer);
         Some(hang_up)
     }
 
+    /// A stranger has shown a key that is accepted.
+    pub(crate) fn certified(&self, connection: ConnectionId, certified: Certified) {
+        debug!(%connection, identity = %certified.identity, "key accepted");
+        if let Some(peer) = self.lock().map.get_mut(&connection) {
+            peer.certified = Some(certified);
+        }
+    }
+
     /// The TCP side of a connection has ended, and what it brought was read.
-    pub(crate) fn closed(&self, connection: ConnectionId, reason: &str) {
-        self.lock().leave(connection, reason);
-        self.lock().map.remove(&connection);
+    pub(crate) fn closed(&self, connection: ConnectionId, end: &End) {
+        let mut peers = self.lock();
+        peers.leave(connection, &end.to_string());
+        peers.admission.gone(connection);
+        if let Some(peer) = peers.map.remove(&connection)
+            && matches!(end, End::Violation(_) | End::Keys(_) | End::Handshake)
+        {
+            peers.turned_away.note(peer.address, end);
+        }
+        drop(peers);
         self.changed.notify_one();
+    }
+
+    /// Sends away whose key is no longer accepted.
+    fn check_keys(&self, source: &KeySource) {
+        let Ok(ring) = source.current_or_last() else { return };
+        // Signatures take their time: checked without the lock.
+        let all: Vec<_> = {
+            let peers = self.lock();
+            peers.map.iter().filter_map(|(&id, peer)| Some((id, peer.certified.clone()?))).collect()
+        };
+        for (connection, Certified { identity, chain }) in all {
+            if let Err(refusal) = ring.check_client(&chain) {
+                warn!(%connection, %identity, reason = %refusal, "disconnecting a peer whose key is no longer accepted");
+                let message = format!("the server no longer accepts this {identity}: {refusal}");
+                self.lock().refuse(connection, Refusal::new(RefusalKind::Keys, message));
+            }
+        }
     }
 
     /// The consumer has taken a message.
@@ -420,7 +500,7 @@ impl Shared {
     /// Answers a peer's first packet.
     fn greet(&self, peers: &mut Peers, connection: ConnectionId, packet: Packet) {
         let refusal = match packet {
-            Packet::Hello(hello) => match self.objection(peers, &hello) {
+            Packet::Hello(hello) => match self.objection(peers, connection, &hello) {
                 None => return self.welcome(peers, connection, hello),
                 Some(refusal) => refusal,
             },
@@ -443,9 +523,20 @@ impl Shared {
         peers.refuse(connection, refusal);
     }
 
-    fn objection(&self, peers: &Peers, hello: &Hello) -> Option<Refusal> {
+    fn objection(&self, peers: &Peers, connection: ConnectionId, hello: &Hello) -> Option<Refusal> {
         if peers.closing {
             return Some(Refusal::new(RefusalKind::ShuttingDown, "the server is shutting down"));
+        }
+        let certified = peers.map.get(&connection).and_then(|peer| peer.certified.as_ref());
+        if let Some(Certified { identity, .. }) = certified
+            && identity.role != hello.role
+        {
+            let message = format!(
+                "this {identity} does not make a {}: use a key made by `lrts keys export --role {}`",
+                hello.role,
+                role_word(hello.role)
+            );
+            return Some(Refusal::new(RefusalKind::Role, message));
         }
         if !self.accepts.contains(&hello.role) {
             let accepted: Vec<_> = self.accepts.iter().map(Role::to_string).collect();
@@ -456,7 +547,7 @@ impl Shared {
             );
             return Some(Refusal::new(RefusalKind::Role, message));
         }
-        if peers.map.len() > self.connections {
+        if peers.admission.is_full() {
             let message = format!("the server is full: it can hold {} connections", self.connections);
             return Some(Refusal::new(RefusalKind::Full, message));
         }
@@ -472,7 +563,9 @@ impl Shared {
         let Some(peer) = peers.map.get_mut(&connection) else { return };
         let session = Box::new(Session::new(Moment::now()));
         peer.state = PeerState::Joined { session, unsent: Some(Packet::Welcome(welcome)) };
-        let joined = ServerEvent::Joined { connection, hello, user: None, address: peer.address };
+        let user = peer.certified.as_ref().map(|certified| certified.identity.user.clone());
+        let joined = ServerEvent::Joined { connection, hello, user, address: peer.address };
+        peers.admission.welcomed(connection);
         // Ahead of normal messages, so that urgent ones of this connection can't overtake it.
         peers.emit_urgent(joined);
         self.pump(peers, connection);
@@ -517,6 +610,7 @@ impl Shared {
     fn tick(&self) {
         let now = Moment::now();
         let mut peers = self.lock();
+        peers.turned_away.tell(now);
         let mut dead = Vec::new();
         for (&connection, peer) in &peers.map {
             match &peer.state {
@@ -624,6 +718,70 @@ impl Peers {
         let before = std::mem::replace(&mut peer.state, PeerState::Leaving { since: Moment::now() });
         if matches!(before, PeerState::Joined { .. }) {
             self.emit(ServerEvent::Left { connection, reason: reason.to_owned() });
+        }
+    }
+}
+
+/// Strangers that were sent away: told of at once, then in sums, so that a flood of them doesn't flood the log.
+#[derive(Debug, Default)]
+struct TurnedAway {
+    /// Since the last line about them.
+    count: u64,
+    last: Option<(SocketAddr, String)>,
+    told: Option<Moment>,
+}
+
+impl TurnedAway {
+    fn note(&mut self, address: SocketAddr, reason: &dyn std::fmt::Display) {
+        self.count += 1;
+        self.last = Some((address, reason.to_string()));
+        self.tell(Moment::now());
+    }
+
+    fn tell(&mut self, now: Moment) {
+        if self.told.is_some_and(|told| now.since(told) < TURNED_AWAY_INTERVAL) {
+            return;
+        }
+        if let Some((address, reason)) = self.last.take() {
+            warn!(%address, reason, count = self.count, "turned away a peer");
+            self.told = Some(now);
+            self.count = 0;
+        }
+    }
+}
+
+/// Looks for new keys and revocations.
+async fn watch_keys(source: KeySource, shared: Arc<Shared>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(KEYS_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seen = source.current_or_last().ok();
+    let mut checked = Moment::now();
+    let mut trouble = None;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        match source.current() {
+            Ok(ring) => {
+                trouble = None;
+                let changed = seen.as_ref().is_none_or(|seen| !Arc::ptr_eq(seen, &ring));
+                if changed {
+                    info!(identity = %ring.identity(), "keys have changed");
+                }
+                if changed || checked.elapsed() > KEYS_CHECK_INTERVAL {
+                    shared.check_keys(&source);
+                    checked = Moment::now();
+                }
+                seen = Some(ring);
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if trouble.as_ref() != Some(&text) {
+                    warn!(%error, "keys can't be read, those from before go on");
+                    trouble = Some(text);
+                }
+            }
         }
     }
 }

@@ -9,11 +9,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use super::ConnectionId;
 use super::guard::{
     FrameGuard, GREETING_BYTES, GuardError, check_greeting, long_command_length, rewrite_ready,
     short_command_length,
 };
+use super::{ConnectionId, tls};
 use crate::limits::{FAREWELL_TIME, HANDSHAKE_TIME};
 
 /// Copy buffers grow from the first to the second while reads fill them, so that idle connections cost little.
@@ -30,13 +30,6 @@ const KEEPALIVE_COUNT: u32 = 3;
 
 /// Sent data that stays unacknowledged for so long ends the connection.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Where transport security goes: all bytes from and to the network pass what this returns.
-pub(crate) async fn secure(
-    stream: TcpStream,
-) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
-    Ok(stream)
-}
 
 /// Sets what every TCP connection needs.
 pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
@@ -65,6 +58,23 @@ pub(crate) enum End {
     Handshake,
     #[error("peer sent bytes that are not allowed: {0}")]
     Violation(#[from] GuardError),
+    /// One side doesn't accept the other's key, or has none.
+    #[error("{0}")]
+    Keys(String),
+}
+
+impl End {
+    /// Why reading from a peer failed, or writing to it.
+    pub(crate) fn failed(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            // Over TLS: closed without a word, as by a process that was killed.
+            return Self::Closed;
+        }
+        match tls::objection(&error) {
+            Some(objection) => Self::Keys(objection.to_owned()),
+            None => Self::Network(error),
+        }
+    }
 }
 
 /// Copies both ways until either side ends. What the network brought before its end is still delivered.
@@ -84,7 +94,7 @@ where
     let outbound = async {
         let end = match copy(&mut from_ipc, &mut to_network, |_| Ok(())).await {
             Copied::SourceEnded => return End::ClosedHere,
-            Copied::Failed(error) => End::Network(error),
+            Copied::Failed(error) => End::failed(error),
             Copied::Violation(error) => End::Violation(error),
         };
         // The network takes no more, but may have brought something that the ipc side still reads.
@@ -102,7 +112,7 @@ where
         let mut guard = FrameGuard::new();
         match copy(&mut from_network, &mut to_ipc, |bytes| guard.check(bytes)).await {
             Copied::SourceEnded => End::Closed,
-            Copied::Failed(error) => End::Network(error),
+            Copied::Failed(error) => End::failed(error),
             Copied::Violation(error) => End::Violation(error),
         }
     };
@@ -125,33 +135,32 @@ pub(super) async fn handshake(
     peer: &str,
     identity: Option<ConnectionId>,
 ) -> Result<(), End> {
-    let lost = |error: io::Error| {
-        if error.kind() == io::ErrorKind::UnexpectedEof { End::Closed } else { End::Network(error) }
-    };
     let mut greeting = [0; GREETING_BYTES];
     // The signature alone already tells a stranger, who may never send the rest.
-    network.read_exact(&mut greeting[..1]).await.map_err(lost)?;
-    if greeting[0] != 0xff {
-        return Err(GuardError::Greeting.into());
+    network.read_exact(&mut greeting[..1]).await.map_err(End::failed)?;
+    match greeting[0] {
+        0xff => {}
+        tls::ALERT => return Err(End::Keys(tls::WANTED.to_owned())),
+        _ => return Err(GuardError::Greeting.into()),
     }
-    network.read_exact(&mut greeting[1..]).await.map_err(lost)?;
+    network.read_exact(&mut greeting[1..]).await.map_err(End::failed)?;
     check_greeting(&greeting)?;
-    ipc.write_all(&greeting).await.map_err(lost)?;
+    ipc.write_all(&greeting).await.map_err(End::failed)?;
 
     let mut start = [0; 2];
-    network.read_exact(&mut start).await.map_err(lost)?;
+    network.read_exact(&mut start).await.map_err(End::failed)?;
     let length = match short_command_length(start)? {
         Some(length) => length,
         None => {
             let mut length = [start[1], 0, 0, 0, 0, 0, 0, 0];
-            network.read_exact(&mut length[1..]).await.map_err(lost)?;
+            network.read_exact(&mut length[1..]).await.map_err(End::failed)?;
             long_command_length(length)?
         }
     };
     let mut body = vec![0; length];
-    network.read_exact(&mut body).await.map_err(lost)?;
+    network.read_exact(&mut body).await.map_err(End::failed)?;
     let ready = rewrite_ready(&body, peer, identity)?;
-    ipc.write_all(&ready).await.map_err(lost)
+    ipc.write_all(&ready).await.map_err(End::failed)
 }
 
 enum Copied {

@@ -1,39 +1,75 @@
-//! The tunnel: the client's counterpart of the gate. Speaks TCP to it, and ipc to the DEALER of this process.
+//! The tunnel: the client's counterpart of the gate. Speaks TLS to it, and ipc to the DEALER of this process.
 
 use std::io;
-use std::path::Path;
+use std::sync::Arc;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixListener};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::dealer::LinkConfig;
 use super::socket_dir::SocketPath;
-use super::splice::{End, secure, splice, tune};
+use super::splice::{End, splice, tune};
+use super::tls::{self, Chain};
+use crate::keys::{KeyRing, KeysError, Security};
 use crate::limits::HANDSHAKE_TIME;
 
 /// One connection to a gate. Dropping it closes the connection.
 pub(crate) struct Tunnel {
     socket: SocketPath,
     task: AbortOnDropHandle<End>,
+    /// How the server was checked; None on an insecure connection.
+    server: Option<(Arc<KeyRing>, Chain)>,
+}
+
+/// Why a tunnel can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    #[error("{0}")]
+    Connection(End),
+}
+
+impl From<End> for OpenError {
+    fn from(end: End) -> Self {
+        Self::Connection(end)
+    }
+}
+
+impl From<io::Error> for OpenError {
+    fn from(error: io::Error) -> Self {
+        Self::Connection(End::Network(error))
+    }
 }
 
 impl Tunnel {
-    /// Connects to `host:port`, and waits on a socket in `directory` for one DEALER.
-    pub(crate) async fn open(address: &str, directory: &Path) -> io::Result<Self> {
-        let stream = timeout(HANDSHAKE_TIME, TcpStream::connect(address)).await??;
+    /// Connects to the server, and waits on a socket for one DEALER.
+    pub(crate) async fn open(config: &LinkConfig) -> Result<Self, OpenError> {
+        // First, so that whoever has no key yet leaves the server in peace.
+        let ring = match &config.security {
+            Security::Keys(source) => Some(source.current()?),
+            Security::Insecure => None,
+        };
+        let connecting = timeout(HANDSHAKE_TIME, TcpStream::connect(&config.address)).await;
+        let stream = connecting.map_err(io::Error::from)??;
         tune(&stream)?;
-        let network = secure(stream).await?;
-        let socket = SocketPath::within(directory)?;
+        let socket = SocketPath::within(&config.socket_dir)?;
         let listener = UnixListener::from_std(socket.listen()?)?;
-        let task = tokio::spawn(async move {
-            let dealer = match listener.accept().await {
-                Ok((dealer, _)) => dealer,
-                Err(error) => return End::Network(error),
-            };
-            drop(listener);
-            splice(network, dealer, "ROUTER", None).await
-        });
-        Ok(Self { socket, task: AbortOnDropHandle::new(task) })
+        let (task, server) = match ring {
+            Some(ring) => {
+                let (stream, chain) = tls::connect(stream, &ring, config.server).await?;
+                (tokio::spawn(serve(stream, listener)), Some((ring, chain)))
+            }
+            None => (tokio::spawn(serve(stream, listener)), None),
+        };
+        Ok(Self { socket, task: AbortOnDropHandle::new(task), server })
+    }
+
+    /// How the server was checked: by which of this side's keys, and what it showed.
+    pub(crate) fn server_mut(&mut self) -> Option<&mut (Arc<KeyRing>, Chain)> {
+        self.server.as_mut()
     }
 
     /// The endpoint for the DEALER.
@@ -48,4 +84,16 @@ impl Tunnel {
             Err(error) => End::Network(io::Error::other(error)),
         }
     }
+}
+
+async fn serve<N>(network: N, listener: UnixListener) -> End
+where
+    N: AsyncRead + AsyncWrite + Send + Unpin,
+{
+    let dealer = match listener.accept().await {
+        Ok((dealer, _)) => dealer,
+        Err(error) => return End::Network(error),
+    };
+    drop(listener);
+    splice(network, dealer, "ROUTER", None).await
 }

@@ -142,7 +142,7 @@ impl Scheduler {
         let sockets = SocketDir::create().unwrap();
         let accepts = vec![Role::Worker, Role::Client, Role::Admin];
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let server = Server::bind(ServerConfig::new(address, sockets.path(), accepts)).await.unwrap();
+        let server = Server::bind(ServerConfig::insecure(address, sockets.path(), accepts)).await.unwrap();
         let directory = tempfile::tempdir().unwrap();
         let bundles = Bundles::open(directory.path().join("bundles"), 1 << 30, server.handle()).unwrap();
         let settings = Settings {
@@ -165,7 +165,7 @@ impl Scheduler {
 
     async fn connect(&self, role: Role) -> TestPeer {
         let hello = Hello::new(role, "test", "here");
-        let (sender, receiver) = Link::open(LinkConfig::new(&self.address, hello, self.sockets.path()));
+        let (sender, receiver) = Link::open(LinkConfig::insecure(&self.address, hello, self.sockets.path()));
         let mut peer = TestPeer { sender, receiver };
         assert!(matches!(peer.event().await, LinkEvent::Up { .. }));
         peer

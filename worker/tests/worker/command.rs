@@ -25,7 +25,15 @@ fn worker(port: u16, state: &Path) -> Child {
 pub(crate) fn worker_with(port: u16, state: &Path, arguments: &[&str]) -> Child {
     let program = format!("{PROGRAM}={}", std::env::current_exe().unwrap().display());
     let mut command = Command::new(env!("CARGO_BIN_EXE_lrts-worker"));
-    command.args(["-scheduler-port", &port.to_string(), "-progress-port", "9", "--max-jobs", "2"]);
+    command.args([
+        "-scheduler-port",
+        &port.to_string(),
+        "-progress-port",
+        "9",
+        "--max-jobs",
+        "2",
+        "-insecure",
+    ]);
     command.arg("--state-dir").arg(state).args(["--bundle", &program]).args(arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap()
 }
@@ -100,7 +108,7 @@ async fn a_scheduler_that_wants_no_workers_is_an_end_of_its_own() {
 
 #[tokio::test]
 async fn wrong_usage_has_its_own_exit_code() {
-    for arguments in [["--max-jobs", "0"], ["--max-jobs", "-5"], ["--scheduler-address", "10.0.0.1"]] {
+    for arguments in [["--max-jobs", "0"], ["--max-jobs", "-5"], ["--keys", "--insecure"]] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lrts-worker"));
         let child = command.args(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         assert_eq!(end_of(child).await.0, Some(2), "{arguments:?}");

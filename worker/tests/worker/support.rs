@@ -44,7 +44,7 @@ impl Scheduler {
     pub(crate) async fn start_for(role: Role) -> Self {
         let sockets = SocketDir::create().unwrap();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let server = Server::bind(ServerConfig::new(address, sockets.path(), vec![role])).await.unwrap();
+        let server = Server::bind(ServerConfig::insecure(address, sockets.path(), vec![role])).await.unwrap();
         Self { server, connection: None, _sockets: sockets }
     }
 

@@ -81,7 +81,7 @@ impl FakeScheduler {
     fn serve(&mut self, role: Role) {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let config = ServerConfig::new(self.address, self.sockets.path(), vec![role]);
+        let config = ServerConfig::insecure(self.address, self.sockets.path(), vec![role]);
         let mut server = runtime.block_on(Server::bind(config)).unwrap();
         self.address = server.local_address();
         let memory = Arc::clone(&self.memory);

@@ -294,7 +294,7 @@ fn bars_come_from_the_progress_server() {
     let scheduler = FakeScheduler::start();
     let sockets = SocketDir::create().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let config = ServerConfig::new("127.0.0.1:0".parse().unwrap(), sockets.path(), vec![Role::Client]);
+    let config = ServerConfig::insecure("127.0.0.1:0".parse().unwrap(), sockets.path(), vec![Role::Client]);
     let mut server = runtime.block_on(Server::bind(config)).unwrap();
     let port = server.local_address().port();
     let bar = BarId { attempt: AttemptId { job: SessionId(3).job(1), attempt: 1 }, index: 0 };

@@ -1,0 +1,586 @@
+//! The keys directory where keys are made: the authority, the record of what it has issued, and a key file for each role.
+//!
+//! Whoever changes something holds the lock, and puts each file in its place whole. What only reads key files needs no lock,
+//! since each is complete by itself. A change is written in an order in which nothing is lost wherever it is interrupted: first
+//! the record, so that no key and no revocation is unknown to it, then the authority, then the key files. Doing the same again
+//! completes it.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::unistd::{User, geteuid};
+
+use super::authority::{Authority, AuthorityId};
+use super::file::{check_private_directory, read_private, read_private_up_to};
+use super::index::{INDEX_BYTES, Index, IssuedKey};
+use super::{Identity, KeyFile, KeyId, KeysError, ROLES, role_word};
+use crate::clock::wall_clock;
+use crate::ids::UserName;
+use crate::limits::{AUTHORITY_VALIDITY, KEY_VALIDITY};
+use crate::transport::Role;
+
+const AUTHORITY: &str = "authority.pem";
+const INDEX: &str = "issued.jsonl";
+const LOCK: &str = "lock";
+
+/// There is no directory of that name.
+const NOT_THERE: [io::ErrorKind; 2] = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
+
+/// Makes what a keys directory needs: itself, an authority, and a key file of this user for each role. True if it made
+/// something.
+///
+/// A key file needs nothing, and a path that ends in `.pem` is meant to be one. A directory with key files but no authority is
+/// a copy, and is left alone. Two processes that do this at once end with one authority.
+///
+/// # Errors
+///
+/// [`KeysError`], also if the directory is there but open to others.
+pub fn ensure(path: &Path) -> Result<bool, KeysError> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => return Ok(false),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if path.extension().is_some_and(|extension| extension == "pem") {
+                return Ok(false);
+            }
+            DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(KeysError::io(path))?;
+        }
+        Err(error) => return Err(KeysError::io(path)(error)),
+    }
+    check_private_directory(path)?;
+    if is_complete(path) {
+        return Ok(false);
+    }
+    let lock = lock(path)?;
+    // Another process may have had the lock before.
+    if is_complete(path) {
+        return Ok(false);
+    }
+    let mut directory = if is_there(path, AUTHORITY) {
+        KeysDirectory::load(path, lock)?
+    } else {
+        KeysDirectory {
+            path: path.to_owned(),
+            authority: Authority::create(wall_clock())?,
+            index: Index::default(),
+            stored: Vec::new(),
+            _lock: lock,
+        }
+    };
+    let missing = ROLES.into_iter().filter(|&role| !is_there(path, &file_name(role)));
+    directory.settle(missing.map(|role| (role, None)).collect())?;
+    Ok(true)
+}
+
+/// Whether [`ensure`] has nothing to make.
+fn is_complete(path: &Path) -> bool {
+    let mut files = ROLES.into_iter().map(|role| is_there(path, &file_name(role)));
+    if is_there(path, AUTHORITY) { files.all(|there| there) } else { files.any(|there| there) }
+}
+
+fn is_there(directory: &Path, name: &str) -> bool {
+    // Also if it is a link to nowhere.
+    fs::symlink_metadata(directory.join(name)).is_ok()
+}
+
+fn lock(directory: &Path) -> Result<File, KeysError> {
+    let path = directory.join(LOCK);
+    let lock = File::options().create(true).append(true).mode(0o600).open(&path);
+    let lock = lock.map_err(KeysError::io(&path))?;
+    lock.lock().map_err(KeysError::io(&path))?;
+    Ok(lock)
+}
+
+/// The name of a role's key file.
+pub(crate) fn file_name(role: Role) -> String {
+    format!("{}.pem", role_word(role))
+}
+
+/// What [`KeysDirectory::rotate`] has done.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Rotation {
+    /// There is a new authority.
+    Done,
+    /// An earlier rotation had been interrupted, and is complete now.
+    Completed,
+}
+
+/// A keys directory with an authority, locked as long as this lives. After an error it must be opened anew.
+#[derive(Debug)]
+pub struct KeysDirectory {
+    path: PathBuf,
+    authority: Authority,
+    index: Index,
+    /// The authorities that are in its file.
+    stored: Vec<AuthorityId>,
+    _lock: File,
+}
+
+impl KeysDirectory {
+    /// Opens one, and waits for its lock.
+    ///
+    /// # Errors
+    ///
+    /// [`KeysError::NoAuthority`] if no keys are made there; any other that files can have.
+    pub fn open(path: &Path) -> Result<Self, KeysError> {
+        match check_private_directory(path) {
+            Ok(()) if is_there(path, AUTHORITY) => Self::load(path, lock(path)?),
+            Err(KeysError::Io { source, .. }) if !NOT_THERE.contains(&source.kind()) => {
+                Err(KeysError::io(path)(source))
+            }
+            Ok(()) | Err(KeysError::Io { .. }) => Err(KeysError::NoAuthority { path: path.to_owned() }),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn load(path: &Path, lock: File) -> Result<Self, KeysError> {
+        let broken = |path: PathBuf| move |reason| KeysError::Broken { path, reason };
+        let file = path.join(AUTHORITY);
+        let authority = Authority::parse(&read_private(&file)?).map_err(broken(file))?;
+        let file = path.join(INDEX);
+        let mut index = Index::parse(&read_private_up_to(&file, INDEX_BYTES)?).map_err(broken(file))?;
+        let stored = authority.accepted();
+        index.forget(&stored, wall_clock());
+        Ok(Self { path: path.to_owned(), authority, index, stored, _lock: lock })
+    }
+
+    /// Whose new keys are.
+    pub fn authority(&self) -> AuthorityId {
+        self.authority.id()
+    }
+
+    /// The keys on record. Those of dropped authorities and those that have expired aren't.
+    pub fn issued(&self) -> impl Iterator<Item = &IssuedKey> {
+        self.index.keys()
+    }
+
+    /// Makes a key that stays valid for this long, as a file for another place.
+    ///
+    /// # Errors
+    ///
+    /// [`KeysError`].
+    pub fn issue(&mut self, role: Role, user: UserName, valid: Duration) -> Result<KeyFile, KeysError> {
+        self.index.count_change();
+        let file = self.make(role, user, valid, wall_clock())?;
+        self.replace(INDEX, &self.index.to_text())?;
+        Ok(file)
+    }
+
+    /// Begins to use a new authority: all of this directory's key files get keys of it. Older keys are accepted until the next
+    /// rotation, or until [`Self::drop_old`].
+    ///
+    /// # Errors
+    ///
+    /// [`KeysError`].
+    pub fn rotate(&mut self) -> Result<Rotation, KeysError> {
+        let files = self.key_files()?;
+        let is_current = |(_, file): &(Role, Option<KeyFile>)| {
+            let key = file.as_ref().and_then(KeyFile::identity).and_then(|own| self.index.get(own.key));
+            key.is_some_and(|key| key.authority == self.authority.id())
+        };
+        let rotation = if self.authority.previous().is_some() && !files.iter().all(is_current) {
+            Rotation::Completed
+        } else {
+            self.authority.rotate(wall_clock())?;
+            Rotation::Done
+        };
+        self.settle(files)?;
+        Ok(rotation)
+    }
+
+    /// Ends a rotation: keys of the authority before aren't accepted any more.
+    ///
+    /// # Errors
+    ///
+    /// [`KeysError`].
+    pub fn drop_old(&mut self) -> Result<(), KeysError> {
+        let files = self.key_files()?;
+        self.authority.drop_previous();
+        self.settle(files)?;
+        Ok(())
+    }
+
+    /// Revokes keys; those that aren't on record are skipped. Key files of this directory whose own key is among them get a new
+    /// one: their roles are returned.
+    ///
+    /// # Errors
+    ///
+    /// [`KeysError`].
+    pub fn revoke(&mut self, keys: &[KeyId]) -> Result<Vec<Role>, KeysError> {
+        let files = self.key_files()?;
+        let now = wall_clock();
+        for &key in keys {
+            self.index.revoke(key, now)?;
+        }
+        self.settle(files)
+    }
+
+    /// This directory's key files, as far as they are there.
+    fn key_files(&self) -> Result<Vec<(Role, Option<KeyFile>)>, KeysError> {
+        let read = |role| match KeyFile::read(&self.path.join(file_name(role))) {
+            Ok(file) => Ok((role, Some(file))),
+            Err(KeysError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok((role, None)),
+            Err(error) => Err(error),
+        };
+        ROLES.into_iter().map(read).collect()
+    }
+
+    /// Brings these key files up to date, those with new keys where there is none or none that is good, and writes all that has
+    /// changed. Returns the roles with new keys.
+    fn settle(&mut self, files: Vec<(Role, Option<KeyFile>)>) -> Result<Vec<Role>, KeysError> {
+        let now = wall_clock();
+        let mut renewed = Vec::new();
+        let mut settled = Vec::new();
+        self.index.count_change();
+        for (role, file) in files {
+            let file = match file.filter(|file| self.is_good(role, file, now)) {
+                Some(mut file) => {
+                    self.authority.renew(&mut file, now, &self.index)?;
+                    file
+                }
+                None => {
+                    renewed.push(role);
+                    self.make(role, login_name(), KEY_VALIDITY, now)?
+                }
+            };
+            settled.push((role, file));
+        }
+        self.replace(INDEX, &self.index.to_text())?;
+        if self.authority.accepted() != self.stored {
+            self.replace(AUTHORITY, &self.authority.to_text())?;
+        }
+        for (role, file) in settled {
+            self.replace(&file_name(role), &file.to_text())?;
+        }
+        Ok(renewed)
+    }
+
+    /// Whether the key in a key file may stay there.
+    fn is_good(&self, role: Role, file: &KeyFile, now: Duration) -> bool {
+        let own = file.identity().filter(|own| own.role == role);
+        own.and_then(|own| self.index.get(own.key)).is_some_and(|key| {
+            key.authority == self.authority.id() && key.revoked.is_none() && now < key.expires
+        })
+    }
+
+    fn make(
+        &mut self,
+        role: Role,
+        user: UserName,
+        valid: Duration,
+        now: Duration,
+    ) -> Result<KeyFile, KeysError> {
+        let identity = Identity { role, user, key: KeyId::random() };
+        let expires = now + valid.min(AUTHORITY_VALIDITY);
+        self.index.add(IssuedKey {
+            key: identity.key,
+            role,
+            user: identity.user.clone(),
+            made: now,
+            expires,
+            authority: self.authority.id(),
+            revoked: None,
+        })?;
+        self.authority.issue(&identity, now, expires, &self.index)
+    }
+
+    /// Puts a file in its place, whole and durable.
+    fn replace(&self, name: &str, text: &str) -> Result<(), KeysError> {
+        let path = self.path.join(name);
+        let new = self.path.join(format!("{name}.new"));
+        let write = || {
+            match fs::remove_file(&new) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = File::options().write(true).create_new(true).mode(0o600).open(&new)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(KeysError::io(&path))
+    }
+}
+
+/// Who runs this process, as the system calls them.
+fn login_name() -> UserName {
+    let uid = geteuid();
+    let known = User::from_uid(uid).ok().flatten().and_then(|user| user.name.parse().ok());
+    known.unwrap_or_else(|| format!("uid-{uid}").parse().expect("letters, a hyphen and digits make a name"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use super::*;
+
+    fn made() -> (tempfile::TempDir, PathBuf) {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("config/lrts/keys");
+        assert!(ensure(&path).unwrap());
+        (parent, path)
+    }
+
+    fn own_key(path: &Path, role: Role) -> KeyId {
+        let identity = KeyFile::read(&path.join(file_name(role))).unwrap().identity().unwrap();
+        assert_eq!(identity.role, role);
+        identity.key
+    }
+
+    fn own_keys(path: &Path) -> Vec<KeyId> {
+        ROLES.into_iter().map(|role| own_key(path, role)).collect()
+    }
+
+    /// All files with their content.
+    fn content(path: &Path) -> Vec<(PathBuf, String)> {
+        let entries = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+        let mut files: Vec<_> =
+            entries.map(|file| (file.clone(), fs::read_to_string(file).unwrap())).collect();
+        files.sort();
+        files
+    }
+
+    fn put_back(files: &[(PathBuf, String)], names: impl Fn(&str) -> bool) {
+        for (file, text) in files {
+            if names(file.file_name().unwrap().to_str().unwrap()) {
+                fs::write(file, text).unwrap();
+            }
+        }
+    }
+
+    fn is_key_file(name: &str) -> bool {
+        ROLES.into_iter().any(|role| file_name(role) == name)
+    }
+
+    #[test]
+    fn a_directory_is_made_once_and_nobody_else_can_read_it() {
+        let (parent, path) = made();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        for new in [&parent.path().join("config"), &parent.path().join("config/lrts"), &path] {
+            assert_eq!(mode(new), 0o700, "{}", new.display());
+        }
+        let files = content(&path);
+        assert_eq!(files.len(), ROLES.len() + 3, "keys, authority, record and lock: {files:?}");
+        assert!(files.iter().all(|(file, _)| mode(file) == 0o600));
+        assert!(!ensure(&path).unwrap());
+        assert_eq!(content(&path), files);
+
+        let directory = KeysDirectory::open(&path).unwrap();
+        let mut issued: Vec<KeyId> = directory.issued().map(|key| key.key).collect();
+        let mut own = own_keys(&path);
+        own.sort();
+        issued.sort();
+        assert_eq!(own, issued);
+        assert!(directory.issued().all(|key| key.user == login_name()));
+    }
+
+    #[test]
+    fn many_that_make_it_at_once_end_with_one_authority() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("keys");
+        let made: Vec<bool> = std::thread::scope(|scope| {
+            let starters: Vec<_> = (0..8).map(|_| scope.spawn(|| ensure(&path).unwrap())).collect();
+            starters.into_iter().map(|starter| starter.join().unwrap()).collect()
+        });
+        assert_eq!(made.iter().filter(|&&made| made).count(), 1);
+        let directory = KeysDirectory::open(&path).unwrap();
+        assert_eq!(directory.issued().count(), ROLES.len());
+        assert!(own_keys(&path).into_iter().all(|key| directory.index.get(key).is_some()));
+    }
+
+    #[test]
+    fn what_is_missing_is_made_by_the_same_authority() {
+        let (_parent, path) = made();
+        let before = content(&path);
+        let authority = KeysDirectory::open(&path).unwrap().authority();
+        for role in [Role::Scheduler, Role::Client] {
+            fs::remove_file(path.join(file_name(role))).unwrap();
+        }
+        assert!(ensure(&path).unwrap());
+        assert_eq!(KeysDirectory::open(&path).unwrap().authority(), authority);
+        let worker = path.join(file_name(Role::Worker));
+        assert!(before.contains(&(worker.clone(), fs::read_to_string(&worker).unwrap())));
+        assert_eq!(own_keys(&path).len(), ROLES.len());
+    }
+
+    #[test]
+    fn copies_and_key_files_are_left_alone() {
+        let (parent, path) = made();
+        let (file, missing) = (path.join(file_name(Role::Worker)), parent.path().join("worker.pem"));
+        assert!(!ensure(&file).unwrap());
+        assert!(!ensure(&missing).unwrap() && !missing.exists());
+        fs::remove_file(path.join(AUTHORITY)).unwrap();
+        fs::remove_file(path.join(file_name(Role::Client))).unwrap();
+        let before = content(&path);
+        assert!(!ensure(&path).unwrap());
+        assert_eq!(content(&path), before);
+        for path in [&path, &file, &missing] {
+            let error = KeysDirectory::open(path).unwrap_err();
+            assert!(matches!(&error, KeysError::NoAuthority { path: named } if named == path), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_others_can_enter_is_refused() {
+        let (_parent, path) = made();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o750)).unwrap();
+        for error in [ensure(&path).unwrap_err(), KeysDirectory::open(&path).unwrap_err()] {
+            assert!(error.to_string().contains(&format!("chmod 700 {}", path.display())), "{error}");
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        let file = path.join(AUTHORITY);
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        let error = KeysDirectory::open(&path).unwrap_err().to_string();
+        assert!(error.contains(&format!("chmod 600 {}", file.display())), "{error}");
+    }
+
+    #[test]
+    fn keys_for_other_places_are_on_record_until_they_expire() {
+        let (_parent, path) = made();
+        let mut directory = KeysDirectory::open(&path).unwrap();
+        let user: UserName = "ann".parse().unwrap();
+        let file = directory.issue(Role::Client, user.clone(), Duration::from_hours(1)).unwrap();
+        let long = directory.issue(Role::Client, user.clone(), Duration::MAX).unwrap();
+        drop(directory);
+        let mut directory = KeysDirectory::open(&path).unwrap();
+        let identity = file.identity().unwrap();
+        assert_eq!((identity.role, &identity.user), (Role::Client, &user));
+        let issued = directory.index.get(identity.key).unwrap();
+        assert_eq!((issued.expires - issued.made, &issued.user), (Duration::from_hours(1), &user));
+        let issued = directory.index.get(long.identity().unwrap().key).unwrap();
+        assert_eq!(issued.expires - issued.made, AUTHORITY_VALIDITY);
+        directory.index.forget(&directory.stored, wall_clock() + Duration::from_hours(48));
+        assert_eq!(directory.issued().count(), ROLES.len() + 1);
+    }
+
+    #[test]
+    fn rotation_gives_each_role_a_new_key_and_drops_the_old_ones_in_the_end() {
+        let (_parent, path) = made();
+        let (first, old) = (KeysDirectory::open(&path).unwrap().authority(), own_keys(&path));
+        assert_eq!(KeysDirectory::open(&path).unwrap().rotate().unwrap(), Rotation::Done);
+        let mut directory = KeysDirectory::open(&path).unwrap();
+        assert_ne!(directory.authority(), first);
+        let new = own_keys(&path);
+        assert!(new.iter().all(|key| !old.contains(key)));
+        assert!(old.iter().chain(&new).all(|&key| directory.index.get(key).is_some()));
+        let chain = |role| KeyFile::read(&path.join(file_name(role))).unwrap().chain.len();
+        assert_eq!(chain(Role::Scheduler), 2);
+
+        directory.drop_old().unwrap();
+        drop(directory);
+        let directory = KeysDirectory::open(&path).unwrap();
+        assert_eq!((own_keys(&path), chain(Role::Scheduler)), (new.clone(), 1));
+        assert!(directory.issued().all(|key| new.contains(&key.key)));
+    }
+
+    #[test]
+    fn a_rotation_that_was_interrupted_is_completed_by_the_next() {
+        let (_parent, path) = made();
+        let before = content(&path);
+        KeysDirectory::open(&path).unwrap().rotate().unwrap();
+        let second = KeysDirectory::open(&path).unwrap().authority();
+        // As if it had ended before it wrote the last key files.
+        put_back(&before, |name| ["client.pem", "admin.pem"].contains(&name));
+        let mut directory = KeysDirectory::open(&path).unwrap();
+        assert_eq!(directory.rotate().unwrap(), Rotation::Completed);
+        let of = |key| directory.index.get(key).unwrap().authority;
+        assert!(own_keys(&path).into_iter().all(|key| of(key) == second));
+        drop(directory);
+        assert_eq!(KeysDirectory::open(&path).unwrap().rotate().unwrap(), Rotation::Done);
+    }
+
+    #[test]
+    fn a_rotation_whose_authority_was_never_written_leaves_the_state_before() {
+        let (_parent, path) = made();
+        let before = content(&path);
+        let mut directory = KeysDirectory::open(&path).unwrap();
+        directory.revoke(&[own_key(&path, Role::Client)]).unwrap();
+        let (first, revoked) =
+            (directory.authority(), directory.index.revoked(directory.authority()).count());
+        let keys = content(&path);
+        directory.rotate().unwrap();
+        drop(directory);
+        put_back(&before, |name| name == AUTHORITY);
+        put_back(&keys, is_key_file);
+
+        let mut directory = KeysDirectory::open(&path).unwrap();
+        assert_eq!((directory.authority(), directory.issued().count()), (first, ROLES.len() + 1));
+        assert_eq!(directory.index.revoked(first).count(), revoked);
+        assert_eq!(directory.rotate().unwrap(), Rotation::Done);
+    }
+
+    #[test]
+    fn a_start_that_was_interrupted_is_completed_by_the_next() {
+        let (_parent, path) = made();
+        let authority = KeysDirectory::open(&path).unwrap().authority();
+        for role in &ROLES[1..] {
+            fs::remove_file(path.join(file_name(*role))).unwrap();
+        }
+        fs::write(path.join("worker.pem.new"), "half a").unwrap();
+        assert!(ensure(&path).unwrap());
+        assert_eq!((own_keys(&path).len(), path.join("worker.pem.new").exists()), (ROLES.len(), false));
+        assert_eq!(KeysDirectory::open(&path).unwrap().authority(), authority);
+
+        // The record was written, and nothing else yet.
+        for name in ROLES.map(file_name).into_iter().chain([AUTHORITY.to_owned()]) {
+            fs::remove_file(path.join(name)).unwrap();
+        }
+        assert!(ensure(&path).unwrap());
+        let directory = KeysDirectory::open(&path).unwrap();
+        assert_eq!((own_keys(&path).len(), directory.issued().count()), (ROLES.len(), ROLES.len()));
+    }
+
+    #[test]
+    fn a_revoked_key_of_the_directory_itself_is_replaced() {
+        let (_parent, path) = made();
+        let (client, worker) = (own_key(&path, Role::Client), own_key(&path, Role::Worker));
+        let exported = {
+            let mut directory = KeysDirectory::open(&path).unwrap();
+            directory.issue(Role::Worker, login_name(), KEY_VALIDITY).unwrap().identity().unwrap().key
+        };
+        let before = fs::read(path.join(file_name(Role::Worker))).unwrap();
+        for renewed in [&[Role::Client][..], &[]] {
+            let mut directory = KeysDirectory::open(&path).unwrap();
+            assert_eq!(directory.revoke(&[client, exported, KeyId::random()]).unwrap(), renewed);
+        }
+        assert_ne!(own_key(&path, Role::Client), client);
+        assert_eq!(own_key(&path, Role::Worker), worker);
+        assert_ne!(fs::read(path.join(file_name(Role::Worker))).unwrap(), before, "it has the new list");
+        let directory = KeysDirectory::open(&path).unwrap();
+        let revoked = directory.issued().filter(|key| key.revoked.is_some()).map(|key| key.key);
+        let mut expected = [client, exported];
+        expected.sort();
+        assert_eq!(revoked.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_broken_key_file_stops_a_change_before_it_has_begun() {
+        let (_parent, path) = made();
+        fs::write(path.join(file_name(Role::Admin)), "nonsense").unwrap();
+        let before = content(&path);
+        let key = own_key(&path, Role::Client);
+        let mut directory = KeysDirectory::open(&path).unwrap();
+        assert!(matches!(directory.revoke(&[key]), Err(KeysError::Malformed { .. })));
+        assert!(matches!(directory.rotate(), Err(KeysError::Malformed { .. })));
+        assert!(matches!(directory.drop_old(), Err(KeysError::Malformed { .. })));
+        assert_eq!(content(&path), before);
+    }
+
+    #[test]
+    fn without_its_record_an_authority_is_not_used() {
+        let (_parent, path) = made();
+        fs::remove_file(path.join(INDEX)).unwrap();
+        let error = KeysDirectory::open(&path).unwrap_err();
+        assert!(matches!(&error, KeysError::Io { path: named, .. } if named.ends_with(INDEX)), "{error}");
+        fs::write(path.join(INDEX), "{\"revision\":1}\n{}\n").unwrap();
+        fs::set_permissions(path.join(INDEX), fs::Permissions::from_mode(0o600)).unwrap();
+        let error = KeysDirectory::open(&path).unwrap_err().to_string();
+        assert!(error.contains(INDEX) && error.contains("line 2"), "{error}");
+    }
+}

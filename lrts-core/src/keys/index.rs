@@ -1,0 +1,338 @@
+//! The record of all keys that an authority has issued.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::{AuthorityId, KeyId, KeysError};
+use crate::ids::UserName;
+use crate::limits::{CLOCK_SKEW, ISSUED_KEY_LINE_BYTES, ISSUED_KEYS, REVOKED_KEYS};
+use crate::transport::Role;
+
+/// The longest text of an index that is read, in bytes.
+pub(super) const INDEX_BYTES: usize = (ISSUED_KEYS + 1) * ISSUED_KEY_LINE_BYTES;
+
+/// A key on record. Times count from 1970.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct IssuedKey {
+    /// Its id.
+    #[serde(with = "as_text")]
+    pub key: KeyId,
+    /// Its role.
+    #[serde(with = "as_word")]
+    pub role: Role,
+    /// Its user.
+    pub user: UserName,
+    /// When it was made.
+    #[serde(with = "as_timestamp")]
+    pub made: Duration,
+    /// When it ends.
+    #[serde(with = "as_timestamp")]
+    pub expires: Duration,
+    /// Who vouches for it.
+    #[serde(with = "as_text")]
+    pub authority: AuthorityId,
+    /// When it was revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "as_timestamp_or_none")]
+    pub revoked: Option<Duration>,
+}
+
+/// All keys of an authority and of the one before it.
+///
+/// As text it is JSON lines: the revision, then a key on each.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Index {
+    revision: u64,
+    keys: BTreeMap<KeyId, IssuedKey>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Head {
+    revision: u64,
+}
+
+impl Index {
+    /// Reads the text of an index.
+    ///
+    /// # Errors
+    ///
+    /// Which line is wrong, and why.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        if text.len() > INDEX_BYTES {
+            return Err(format!("it has more than {INDEX_BYTES} bytes"));
+        }
+        let text = std::str::from_utf8(text).map_err(|error| error.to_string())?;
+        let mut lines = text.lines().zip(1..);
+        let (first, _) = lines.next().ok_or("it is empty")?;
+        let head: Head = serde_json::from_str(first).map_err(|error| in_line(1, &error))?;
+        let mut index = Self { revision: head.revision, keys: BTreeMap::new() };
+        for (line, number) in lines {
+            let key: IssuedKey = serde_json::from_str(line).map_err(|error| in_line(number, &error))?;
+            if index.keys.len() == ISSUED_KEYS {
+                return Err(format!("it has more than {ISSUED_KEYS} keys"));
+            }
+            if let Some(twice) = index.keys.insert(key.key, key) {
+                return Err(format!("line {number}: key {} for the second time", twice.key));
+            }
+        }
+        Ok(index)
+    }
+
+    /// The text of an index.
+    pub fn to_text(&self) -> String {
+        let json = |line: Result<String, serde_json::Error>| line.expect("texts and numbers are JSON");
+        let mut text = json(serde_json::to_string(&Head { revision: self.revision }));
+        for key in self.keys.values() {
+            write!(text, "\n{}", json(serde_json::to_string(key))).expect("a string takes all");
+        }
+        text + "\n"
+    }
+
+    /// Counts the changes; revocation lists carry it, so that of two the newer one is known.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Must come before a changed index is signed or written.
+    pub(super) fn count_change(&mut self) {
+        self.revision = self.revision.saturating_add(1);
+    }
+
+    /// All keys.
+    pub fn keys(&self) -> impl Iterator<Item = &IssuedKey> {
+        self.keys.values()
+    }
+
+    /// A key by its id.
+    pub fn get(&self, key: KeyId) -> Option<&IssuedKey> {
+        self.keys.get(&key)
+    }
+
+    /// The keys of an authority that aren't accepted any more.
+    pub fn revoked(&self, authority: AuthorityId) -> impl Iterator<Item = (KeyId, Duration)> {
+        self.keys
+            .values()
+            .filter(move |key| key.authority == authority)
+            .filter_map(|key| Some((key.key, key.revoked?)))
+    }
+
+    /// Puts a new key on record.
+    ///
+    /// # Errors
+    ///
+    /// [`KeysError::Full`].
+    pub fn add(&mut self, key: IssuedKey) -> Result<(), KeysError> {
+        if self.keys.len() >= ISSUED_KEYS {
+            return Err(KeysError::Full { state: "issued", limit: ISSUED_KEYS });
+        }
+        self.keys.insert(key.key, key);
+        Ok(())
+    }
+
+    /// Revokes a key; one that is revoked stays so since then. False if it is not on record.
+    ///
+    /// # Errors
+    ///
+    /// [`KeysError::Full`].
+    pub fn revoke(&mut self, key: KeyId, now: Duration) -> Result<bool, KeysError> {
+        let revoked = self.keys.values().filter(|key| key.revoked.is_some()).count();
+        let Some(issued) = self.keys.get_mut(&key) else { return Ok(false) };
+        if issued.revoked.is_none() {
+            if revoked >= REVOKED_KEYS {
+                return Err(KeysError::Full { state: "revoked", limit: REVOKED_KEYS });
+            }
+            issued.revoked = Some(now);
+        }
+        Ok(true)
+    }
+
+    /// Forgets keys that nobody accepts anyhow: of other authorities, and those that have expired by any clock.
+    pub fn forget(&mut self, authorities: &[AuthorityId], now: Duration) {
+        self.keys.retain(|_, key| authorities.contains(&key.authority) && now <= key.expires + CLOCK_SKEW);
+    }
+}
+
+fn in_line(number: usize, error: &serde_json::Error) -> String {
+    format!("line {number}: {error}")
+}
+
+/// Ids, as people write them.
+mod as_text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::de::{Deserialize, Deserializer, Error};
+    use serde::ser::Serializer;
+
+    pub(super) fn serialize<S: Serializer>(id: &impl Display, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(id)
+    }
+
+    pub(super) fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// Roles, by their words.
+mod as_word {
+    use serde::de::{Deserialize, Deserializer, Error};
+    use serde::ser::Serializer;
+
+    use crate::keys::{role_of_word, role_word};
+    use crate::transport::Role;
+
+    pub(super) fn serialize<S: Serializer>(role: &Role, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(role_word(*role))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Role, D::Error> {
+        let word = String::deserialize(from)?;
+        role_of_word(&word).ok_or_else(|| D::Error::custom(format!("there is no role {word:?}")))
+    }
+}
+
+/// Times, as in RFC 3339.
+mod as_timestamp {
+    use super::{Duration, UNIX_EPOCH};
+    use serde::de::{Deserialize, Deserializer, Error};
+    use serde::ser::Serializer;
+
+    pub(super) fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&humantime::format_rfc3339_seconds(UNIX_EPOCH + *time))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(from)?;
+        let time = humantime::parse_rfc3339(&text)
+            .map_err(|error| D::Error::custom(format!("{text:?} is no time: {error}")))?;
+        time.duration_since(UNIX_EPOCH).map_err(D::Error::custom)
+    }
+}
+
+/// The same where there may be none.
+mod as_timestamp_or_none {
+    use super::{Duration, as_timestamp};
+    use serde::de::Deserializer;
+    use serde::ser::Serializer;
+
+    pub(super) fn serialize<S: Serializer>(time: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+        match time {
+            Some(time) => as_timestamp::serialize(time, to),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        as_timestamp::deserialize(from).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Duration = Duration::from_secs(1_800_000_000);
+
+    fn key(id: u64, authority: u64) -> IssuedKey {
+        IssuedKey {
+            key: format!("{id:016x}").parse().unwrap(),
+            role: Role::ProgressServer,
+            user: "ann".parse().unwrap(),
+            made: NOW,
+            expires: NOW + Duration::from_hours(24),
+            authority: AuthorityId(authority),
+            revoked: None,
+        }
+    }
+
+    #[test]
+    fn an_index_survives_its_text() {
+        let mut index = Index::default();
+        index.add(key(1, 7)).unwrap();
+        index.add(key(2, 7)).unwrap();
+        assert!(index.revoke(key(2, 7).key, NOW).unwrap());
+        index.count_change();
+        let text = "{\"revision\":1}\n\
+            {\"key\":\"0000000000000001\",\"role\":\"progress-server\",\"user\":\"ann\",\"made\":\"2027-01-15T08:00:00Z\",\
+            \"expires\":\"2027-01-16T08:00:00Z\",\"authority\":\"0000000000000007\"}\n\
+            {\"key\":\"0000000000000002\",\"role\":\"progress-server\",\"user\":\"ann\",\"made\":\"2027-01-15T08:00:00Z\",\
+            \"expires\":\"2027-01-16T08:00:00Z\",\"authority\":\"0000000000000007\",\"revoked\":\"2027-01-15T08:00:00Z\"}\n";
+        assert_eq!(index.to_text(), text);
+        assert_eq!(Index::parse(text.as_bytes()), Ok(index));
+    }
+
+    #[test]
+    fn a_broken_line_is_named() {
+        let good = {
+            let mut index = Index::default();
+            index.add(key(1, 7)).unwrap();
+            index.to_text()
+        };
+        let problem = |text: &str| Index::parse(text.as_bytes()).unwrap_err();
+        assert!(problem("").contains("empty"));
+        assert!(problem("nonsense").contains("line 1"));
+        assert!(problem(&format!("{good}\n")).contains("line 3"));
+        assert!(problem(&format!("{good}{}", good.lines().last().unwrap())).contains("second time"));
+        for (right, wrong) in [("progress-server", "root"), ("ann", "../ann"), ("2027-01-15", "2027-13-15")] {
+            let problem = problem(&good.replace(right, wrong));
+            assert!(problem.contains("line 2") && problem.contains(wrong), "{problem}");
+        }
+        assert!(Index::parse(b"\xff").is_err());
+        assert!(problem(&good.replace("2027-01-15T08", "1969-01-15T08")).contains("line 2"));
+    }
+
+    #[test]
+    fn the_longest_key_fits_its_line() {
+        let mut index = Index::default();
+        let user = "a".repeat(crate::limits::USER_NAME_BYTES).parse().unwrap();
+        index.add(IssuedKey { user, revoked: Some(NOW), ..key(u64::MAX, u64::MAX) }).unwrap();
+        assert!(index.to_text().lines().all(|line| line.len() < ISSUED_KEY_LINE_BYTES));
+    }
+
+    #[test]
+    fn a_key_stays_revoked_since_the_first_time() {
+        let mut index = Index::default();
+        index.add(key(1, 7)).unwrap();
+        assert!(index.revoke(key(1, 7).key, NOW).unwrap());
+        assert!(index.revoke(key(1, 7).key, NOW * 2).unwrap());
+        assert!(!index.revoke(key(2, 7).key, NOW).unwrap(), "it is not on record");
+        assert_eq!(index.revoked(AuthorityId(7)).collect::<Vec<_>>(), [(key(1, 7).key, NOW)]);
+        assert_eq!(index.revoked(AuthorityId(8)).count(), 0);
+    }
+
+    #[test]
+    fn there_is_room_for_so_many_keys() {
+        let mut index = Index::default();
+        for id in 1..=ISSUED_KEYS as u64 {
+            index.add(key(id, 7)).unwrap();
+        }
+        assert!(matches!(index.add(key(u64::MAX, 7)), Err(KeysError::Full { state: "issued", .. })));
+        for (id, issued) in index.keys.values_mut().take(REVOKED_KEYS).enumerate() {
+            issued.revoked = Some(NOW + Duration::from_secs(id as u64));
+        }
+        let last = key(ISSUED_KEYS as u64, 7).key;
+        assert!(matches!(index.revoke(last, NOW), Err(KeysError::Full { state: "revoked", .. })));
+        assert!(index.revoke(key(1, 7).key, NOW).unwrap(), "it is revoked already");
+    }
+
+    #[test]
+    fn what_nobody_accepts_is_forgotten() {
+        let mut index = Index::default();
+        index.add(key(1, 7)).unwrap();
+        index.add(key(2, 8)).unwrap();
+        index.add(key(3, 9)).unwrap();
+        index.forget(&[AuthorityId(7), AuthorityId(8)], key(1, 7).expires + CLOCK_SKEW);
+        assert_eq!(
+            index.keys().map(|key| key.authority).collect::<Vec<_>>(),
+            [AuthorityId(7), AuthorityId(8)]
+        );
+        index.forget(&[AuthorityId(7), AuthorityId(8)], key(1, 7).expires + CLOCK_SKEW * 2);
+        assert_eq!(index.keys().count(), 0);
+    }
+}

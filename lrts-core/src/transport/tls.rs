@@ -1,0 +1,159 @@
+//! TLS 1.3 below ZMTP: the handshakes of gate and tunnel, and what a failed one means.
+
+use std::io;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::{AlertDescription, Error};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+use super::hello::Role;
+use super::splice::End;
+use crate::keys::{Identity, KeyRefusal, KeyRing, tls_server_name};
+use crate::limits::{FAREWELL_TIME, HANDSHAKE_TIME};
+
+/// First byte of a TLS record that begins a handshake, and of one that is an alert.
+pub(crate) const HANDSHAKE: u8 = 0x16;
+/// See [`HANDSHAKE`].
+pub(crate) const ALERT: u8 = 0x15;
+
+/// A fatal alert `insufficient_security` in a record (RFC 8446, 5.1 and 6), for a peer that wants TLS where there is none. No
+/// server with keys sends it.
+const NO_TLS_HERE: [u8; 7] = [ALERT, 3, 3, 0, 2, 2, 71];
+
+/// Most bytes of a refused peer that are read while it is given time to hear why.
+const FAREWELL_READ: u64 = 64 * 1024;
+
+/// What a peer without TLS is told on its own side.
+pub(crate) const WANTED: &str =
+    "the server wants a key, but this side was asked to connect without (--insecure)";
+
+/// Certificates of a peer, its own first.
+pub(crate) type Chain = Arc<Vec<CertificateDer<'static>>>;
+
+/// Who stands behind a secured connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Certified {
+    pub(crate) identity: Identity,
+    /// Kept to be checked anew when keys are revoked.
+    pub(crate) chain: Chain,
+}
+
+/// The server's handshake with a stranger. A refused one is told why, as far as TLS has words for it.
+pub(crate) async fn accept(
+    stream: TcpStream,
+    ring: &KeyRing,
+) -> Result<(server::TlsStream<TcpStream>, Certified), End> {
+    let accepting = TlsAcceptor::from(ring.server()).accept(stream).into_fallible();
+    let stream = match timeout(HANDSHAKE_TIME, accepting).await {
+        Err(_) => return Err(End::Handshake),
+        Ok(Err((error, stream))) => {
+            let refusal = refusal(&error).map(|refusal| End::Keys(refusal.to_string()));
+            take_leave(stream).await;
+            return Err(refusal.unwrap_or_else(|| End::failed(error)));
+        }
+        Ok(Ok(stream)) => stream,
+    };
+    let chain: Vec<_> = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .unwrap_or_default()
+        .iter()
+        .map(|it| it.clone().into_owned())
+        .collect();
+    let Some(identity) = chain.first().and_then(Identity::of) else {
+        return Err(End::Keys("its certificate names no role and user".to_owned()));
+    };
+    Ok((stream, Certified { identity, chain: Arc::new(chain) }))
+}
+
+/// The client's handshake with a server of this role.
+pub(crate) async fn connect(
+    stream: TcpStream,
+    ring: &KeyRing,
+    role: Role,
+) -> Result<(client::TlsStream<TcpStream>, Chain), End> {
+    let connecting = TlsConnector::from(ring.client()).connect(tls_server_name(role), stream);
+    let stream = match timeout(HANDSHAKE_TIME, connecting).await {
+        Err(_) => return Err(End::Handshake),
+        Ok(Err(error)) => {
+            return Err(match refusal(&error) {
+                Some(refusal) => End::Keys(format!("the {role} there is not trusted: {refusal}")),
+                None => End::failed(error),
+            });
+        }
+        Ok(Ok(stream)) => stream,
+    };
+    let chain = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .unwrap_or_default()
+        .iter()
+        .map(|it| it.clone().into_owned())
+        .collect();
+    Ok((stream, Arc::new(chain)))
+}
+
+/// Whether a peer of a server without keys begins with TLS. It is told that there is none, and must go.
+pub(crate) async fn turn_away(mut stream: TcpStream) -> Option<TcpStream> {
+    let mut first = [0];
+    match timeout(HANDSHAKE_TIME, stream.peek(&mut first)).await {
+        Ok(Ok(1)) if first[0] == HANDSHAKE => {
+            // It is gone already if this fails.
+            let _ = stream.write_all(&NO_TLS_HERE).await;
+            take_leave(stream).await;
+            None
+        }
+        // What else is wrong shows when it is read.
+        _ => Some(stream),
+    }
+}
+
+/// Closes a connection so that the peer reads what was written last: unread bytes would reset it.
+async fn take_leave(mut stream: TcpStream) {
+    let farewell = async {
+        stream.shutdown().await?;
+        tokio::io::copy(&mut (&mut stream).take(FAREWELL_READ), &mut tokio::io::sink()).await
+    };
+    let _ = timeout(FAREWELL_TIME, farewell).await;
+}
+
+/// Why the peer's certificate was not accepted here, if that is what failed.
+fn refusal(error: &io::Error) -> Option<KeyRefusal> {
+    let error = tls_error(error)?;
+    let judged = matches!(error, Error::InvalidCertificate(_) | Error::NoCertificatesPresented);
+    judged.then(|| KeyRefusal(error.clone()))
+}
+
+/// What the other side has against this one's key, if that is what failed.
+#[expect(clippy::wildcard_enum_match_arm, reason = "alerts of another crate, to which more may come")]
+pub(crate) fn objection(error: &io::Error) -> Option<&'static str> {
+    let Error::AlertReceived(alert) = tls_error(error)? else { return None };
+    match alert {
+        AlertDescription::CertificateRevoked => Some("the key of this side was revoked"),
+        AlertDescription::CertificateExpired => {
+            Some("the key of this side has expired, or is not valid yet: are the clocks right?")
+        }
+        AlertDescription::UnknownCA => {
+            Some("the key of this side is not of that cluster, or older than its last rotations")
+        }
+        AlertDescription::CertificateRequired => Some("the other side wants a key"),
+        AlertDescription::BadCertificate
+        | AlertDescription::UnsupportedCertificate
+        | AlertDescription::CertificateUnknown
+        | AlertDescription::AccessDenied => Some("the key of this side is not accepted"),
+        AlertDescription::InsufficientSecurity => Some(
+            "the server has no keys (it was started with --insecure), and this side was not asked to connect without",
+        ),
+        _ => None,
+    }
+}
+
+fn tls_error(error: &io::Error) -> Option<&Error> {
+    error.get_ref()?.downcast_ref()
+}
