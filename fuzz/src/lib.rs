@@ -39,5 +39,9 @@ pub fn bounded(input: &[u8], target: impl FnOnce(&[u8])) {
     target(input);
     let peak = PEAK.load(Ordering::Relaxed).saturating_sub(before);
     let allowed = BYTES_BESIDES + BYTES_PER_BYTE * input.len();
-    assert!(peak <= allowed, "{} bytes of input took {peak} bytes of memory, {allowed} are allowed", input.len());
+    assert!(
+        peak <= allowed,
+        "{} bytes of input took {peak} bytes of memory, {allowed} are allowed",
+        input.len()
+    );
 }
