@@ -15,9 +15,10 @@ pub(crate) enum Value {
     Natural(u64),
     Integer(i64),
     Real(f64),
+    // Before blocks, which are read from lists of small numbers and from text too.
+    List(Vec<Value>),
     Text(String),
     Block(ByteBuf),
-    List(Vec<Value>),
     Map(BTreeMap<String, Value>),
 }
 
