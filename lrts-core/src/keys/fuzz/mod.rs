@@ -1,4 +1,5 @@
-#[cfg(all(test, feature = "authority"))]
+#[cfg(test)]
+#[cfg(feature = "authority")]
 pub(crate) mod seeds;
 
 use rustls::pki_types::CertificateDer;
