@@ -28,3 +28,4 @@ pub mod spool;
 pub mod status;
 pub mod telemetry;
 pub mod transport;
+pub mod worker_secret;

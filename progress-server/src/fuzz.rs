@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use lrts_core::clock::Moment;
 use lrts_core::fuzz::{Input, Target};
-use lrts_core::limits::{BARS_PER_BATCH, BATCH_BYTES};
+use lrts_core::ids::UserName;
+use lrts_core::limits::{BARS, BARS_PER_BATCH, BATCH_BYTES};
 use lrts_core::progress::is_bounded;
 use lrts_core::protocol::codec;
-use lrts_core::protocol::progress::{FromReporter, FromWatcher, ToWatcher};
+use lrts_core::protocol::progress::{FromReporter, FromWatcher, OwnedApplication, ToWatcher};
 
-use crate::engine::{Action, BARS, Engine, Event};
+use crate::engine::{Action, Engine, Event};
 
 /// The targets of this crate.
 pub const TARGETS: &[Target] = &[("bars", bars)];
@@ -51,6 +52,11 @@ pub fn bars(bytes: &[u8]) {
     assert_eq!((engine.bars(), engine.deadline()), (0, None), "nobody reports anything any more");
 }
 
+/// Whose watchers they are.
+fn owner() -> Option<UserName> {
+    Some("ann".parse().expect("a valid name"))
+}
+
 fn said(peer: u8, head: &[u8]) -> Option<Event<u8>> {
     if peer.is_multiple_of(2) {
         match codec::decode(head).ok()? {
@@ -58,11 +64,14 @@ fn said(peer: u8, head: &[u8]) -> Option<Event<u8>> {
             FromReporter::Batch { applications } => {
                 Some(Event::Batch { reporter: peer, updates: applications })
             }
-            FromReporter::Ended { attempts } => Some(Event::Ended { attempts }),
+            FromReporter::Ended { attempts } => Some(Event::Ended { reporter: peer, attempts }),
         }
     } else {
         match codec::decode(head).ok()? {
-            FromWatcher::Watch { application } => Some(Event::Watch { watcher: peer, application }),
+            FromWatcher::Watch { application } => {
+                let application = OwnedApplication { owner: owner(), application };
+                Some(Event::Watch { watcher: peer, application })
+            }
             FromWatcher::Forget => Some(Event::Forget { watcher: peer }),
         }
     }
@@ -101,6 +110,10 @@ mod tests {
         "nightly".parse().unwrap()
     }
 
+    fn owned() -> OwnedApplication {
+        OwnedApplication { owner: owner(), application: application() }
+    }
+
     fn attempt(sequence: u64, attempt: u32) -> AttemptId {
         AttemptId { job: SessionId(5).job(sequence), attempt }
     }
@@ -113,12 +126,12 @@ mod tests {
         let text = text.then(|| BarText { description: "Reading".into(), ..BarText::default() });
         let bar = BarId { attempt, index };
         let updates = vec![BarUpdate { bar, text, numbers: BarNumbers::default() }];
-        say(script, peer, &FromReporter::Batch { applications: vec![(application(), updates)] })
+        say(script, peer, &FromReporter::Batch { applications: vec![(owned(), updates)] })
     }
 
     fn conversations() -> Vec<Vec<u8>> {
         let watched = || say(Script::new(), 1, &FromWatcher::Watch { application: application() });
-        let ended = FromReporter::Ended { attempts: vec![(application(), attempt(1, 1))] };
+        let ended = FromReporter::Ended { attempts: vec![(owned(), attempt(1, 1))] };
         let told = || report(watched(), 0, attempt(1, 1), 0, true).byte(12);
         let moved =
             report(report(told(), 0, attempt(1, 1), 0, false), 0, attempt(1, 1), 3, true).byte(9).byte(12);

@@ -29,8 +29,9 @@ pub fn worker_files(bytes: &[u8]) {
             }
         }
         3 => {
-            if let Some(worker) = state_dir::parse_id(&String::from_utf8_lossy(input.rest())) {
-                assert_eq!(state_dir::parse_id(&worker.to_string()), Some(worker));
+            if let Some(secret) = state_dir::parse_secret(&String::from_utf8_lossy(input.rest())) {
+                let again = state_dir::parse_secret(&secret.to_hex());
+                assert!(again.is_some_and(|again| again.worker() == secret.worker()));
             }
         }
         _ => {
@@ -68,6 +69,7 @@ mod tests {
         let record = HostRecord { bundle, process, boot_id: "c0ffee".into() };
         let notes = Notes {
             application: "nightly".parse().unwrap(),
+            owner: Some("ann".parse().unwrap()),
             service: "mult".into(),
             slots: 2,
             exclusive: true,
@@ -101,8 +103,8 @@ mod tests {
             end(&notices),
             end(&notices[..4]),
             end(&notices[4..]),
-            file(3, b"000000000000002a\n"),
-            file(3, b"+00000000000002a"),
+            file(3, format!("{}\n", "2a".repeat(32)).as_bytes()),
+            file(3, format!("+{}", "2a".repeat(32)).as_bytes()),
             file(4, b"ffffffffffffffff\n"),
             file(4, b"\xff"),
         ];

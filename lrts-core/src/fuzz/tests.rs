@@ -10,7 +10,7 @@ use crate::limits::BUNDLE_CHUNK_BYTES;
 use crate::progress::fuzz::{Answer, Order};
 use crate::progress::{Arena, Region, Watched};
 use crate::protocol::codec;
-use crate::protocol::progress::{BarText, Color};
+use crate::protocol::progress::{BarText, Color, OwnedApplication};
 use crate::spool;
 use crate::transport::fuzz::seeds;
 
@@ -69,7 +69,10 @@ fn keep_messages() {
         arena: 1,
         region: 2,
         attempt: ATTEMPT,
-        application: "nightly".parse().unwrap(),
+        application: OwnedApplication {
+            owner: Some("ann".parse().unwrap()),
+            application: "nightly".parse().unwrap(),
+        },
         rtt_test: Duration::from_secs(10),
     };
     let orders = [

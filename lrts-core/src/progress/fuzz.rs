@@ -12,7 +12,7 @@ use crate::fuzz::Input;
 use crate::ids::{AttemptId, SessionId};
 use crate::limits::{BARS_PER_ATTEMPT, BARS_PER_BATCH, BATCH_BYTES};
 use crate::protocol::codec;
-use crate::protocol::progress::FromReporter;
+use crate::protocol::progress::{FromReporter, OwnedApplication};
 
 const NOW: Moment = Moment::from_nanos(1 << 40);
 
@@ -24,8 +24,8 @@ pub fn arena(bytes: &[u8]) {
     let mut scanner = Scanner::default();
     scanner.add_arena(0, &descriptor).expect("an arena");
     let attempt = AttemptId { job: SessionId(1).job(1), attempt: 1 };
-    let application = "fuzz".parse().expect("a valid id");
-    scanner.watch((0, 0), attempt, application, Duration::from_secs(10)).expect("a region");
+    let application = OwnedApplication { owner: None, application: "fuzz".parse().expect("a valid id") };
+    scanner.watch((0, 0), attempt, application.clone(), Duration::from_secs(10)).expect("a region");
     let memory = File::from(descriptor);
     while !input.is_empty() {
         let place = match input.byte() {

@@ -25,6 +25,7 @@
 
 mod admission;
 mod chunks;
+mod counters;
 mod credit;
 mod dealer;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -48,6 +49,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use zeromq::{SocketSend, ZmqMessage};
 
+pub use self::counters::{Cause, Counters};
 pub use self::dealer::{
     Link, LinkConfig, LinkDown, LinkEvent, LinkReceiver, LinkSendError, LinkSender, TrySendError,
 };

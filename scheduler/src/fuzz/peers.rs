@@ -2,15 +2,15 @@ use std::time::Duration;
 
 use lrts_core::clock::Moment;
 use lrts_core::fuzz::Input;
-use lrts_core::ids::BundleDigest;
+use lrts_core::ids::{BundleDigest, UserName};
 use lrts_core::spec::Platform;
 use lrts_core::transport::Message;
 
 use crate::convert::{self, BadMessage, InputBodies};
-use crate::engine::{Action, Engine, Event, Peer, Settings};
+use crate::engine::{Action, Bounds, Engine, Event, Peer, Settings};
 use crate::store::Bodies;
 
-/// Connections at a time: the even ones are applications, the odd ones workers.
+/// Connections at a time: the even ones are applications, of a user each, the odd ones workers.
 const CONNECTIONS: u8 = 4;
 
 /// Applications and workers that say what they like, in any order, while time passes and connections end.
@@ -35,11 +35,23 @@ pub fn peers(bytes: &[u8]) {
     }
 }
 
+/// Small, so that they are reached.
+const BOUNDS: Bounds = Bounds {
+    applications: 4,
+    bundles: 8,
+    sessions: 4,
+    services: 16,
+    jobs: 20,
+    payload_bytes: 4_096,
+    keys: 4,
+};
+
 struct Scheduler {
     engine: Engine,
     now: Moment,
     /// Who is at each of the connections now.
     peers: [Peer; CONNECTIONS as usize],
+    users: [UserName; 2],
     /// Connections so far.
     count: u64,
 }
@@ -54,16 +66,18 @@ impl Scheduler {
             lost_after: Duration::from_secs(20),
             result_retention: Duration::from_secs(600),
             result_bytes: 1 << 20,
+            bounds: BOUNDS,
         };
         let peers = std::array::from_fn(|connection| Peer(connection as u64));
         let now = Moment::default() + Duration::from_secs(1_000);
-        Self { engine: Engine::new(settings), now, peers, count: u64::from(CONNECTIONS) }
+        let users = ["ann", "bob"].map(|user| user.parse().expect("a valid name"));
+        Self { engine: Engine::new(settings), now, peers, users, count: u64::from(CONNECTIONS) }
     }
 
     fn message(&mut self, connection: usize, message: &Message) {
         let peer = self.peers[connection];
         let read = match connection % 2 {
-            0 => convert::from_application(peer, message),
+            0 => convert::from_application(peer, Some(&self.users[connection / 2]), message),
             _ => convert::from_worker(peer, message),
         };
         match read {

@@ -1,12 +1,13 @@
 use std::time::Duration;
 
 use lrts_core::fuzz::{Script, check_corpora, keep};
-use lrts_core::ids::{AttemptId, BundleDigest, SessionId, WorkerId};
+use lrts_core::ids::{AttemptId, BundleDigest, SessionId};
 use lrts_core::protocol::application::{Attach, Credit, FromApplication, JobRange, JobSet, KeyedJob};
 use lrts_core::protocol::codec::encode;
 use lrts_core::protocol::worker::{AttemptEnd, Ended, FromWorker, HeldAttempt, Register};
 use lrts_core::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
 use lrts_core::status::{Failure, FailureKind};
+use lrts_core::worker_secret::WorkerSecret;
 use serde::Serialize;
 
 use super::TARGETS;
@@ -47,8 +48,10 @@ fn submit(script: Script, first: u64, count: u32, options: JobOptions, keys: Vec
 }
 
 fn register(script: Script, connection: u8, attempts: Vec<HeldAttempt>) -> Script {
+    let secret: WorkerSecret = format!("{connection:02x}").repeat(32).parse().unwrap();
     let register = Register {
-        worker: WorkerId(u64::from(connection)),
+        worker: secret.worker(),
+        secret,
         host: "node-1".into(),
         pid: 99,
         instance: 11,

@@ -57,7 +57,7 @@ pub(crate) fn row(bytes: &[u8]) {
         }
         _ => {
             let body = unseal_bytes(&Bytes::from(row)).expect("it was sealed");
-            let _ = codec::decode::<Vec<BarRecord>>(&body);
+            let _ = codec::decode_local::<Vec<BarRecord>>(&body);
             if let Some((stdout, stderr)) = split_output(body.clone()) {
                 assert_eq!(stdout.len() + stderr.len() + size_of::<u64>(), body.len());
             }

@@ -15,7 +15,7 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
     let mut index = Index::default();
     let mut files: Vec<KeyFile> = ROLES.map(|role| issue(&authority, &mut index, role)).into();
     let first = index.keys().next().unwrap().key;
-    index.revoke(first, NOW).unwrap();
+    index.revoke(&[first], NOW).unwrap();
     authority.renew(&mut files[0], NOW, &index).unwrap();
     let alone = authority.to_text();
     authority.rotate(NOW).unwrap();
