@@ -141,19 +141,77 @@ fn tests() -> BTreeSet<String> {
     names
 }
 
+/// The rows of the table under a heading of a page, each split into its cells.
+fn table(page: &str, heading: &str) -> Vec<Vec<String>> {
+    let text = fs::read_to_string(root().join(page)).unwrap();
+    let (_, behind) = text.split_once(heading).expect("the page has this heading");
+    let rows =
+        behind.lines().take_while(|line| !line.starts_with("## ")).filter(|line| line.starts_with("| "));
+    let cells = |row: &str| row.trim_matches('|').split('|').map(str::to_owned).collect();
+    rows.skip(1).map(cells).collect()
+}
+
+/// What stands between backticks.
+fn names(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+/// Targets of the fuzz crate.
+fn fuzz_targets() -> BTreeSet<String> {
+    let stem = |file: &PathBuf| file.file_stem().unwrap().to_str().unwrap().to_owned();
+    rust_files(&root().join("fuzz/fuzz_targets")).iter().map(stem).collect()
+}
+
 #[test]
-fn every_test_of_the_fault_matrix_exists() {
-    let page = fs::read_to_string(root().join("docs/OPERATING.md")).unwrap();
-    let matrix = page.split("## The fault matrix").nth(1).expect("the page has a fault matrix");
-    let rows: Vec<&str> = matrix.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
-    assert!(rows.len() > 30, "the rows were not found");
-    let tests = tests();
-    for row in rows {
-        let shown_by = row.trim_end_matches('|').rsplit('|').next().unwrap();
-        let named: Vec<&str> = shown_by.split('`').skip(1).step_by(2).collect();
-        assert!(!named.is_empty(), "nothing shows that `{row}`");
-        for name in named {
-            assert!(tests.contains(name), "docs/OPERATING.md names `{name}`, which is no test");
+fn every_fault_and_every_attack_is_shown_by_a_test() {
+    let mut known = tests();
+    known.extend(fuzz_targets());
+    for (page, heading, least) in [
+        ("docs/OPERATING.md", "## The fault matrix", 30),
+        ("docs/SECURITY.md", "## What attackers can try", 12),
+    ] {
+        let rows = table(page, heading);
+        assert!(rows.len() > least, "the rows were not found");
+        for row in rows {
+            let named = names(row.last().unwrap());
+            assert!(!named.is_empty(), "nothing shows that {row:?}");
+            for name in named {
+                assert!(known.contains(name), "{page} names `{name}`, which is no test");
+            }
         }
+    }
+}
+
+#[test]
+fn the_security_page_names_limits_that_there_are() {
+    let limits = fs::read_to_string(root().join("lrts-core/src/limits.rs")).unwrap();
+    let rows = table("docs/SECURITY.md", "## Limits");
+    assert!(rows.len() > 10, "the rows were not found");
+    for name in rows.iter().flat_map(|row| names(row.last().unwrap())) {
+        assert!(limits.contains(&format!("pub const {name}:")), "there is no limit `{name}`");
+    }
+}
+
+#[test]
+fn every_fuzz_target_is_built_explained_and_run_by_a_test() {
+    let manifest = fs::read_to_string(root().join("fuzz/Cargo.toml")).unwrap();
+    let page = fs::read_to_string(root().join("fuzz/README.md")).unwrap();
+    let crates = ["lrts-core", "lrts-client", "scheduler", "worker", "progress-server"];
+    let sources: String = crates
+        .iter()
+        .flat_map(|name| rust_files(&root().join(name).join("src")))
+        .filter(|file| file.to_str().unwrap().contains("fuzz"))
+        .map(|file| fs::read_to_string(file).unwrap())
+        .collect();
+    let targets = fuzz_targets();
+    assert!(targets.len() > 15, "the targets were not found");
+    for target in &targets {
+        assert!(manifest.contains(&format!("name = \"{target}\"")), "fuzz/Cargo.toml lacks {target}");
+        assert!(page.contains(&format!("`{target}`")), "fuzz/README.md lacks {target}");
+        assert!(sources.contains(&format!("(\"{target}\", {target})")), "no test runs {target}");
+    }
+    for corpus in fs::read_dir(root().join("fuzz/corpus")).unwrap() {
+        let name = corpus.unwrap().file_name().into_string().unwrap();
+        assert!(targets.contains(&name), "fuzz/corpus/{name} is of no target");
     }
 }

@@ -7,6 +7,9 @@
 //!
 //! As in JSON, `Some(None)` and `Some(())` read back as `None`.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
+
 use std::any::Any;
 use std::ops::{Deref, DerefMut};
 

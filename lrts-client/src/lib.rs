@@ -60,6 +60,8 @@ mod context;
 mod display;
 mod encoding;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod handlers;
 mod handles;
 mod host;

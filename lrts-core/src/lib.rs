@@ -12,6 +12,8 @@ pub mod clock;
 pub mod command_line;
 pub mod descriptors;
 pub mod environment;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod ids;
 pub mod keys;
 pub mod limits;

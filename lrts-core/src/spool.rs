@@ -51,7 +51,7 @@ impl Spool {
 
     /// Where the result of an attempt goes.
     pub fn path(&self, attempt: AttemptId) -> PathBuf {
-        self.directory.join(format!("{}.{}", attempt.job, attempt.attempt))
+        self.directory.join(name_of(attempt))
     }
 
     /// The result of an attempt, which must have exactly this many bytes.
@@ -164,14 +164,7 @@ pub fn write(path: &Path, bytes: &[u8], mut wait: impl FnMut(&io::Error)) -> io:
 pub fn write_end(output: &Path, notices: &[impl AsRef<[u8]>]) -> io::Result<()> {
     let path = with_suffix(output, END);
     let part = part_of(&path);
-    let mut content = Vec::new();
-    for notice in notices {
-        let notice = notice.as_ref();
-        let length = u32::try_from(notice.len()).expect("a notice is small");
-        content.extend_from_slice(&length.to_le_bytes());
-        content.extend_from_slice(notice);
-    }
-    private_dir::write(&part, content).and_then(|()| fs::rename(&part, &path)).inspect_err(|_| {
+    private_dir::write(&part, join(notices)).and_then(|()| fs::rename(&part, &path)).inspect_err(|_| {
         // A full disk is short enough of room.
         let _ = fs::remove_file(&part);
     })
@@ -184,20 +177,32 @@ pub fn write_end(output: &Path, notices: &[impl AsRef<[u8]>]) -> io::Result<()> 
 /// Those of `read(2)`; `NotFound` if there are none, `InvalidData` if the file is torn.
 pub fn read_end(output: &Path) -> io::Result<Vec<Vec<u8>>> {
     let path = with_suffix(output, END);
-    let content = fs::read(&path)?;
-    let mut rest = &content[..];
-    let mut notices = Vec::new();
-    while !rest.is_empty() {
-        let notice = rest.split_first_chunk::<4>().and_then(|(length, behind)| {
-            let length = u32::from_le_bytes(*length) as usize;
-            let notice = behind.get(..length)?;
-            rest = &behind[length..];
-            Some(notice.to_vec())
-        });
-        let torn = || io::Error::new(io::ErrorKind::InvalidData, format!("`{}` is torn", path.display()));
-        notices.push(notice.ok_or_else(torn)?);
+    let torn = || io::Error::new(io::ErrorKind::InvalidData, format!("`{}` is torn", path.display()));
+    split(&fs::read(&path)?).ok_or_else(torn)
+}
+
+/// Notices as one file: the length of each in front of it.
+pub fn join(notices: &[impl AsRef<[u8]>]) -> Vec<u8> {
+    let mut content = Vec::new();
+    for notice in notices {
+        let notice = notice.as_ref();
+        let length = u32::try_from(notice.len()).expect("a notice is small");
+        content.extend_from_slice(&length.to_le_bytes());
+        content.extend_from_slice(notice);
     }
-    Ok(notices)
+    content
+}
+
+/// The notices of such a file; none if it is torn.
+pub fn split(mut content: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let mut notices = Vec::new();
+    while !content.is_empty() {
+        let (length, behind) = content.split_first_chunk::<4>()?;
+        let (notice, rest) = behind.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+        notices.push(notice.to_vec());
+        content = rest;
+    }
+    Some(notices)
 }
 
 /// Whether reading again can't help, ever: there is no such file, or it is torn. Anything else may pass.
@@ -241,7 +246,13 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-fn attempt_of(name: &str) -> Option<AttemptId> {
+/// Name of the file with an attempt's output.
+pub(crate) fn name_of(attempt: AttemptId) -> String {
+    format!("{}.{}", attempt.job, attempt.attempt)
+}
+
+/// The attempt with an output of this name.
+pub(crate) fn attempt_of(name: &str) -> Option<AttemptId> {
     let (job, attempt) = name.rsplit_once('.')?;
     Some(AttemptId { job: job.parse().ok()?, attempt: attempt.parse().ok()? })
 }

@@ -15,6 +15,8 @@ pub mod cli;
 mod config;
 mod engine;
 mod event_loop;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 
 use std::io;
 use std::net::SocketAddr;

@@ -28,6 +28,8 @@ mod config;
 mod convert;
 mod engine;
 mod event_loop;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod outbox;
 mod record;
 mod state_dir;

@@ -19,6 +19,8 @@ mod config;
 mod convert;
 mod engine;
 mod event_loop;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod hosts;
 mod janitor;
 mod machine;

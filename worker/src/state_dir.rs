@@ -139,8 +139,7 @@ impl StateDir {
 
     /// The store of the scheduler that the worker has last registered with, if there was one.
     pub(crate) fn last_store(&self) -> Option<u64> {
-        let text = fs::read_to_string(self.path.join("store")).ok()?;
-        u64::from_str_radix(text.trim(), 16).ok()
+        parse_store(&fs::read_to_string(self.path.join("store")).ok()?)
     }
 
     /// Writes down which store the scheduler has.
@@ -216,7 +215,7 @@ fn read_or_make_secret(directory: &Path) -> Result<WorkerSecret, StateDirError> 
             if fs::metadata(&path).map_err(failed)?.mode() & 0o077 != 0 {
                 return Err(StateDirError::LooseSecret { path });
             }
-            text.trim().parse().map_err(|_| StateDirError::BadSecret { path })
+            parse_secret(&text).ok_or(StateDirError::BadSecret { path })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let secret = WorkerSecret::random();
@@ -228,6 +227,16 @@ fn read_or_make_secret(directory: &Path) -> Result<WorkerSecret, StateDirError> 
         }
         Err(source) => Err(failed(source)),
     }
+}
+
+/// What the file `secret` says.
+pub(crate) fn parse_secret(text: &str) -> Option<WorkerSecret> {
+    text.trim().parse().ok()
+}
+
+/// What the file `store` says.
+pub(crate) fn parse_store(text: &str) -> Option<u64> {
+    u64::from_str_radix(text.trim(), 16).ok()
 }
 
 #[cfg(test)]

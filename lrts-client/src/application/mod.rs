@@ -5,6 +5,8 @@
 
 mod driver;
 mod engine;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod interrupt;
 mod shell;
 #[cfg(test)]

@@ -53,6 +53,10 @@ use nix::unistd::setsid;
 pub(crate) use checkpoint::Checkpoints;
 pub(crate) use job::run_job;
 pub(crate) use kernel::{survive_terminate, threads};
+#[cfg(test)]
+pub(crate) use notices::Done;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use notices::FromJob;
 pub(crate) use notices::ToJob;
 
 use crate::service::{Services, say};

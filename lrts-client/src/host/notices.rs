@@ -30,7 +30,7 @@ pub(crate) enum ToJob {
 
 /// What a job process tells its host.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum FromJob {
+pub(crate) enum FromJob {
     /// The job's thread panics: text and place. Sent before unwinding, so that it arrives even where a panic aborts.
     Panicked {
         /// Text and place.
@@ -46,7 +46,7 @@ pub(super) enum FromJob {
 
 /// How `run` ended.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Done {
+pub(crate) enum Done {
     /// With a value.
     Finished(Output),
     /// With an error or a panic, or it could not begin.

@@ -69,7 +69,7 @@ impl Identity {
         format!("{SCHEME}:{}:{}:{}", role_word(self.role), self.user, self.key)
     }
 
-    fn from_uri(uri: &str) -> Option<Self> {
+    pub(super) fn from_uri(uri: &str) -> Option<Self> {
         let mut parts = uri.split(':');
         let mut next = || parts.next();
         let (scheme, role, user, key) = (next()?, next()?, next()?, next()?);

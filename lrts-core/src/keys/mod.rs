@@ -14,6 +14,8 @@ mod authority;
 mod directory;
 mod error;
 mod file;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod home;
 mod identity;
 #[cfg(feature = "authority")]

@@ -10,6 +10,8 @@
 
 mod arena;
 mod bar;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod handle;
 mod record;
 mod reporter;

@@ -28,6 +28,8 @@ mod chunks;
 mod counters;
 mod credit;
 mod dealer;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod gate;
 mod guard;
 mod hello;

@@ -135,7 +135,7 @@ where
 }
 
 /// Passes the peer's side of the ZMTP handshake on, rewritten.
-async fn handshake(
+pub(super) async fn handshake(
     network: &mut (impl AsyncRead + Unpin),
     ipc: &mut (impl AsyncWrite + Unpin),
     peer: &str,

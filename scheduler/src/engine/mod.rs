@@ -31,7 +31,7 @@ mod delivery;
 mod drains;
 mod events;
 mod images;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 mod invariants;
 mod jobs;
 mod leases;

@@ -208,9 +208,7 @@ impl<'a, 't> Apply<'a, 't> {
     /// All jobs of a submit are forgotten: its own row says so from now on, instead of a row for each.
     fn collapse(&mut self, submit: JobKey) -> Result<(), CommitError> {
         let found = self.tables.submits.get(submit)?;
-        let row =
-            found.map(|row| tables::decode::<SubmitRow>("submits", tables::job_of(submit), row.value()));
-        let mut row = match row {
+        let mut row = match found.map(|row| tables::decode_submit(submit, row.value())) {
             Some(Ok(row)) if row.forgotten.is_none() => row,
             Some(Err(damage)) => {
                 error!(%damage, "cannot forget jobs");

@@ -64,7 +64,7 @@ fn read(transaction: &ReadTransaction) -> Result<Content, TableError> {
     for row in transaction.open_table(tables::SUBMITS).map_err(redb::Error::from)?.iter()? {
         let (key, row) = row?;
         let key = key.value();
-        submit(loaded, counts, now, key, &tables::decode("submits", tables::job_of(key), row.value())?);
+        submit(loaded, counts, now, key, &tables::decode_submit(key, row.value())?);
     }
     place_keyed(loaded, now, keyed);
     let collapsed = !loaded.jobs.is_empty();

@@ -17,6 +17,8 @@ mod counts;
 mod deletions;
 mod durable;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod load;
 #[cfg(test)]
 mod memory;
@@ -25,7 +27,7 @@ mod room;
 mod segments;
 mod tables;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod writer;
 
 use bytes::Bytes;

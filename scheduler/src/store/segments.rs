@@ -21,6 +21,9 @@ const SEGMENT_BYTES: u64 = 64 << 20;
 /// Space that the dead bodies of a file may hold at a start before they are looked for.
 const SLACK_BYTES: u64 = 1 << 20;
 
+/// No segment has a higher number. Nobody lives to see it made.
+const LAST_SEGMENT: u64 = u64::MAX - 1;
+
 /// Where a body is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Place {
@@ -32,6 +35,11 @@ pub(super) struct Place {
 impl Place {
     fn end(self) -> u64 {
         self.offset.saturating_add(self.bytes)
+    }
+
+    /// Whether there may be such a place: numbers of segments and offsets in them are counted on from it.
+    pub(super) fn is_sound(self) -> bool {
+        self.segment <= LAST_SEGMENT && self.offset.checked_add(self.bytes).is_some()
     }
 }
 
@@ -75,7 +83,8 @@ pub(super) fn segment_file(directory: &Path, segment: u64) -> PathBuf {
 }
 
 fn segment_of(name: &str) -> Option<u64> {
-    u64::from_str_radix(name.strip_suffix(".bodies")?, 16).ok()
+    let number = u64::from_str_radix(name.strip_suffix(".bodies")?, 16).ok()?;
+    (number <= LAST_SEGMENT).then_some(number)
 }
 
 impl Segments {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use lrts_core::clock::wall_clock;
 use lrts_core::ids::{JobId, SessionId};
+use lrts_core::limits::SUBMIT_JOBS;
 use lrts_core::protocol::codec;
 use lrts_core::spec::JobOptions;
 use redb::{
@@ -193,6 +194,12 @@ pub(super) fn decode<T: DeserializeOwned>(
     unseal(row).and_then(|bytes| codec::decode_local(bytes).ok()).ok_or_else(|| damaged(table, key))
 }
 
+/// A row of [`SUBMITS`].
+pub(super) fn decode_submit(key: JobKey, row: &[u8]) -> Result<SubmitRow, Damage> {
+    let row: SubmitRow = decode("submits", job_of(key), row)?;
+    if row.is_sound(key) { Ok(row) } else { Err(damaged("submits", job_of(key))) }
+}
+
 /// A job as a key of [`JOBS`], [`KEYED`] and [`SUBMITS`].
 pub(super) fn job_key(job: JobId) -> JobKey {
     (job.session.0, job.sequence)
@@ -289,6 +296,12 @@ impl SubmitRow {
     /// How many sequences it has.
     pub(super) fn jobs(&self) -> u64 {
         self.runs.iter().map(|run| u64::from(run.3)).sum()
+    }
+
+    /// Whether it is of a submit as they come, so that it may be taken apart into jobs.
+    fn is_sound(&self, key: JobKey) -> bool {
+        let jobs = self.jobs();
+        jobs <= SUBMIT_JOBS as u64 && key.1.checked_add(jobs).is_some()
     }
 }
 
@@ -395,8 +408,8 @@ pub(super) fn decode_place(key: BodyRow, row: &[u8]) -> Result<Place, Damage> {
         let (numbers, _) = bytes.as_chunks();
         [0, 1, 2].map(|index| u64::from_le_bytes(numbers[index]))
     });
-    let [segment, offset, bytes] = numbers.ok_or_else(|| damaged("large", format!("{key:?}")))?;
-    Ok(Place { segment, offset, bytes })
+    let place = numbers.map(|[segment, offset, bytes]| Place { segment, offset, bytes });
+    place.filter(|place| place.is_sound()).ok_or_else(|| damaged("large", format!("{key:?}")))
 }
 
 /// The submit that a job came with, where the jobs of all submits are known by the first of each.
@@ -408,6 +421,6 @@ pub(super) fn submit_of(
     let Some(found) = submits.range(range)?.next_back() else { return Ok(None) };
     let (key, row) = found?;
     let key = key.value();
-    let row: SubmitRow = decode("submits", job_of(key), row.value())?;
+    let row = decode_submit(key, row.value())?;
     Ok((job.sequence - key.1 < row.jobs()).then_some((key, row)))
 }

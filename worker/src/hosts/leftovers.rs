@@ -73,11 +73,20 @@ impl LeftEnd {
     ///
     /// As [`Spool::read_end`].
     pub(super) fn read(spool: &Spool, attempt: AttemptId) -> io::Result<Self> {
+        Self::of(attempt, &spool.read_end(attempt)?)
+    }
+
+    /// Takes what a host has written of this attempt's end.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidData` if it doesn't say how it ended.
+    pub(crate) fn of(attempt: AttemptId, notices: &[Vec<u8>]) -> io::Result<Self> {
         let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
         let mut partial = BTreeMap::new();
         let (mut own_notes, mut checkpoint) = (None, None);
-        for notice in spool.read_end(attempt)? {
-            let notice = codec::decode(&notice).map_err(|error| invalid(error.to_string()))?;
+        for notice in notices {
+            let notice = codec::decode(notice).map_err(|error| invalid(error.to_string()))?;
             if let FromHost::Held { notes, .. } = &notice {
                 own_notes = Notes::decode(notes);
             } else if let FromHost::Checkpoint { state: Payload::Inline(state), .. } = &notice {

@@ -33,6 +33,10 @@ use lrts_core::spec::JobOptions;
 pub(crate) use self::family::Family;
 pub(crate) use self::fleet::{Fleet, FleetEvent};
 pub(crate) use self::leftovers::{LeftEnd, Leftovers};
+#[cfg(test)]
+pub(crate) use self::process::Process;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::record::HostRecord;
 pub(crate) use self::record::Notes;
 pub(crate) use crate::engine::HostNumber;
 

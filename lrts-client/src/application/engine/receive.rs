@@ -62,8 +62,8 @@ impl Engine {
     /// The scheduler knows this session up to there. Whatever it may not have heard is said again.
     fn attached(&mut self, accepted_through: u64) {
         self.connection = Connection::Attached;
-        for sequence in accepted_through + 1..=self.submits.accepted_through() {
-            self.end(sequence, State::Lost);
+        for before in accepted_through..self.submits.accepted_through() {
+            self.end(before + 1, State::Lost);
         }
         self.submit_unanswered(accepted_through);
         self.accept(accepted_through);

@@ -5,6 +5,7 @@ mod damage;
 mod full;
 mod kinds;
 mod model;
+mod seeds;
 mod speed;
 
 use std::sync::mpsc;
@@ -14,6 +15,8 @@ use bytes::Bytes;
 use lrts_core::ids::{AttemptId, JobId, SessionId};
 use lrts_core::protocol::progress::BarRecord;
 use lrts_core::spec::JobOptions;
+
+pub(crate) use seeds::{rows, stores};
 
 use super::{Bodies, EndedBodies, Entry, Fetched, ReadError, Store};
 use crate::record::{JobImage, Loaded, NewJob, Record, Report, Stage, Submitted};

@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| lrts_fuzz::bounded(input, lrts_core::fuzz::spool_end));
