@@ -1,10 +1,15 @@
 //! The tree of subcommands; each daemon's arguments are its own crate's.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use lrts_core::command_line::{KeyArgs, duration};
-use lrts_core::ids::{ApplicationId, JobId, WorkerId};
+use lrts_core::ids::{ApplicationId, JobId, UserName, WorkerId};
+use lrts_core::keys::{KeyId, ROLES, role_of_word, role_word};
+use lrts_core::limits::AUTHORITY_VALIDITY;
+use lrts_core::transport::Role;
 use lrts_progress_server::cli::ProgressServerArgs;
 use lrts_scheduler::cli::SchedulerArgs;
 use lrts_worker::cli::WorkerArgs;
@@ -44,6 +49,8 @@ pub(crate) enum Command {
     Cancel(CancelArgs),
     /// Let a worker finish what it has and take nothing new
     Drain(DrainArgs),
+    /// Show, make, renew and revoke the keys by which all parts of a cluster know each other
+    Keys(KeysArgs),
 }
 
 /// How a command reaches the scheduler.
@@ -99,12 +106,113 @@ pub(crate) struct DrainArgs {
     pub(crate) query: QueryArgs,
 }
 
+/// `lrts keys`.
+#[derive(Debug, Args)]
+pub(crate) struct KeysArgs {
+    #[command(subcommand)]
+    pub(crate) command: KeysCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// List the keys that were made here and are neither expired nor dropped
+    Show(ShowKeysArgs),
+    /// Make a key for another machine or user: one file, to be copied there and named by --keys or LRTS_KEYS
+    Export(ExportKeyArgs),
+    /// Give all roles on this machine new keys of a new authority; older keys are accepted until --drop-old or the next rotation
+    Rotate(RotateKeysArgs),
+    /// Stop accepting keys; those of this directory itself are replaced by new ones
+    Revoke(RevokeKeysArgs),
+}
+
+/// Where the keys are.
+#[derive(Debug, Args)]
+pub(crate) struct KeysPlace {
+    /// The keys directory [default: LRTS_KEYS, else lrts/keys under XDG_CONFIG_HOME or ~/.config]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) keys: Option<PathBuf>,
+}
+
+/// `lrts keys show`.
+#[derive(Debug, Args)]
+pub(crate) struct ShowKeysArgs {
+    #[command(flatten)]
+    pub(crate) place: KeysPlace,
+    /// Print JSON: one object a line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `lrts keys export`.
+#[derive(Debug, Args)]
+pub(crate) struct ExportKeyArgs {
+    /// The file to make; `-` is stdout
+    pub(crate) file: PathBuf,
+    /// What the key's holder may be
+    #[arg(long, value_parser = role())]
+    pub(crate) role: Role,
+    /// Whose key it is: applications belong to the user of the key that started them [default: you]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<UserName>,
+    /// How long the key is valid
+    #[arg(long, default_value = "3650d", value_parser = validity, value_name = "TIME")]
+    pub(crate) valid: Duration,
+    /// Overwrite the file if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) place: KeysPlace,
+}
+
+/// `lrts keys rotate`.
+#[derive(Debug, Args)]
+pub(crate) struct RotateKeysArgs {
+    /// Make nothing new, but stop accepting the keys from before the last rotation
+    #[arg(long)]
+    pub(crate) drop_old: bool,
+    #[command(flatten)]
+    pub(crate) place: KeysPlace,
+}
+
+/// `lrts keys revoke`.
+#[derive(Debug, Args)]
+pub(crate) struct RevokeKeysArgs {
+    /// The keys, as `lrts keys show` lists them
+    #[arg(required_unless_present = "user", value_name = "KEY")]
+    pub(crate) ids: Vec<KeyId>,
+    /// All keys of this user
+    #[arg(long, conflicts_with = "ids", value_name = "NAME")]
+    pub(crate) user: Option<UserName>,
+    #[command(flatten)]
+    pub(crate) place: KeysPlace,
+}
+
+fn role() -> impl TypedValueParser<Value = Role> {
+    PossibleValuesParser::new(ROLES.map(role_word))
+        .map(|word| role_of_word(&word).expect("it is one of the possible values"))
+}
+
+fn validity(text: &str) -> Result<Duration, String> {
+    let time = duration(text)?;
+    if time.is_zero() || time > AUTHORITY_VALIDITY {
+        let most = AUTHORITY_VALIDITY.as_secs() / (24 * 3_600);
+        return Err(format!("expected more than nothing and at most {most}d"));
+    }
+    Ok(time)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Command, clap::Error> {
         Cli::try_parse_from(line.split(' ')).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn the_tree_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
     }
 
     #[test]
@@ -128,6 +236,33 @@ mod tests {
             matches!(parse(&format!("lrts drain {worker}")), Ok(Command::Drain(args)) if args.deadline.is_none())
         );
         assert!(parse("lrts drain").is_err());
+    }
+
+    #[test]
+    fn keys_are_exported_for_a_role_and_a_time() {
+        let export = |line: &str| match parse(&format!("lrts keys export {line}")) {
+            Ok(Command::Keys(KeysArgs { command: KeysCommand::Export(args) })) => Some(args),
+            _ => None,
+        };
+        let args = export("--role progress-server --user ann --valid 90d FILE").unwrap();
+        assert_eq!(args.role, Role::ProgressServer);
+        assert_eq!((args.user.unwrap().as_str(), args.valid), ("ann", Duration::from_hours(90 * 24)));
+        assert_eq!(export("--role worker FILE").unwrap().valid, lrts_core::limits::KEY_VALIDITY);
+        for wrong in ["FILE", "--role root FILE", "--role worker", "--role worker --user a/b FILE"] {
+            assert!(export(wrong).is_none(), "{wrong}");
+        }
+        for valid in ["0", "10951d", "soon"] {
+            assert!(export(&format!("--role worker --valid {valid} FILE")).is_none(), "{valid}");
+        }
+    }
+
+    #[test]
+    fn revoke_takes_keys_or_a_user() {
+        assert!(parse("lrts keys revoke 000000000000001f 0000000000000020").is_ok());
+        assert!(parse("lrts keys revoke --user ann").is_ok());
+        assert!(parse("lrts keys revoke --user ann 000000000000001f").is_err());
+        assert!(parse("lrts keys revoke").is_err());
+        assert!(parse("lrts keys revoke worker").is_err());
     }
 }
 

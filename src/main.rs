@@ -61,5 +61,6 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Logs(args) => commands::ask(commands::logs(args)).map_err(Failure::new),
         Command::Cancel(args) => commands::ask(commands::cancel(args)).map_err(Failure::new),
         Command::Drain(args) => commands::ask(commands::drain(args)).map_err(Failure::new),
+        Command::Keys(args) => commands::keys(args.command).map_err(Failure::new),
     }
 }

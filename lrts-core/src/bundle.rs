@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use bytes::Bytes;
 
 use crate::ids::BundleDigest;
-use crate::limits::BUNDLE_CHUNK_BYTES;
+use crate::limits::{BUNDLE_CHUNK_BYTES, BUNDLE_RATIO};
 use crate::spec::Platform;
 
 /// Opens this process's own executable. The descriptor goes on reading the original file, even when a compiler replaces it
@@ -59,20 +59,46 @@ pub fn read_chunk(file: &File, offset: u64) -> io::Result<(Bytes, u32)> {
     Ok((compressed.into(), filled as u32))
 }
 
-/// Restores a piece of exactly `bytes` bytes.
+/// How long the piece at `offset` of a bundle of `total` bytes is: [`BUNDLE_CHUNK_BYTES`], or what is left.
+pub fn chunk_bytes(offset: u64, total: u64) -> u32 {
+    let left = total.saturating_sub(offset).min(BUNDLE_CHUNK_BYTES as u64);
+    u32::try_from(left).expect("a piece is small")
+}
+
+/// Whether a compressed piece may be one of `bytes` bytes, as far as its first bytes tell. Nothing is allocated.
 ///
 /// # Errors
 ///
-/// `InvalidData` if it isn't one, or `bytes` is more than [`BUNDLE_CHUNK_BYTES`].
-pub fn restore_chunk(compressed: &[u8], bytes: u32) -> io::Result<Vec<u8>> {
-    let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
+/// `InvalidData` if it can't: one of the two lengths is out of bounds, they don't go together, or the piece itself names
+/// another one.
+pub fn check_chunk(compressed: &[u8], bytes: u32) -> io::Result<()> {
+    let invalid = |text| Err(io::Error::new(io::ErrorKind::InvalidData, text));
     let length = bytes as usize;
-    if length > BUNDLE_CHUNK_BYTES {
-        return Err(invalid("an oversized piece of a bundle"));
+    if length > BUNDLE_CHUNK_BYTES || compressed.len() > zstd::zstd_safe::compress_bound(length) {
+        return invalid("an oversized piece of a bundle");
     }
-    let restored = zstd::bulk::decompress(compressed, length)?;
+    if length > compressed.len().saturating_mul(BUNDLE_RATIO) {
+        return invalid("a piece of a bundle that would grow out of proportion");
+    }
+    match zstd::zstd_safe::get_frame_content_size(compressed) {
+        Ok(Some(named)) if named == u64::from(bytes) => Ok(()),
+        Ok(_) => invalid("a piece of a bundle with another length than announced"),
+        Err(_) => invalid("a piece of a bundle that isn't compressed"),
+    }
+}
+
+/// Restores a piece of exactly `bytes` bytes. No more than these are allocated, whatever the piece asks for.
+///
+/// # Errors
+///
+/// `InvalidData` if it isn't one, see [`check_chunk`].
+pub fn restore_chunk(compressed: &[u8], bytes: u32) -> io::Result<Vec<u8>> {
+    check_chunk(compressed, bytes)?;
+    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+    let length = bytes as usize;
+    let restored = zstd::bulk::decompress(compressed, length).map_err(invalid)?;
     if restored.len() != length {
-        return Err(invalid("a piece of a bundle with another length than announced"));
+        return Err(invalid(io::Error::other("a piece of a bundle with another length than announced")));
     }
     Ok(restored)
 }
@@ -143,6 +169,36 @@ mod tests {
         assert!(restore_chunk(&piece, 1_001).is_err());
         assert!(restore_chunk(&piece, u32::MAX).is_err());
         assert!(restore_chunk(b"nonsense", 10).is_err());
+        assert!(restore_chunk(b"", 0).is_err());
+        assert!(restore_chunk(&piece[..piece.len() - 1], 1_000).is_err());
+        // Two pieces in one.
+        assert!(restore_chunk(&[&piece[..], &piece].concat(), 1_000).is_err());
+    }
+
+    #[test]
+    fn a_piece_that_would_grow_out_of_proportion_is_refused_by_its_first_bytes() {
+        let most = BUNDLE_CHUNK_BYTES as u32;
+        let zeros = zstd::bulk::compress(&vec![0; BUNDLE_CHUNK_BYTES], 1).unwrap();
+        assert_eq!(restore_chunk(&zeros, most).unwrap().len(), BUNDLE_CHUNK_BYTES, "{} bytes", zeros.len());
+        let mut noise = vec![0; BUNDLE_CHUNK_BYTES];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        let packed = zstd::bulk::compress(&noise, 1).unwrap();
+        assert!(packed.len() > BUNDLE_CHUNK_BYTES && restore_chunk(&packed, most).unwrap() == noise);
+
+        let huge = zstd::bulk::compress(&vec![0; 64 << 20], 19).unwrap();
+        for announced in [1, most, 64 << 20] {
+            assert!(check_chunk(&huge, announced).is_err(), "{announced}");
+        }
+        // Frames that claim 1 MiB, 16 EiB less one, and nothing, that one with a window of 2 GiB.
+        let claims = |header: &[u8]| [&[0x28, 0xb5, 0x2f, 0xfd], header, &[0; 40]].concat();
+        let mebibyte = claims(&[0xa0, 0, 0, 0x10, 0]);
+        assert!(check_chunk(&mebibyte, most).is_ok(), "the claim is read where it is");
+        assert!(check_chunk(&mebibyte, 5).is_err() && restore_chunk(&mebibyte, most).is_err());
+        assert!(check_chunk(&mebibyte[..9], most).is_err(), "so few bytes can't be as much");
+        assert!(check_chunk(&claims(&[0xe0, 255, 255, 255, 255, 255, 255, 255, 255]), most).is_err());
+        assert!(check_chunk(&claims(&[0x00, 0xa8]), most).is_err());
+        let padded = [&packed[..], &[0; 5_000]].concat();
+        assert!(check_chunk(&padded, most).is_err());
     }
 
     #[test]

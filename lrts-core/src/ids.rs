@@ -31,6 +31,18 @@ pub fn random_u64() -> u64 {
     getrandom::u64().expect("the kernel's random source works once the system has booted")
 }
 
+/// A number of 16 hexadecimal digits; `from_str_radix` takes a sign too.
+fn hexadecimal(text: &str) -> Option<u64> {
+    let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    u64::from_str_radix(text, 16).ok().filter(|_| digits)
+}
+
+/// A number of decimal digits only.
+fn decimal<T: FromStr>(text: &str) -> Option<T> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| digits)
+}
+
 /// Serialises as text for people and as `$compact` for machines.
 macro_rules! serde_as_text_or {
     ($name:ident, $compact:ty, $to:expr, $from:expr) => {
@@ -138,12 +150,8 @@ impl FromStr for JobId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let error = || ParseIdError::new("job id", text, "16 hexadecimal digits, a dash and a number");
         let (session, sequence) = text.split_once('-').ok_or_else(error)?;
-        if session.len() != 16 || !sequence.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(error());
-        }
-        let session = u64::from_str_radix(session, 16).map_err(|_| error())?;
-        let sequence = sequence.parse().map_err(|_| error())?;
-        Ok(SessionId(session).job(sequence))
+        let session = hexadecimal(session).ok_or_else(error)?;
+        Ok(SessionId(session).job(decimal(sequence).ok_or_else(error)?))
     }
 }
 
@@ -194,7 +202,7 @@ impl FromStr for AttemptId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let error = || ParseIdError::new("attempt id", text, "a job id, a slash and a number");
         let (job, attempt) = text.split_once('/').ok_or_else(error)?;
-        Ok(Self { job: job.parse().map_err(|_| error())?, attempt: attempt.parse().map_err(|_| error())? })
+        Ok(Self { job: job.parse().map_err(|_| error())?, attempt: decimal(attempt).ok_or_else(error)? })
     }
 }
 
@@ -233,10 +241,7 @@ impl FromStr for BarId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let error = || ParseIdError::new("bar id", text, "an attempt id, a number sign and a number");
         let (attempt, index) = text.split_once('#').ok_or_else(error)?;
-        Ok(Self {
-            attempt: attempt.parse().map_err(|_| error())?,
-            index: index.parse().map_err(|_| error())?,
-        })
+        Ok(Self { attempt: attempt.parse().map_err(|_| error())?, index: decimal(index).ok_or_else(error)? })
     }
 }
 
@@ -278,10 +283,7 @@ impl FromStr for WorkerId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let error = || ParseIdError::new("worker id", text, "16 hexadecimal digits");
-        if text.len() != 16 {
-            return Err(error());
-        }
-        u64::from_str_radix(text, 16).map(Self).map_err(|_| error())
+        hexadecimal(text).map(Self).ok_or_else(error)
     }
 }
 
@@ -403,7 +405,7 @@ impl FromStr for BundleDigest {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let error = || ParseIdError::new("bundle digest", text, "64 hexadecimal digits");
-        if text.len() != 64 || !text.is_ascii() {
+        if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(error());
         }
         let mut digest = [0; 32];
@@ -454,13 +456,23 @@ mod tests {
 
     #[test]
     fn wrong_texts_are_refused_and_named() {
-        for text in ["", "17", "1f-17", "000000000000001f-", "000000000000001f-+1", "00000000000000zz-1"] {
+        let signed = ["000000000000001f-+1", "+00000000000001f-1", "000000000000001f--1"];
+        let others = ["", "17", "1f-17", "000000000000001f-", "00000000000000zz-1", "../../../../../../a-1"];
+        for text in signed.into_iter().chain(others) {
             let error = text.parse::<JobId>().unwrap_err().to_string();
             assert!(error.contains("job id") && error.contains(text), "{error}");
         }
         assert!("a".repeat(65).parse::<ApplicationId>().is_err());
         assert!("a\nb".parse::<ApplicationId>().is_err());
-        assert!("é".repeat(32).parse::<BundleDigest>().is_err());
+        for text in ["", "000000000000001f-17/+1", "000000000000001f-17/..", "000000000000001f-17/1/1"] {
+            assert!(text.parse::<AttemptId>().is_err(), "{text}");
+        }
+        for text in ["", "..", "+00000000000000f", "000000000000000/", "0000000000000000f"] {
+            assert!(text.parse::<WorkerId>().is_err(), "{text}");
+        }
+        for text in ["", "../", "é", "+f", "/.", "\0\0", "G0"] {
+            assert!(text.repeat(32).parse::<BundleDigest>().is_err(), "{text:?}");
+        }
     }
 
     #[test]

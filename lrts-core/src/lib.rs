@@ -10,6 +10,8 @@ compile_error!(
 pub mod bundle;
 pub mod clock;
 pub mod command_line;
+pub mod descriptors;
+pub mod environment;
 pub mod ids;
 pub mod keys;
 pub mod limits;

@@ -89,6 +89,22 @@ pub const BUNDLE_BYTES: u64 = 2 << 30;
 /// One piece of a bundle under way, in bytes before compression.
 pub const BUNDLE_CHUNK_BYTES: usize = 1 << 20;
 
+/// Most bytes of a piece that each compressed byte may stand for: 1 MiB of zeros takes about 40.
+pub const BUNDLE_RATIO: usize = 1 << 15;
+
+/// Compressed pieces, in bytes, that wait for the scheduler's disk. What comes beyond it is asked for again.
+pub const BUNDLE_BACKLOG_BYTES: usize = 64 << 20;
+
+/// Programs that one connection may be sending.
+pub const UPLOADS_PER_PEER: usize = 2;
+
+/// An application that has sent nothing of a program for this long makes way for another one that has it, and no room is
+/// held for what it doesn't send.
+pub const UPLOAD_STALL: Duration = Duration::from_secs(30);
+
+/// What a bundle takes of the scheduler's room at least, in bytes: it bounds how many there are.
+pub const BUNDLE_ROOM_MIN: u64 = 64 * 1024;
+
 /// Most jobs in one submit message, and the most bytes of their payloads in all unless it is a single job.
 pub const SUBMIT_JOBS: usize = 1_000;
 /// See [`SUBMIT_JOBS`].

@@ -1,10 +1,164 @@
-//! Temporary directories that nobody else can enter and that don't stay behind, not even after `kill -9`.
+//! Directories that nobody else can enter: those that last, and temporary ones that don't stay behind, not even after
+//! `kill -9`. And files that nobody else can open.
 
 use std::ffi::OsString;
-use std::fs::{DirBuilder, File};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+
+/// The mode of directories.
+const DIRECTORY_MODE: u32 = 0o700;
+
+/// The mode of files.
+const FILE_MODE: u32 = 0o600;
+
+/// Bits that let others in, and those that let them change what is there.
+const OTHERS: u32 = 0o077;
+const OTHERS_WRITE: u32 = 0o022;
+
+/// Most symbolic links on the way to a directory, as many as the kernel follows.
+const LINKS: u32 = 40;
+
+/// Why a directory can't hold what is private.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PrivateDirError {
+    /// Others may have put something into it.
+    #[error("directory `{}` can be written to by others: `chmod 700 {}`, or give another one", path.display(), path.display())]
+    Writable {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Somebody else made it, and can change everything in it.
+    #[error("directory `{}` belongs to user number {owner}: give one of your own", path.display())]
+    OfAnother {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// The way there is laid by somebody else, and leads wherever they like.
+    #[error("`{}` is a symbolic link of user number {owner}: give the directory's own path", path.display())]
+    LinkOfAnother {
+        /// The link.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// The system says no.
+    #[error("cannot use directory `{}`", path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Makes a directory of mode 0700, with all above it, or makes one that is there private: see [`find`] and [`close`].
+///
+/// # Errors
+///
+/// [`PrivateDirError`].
+pub fn make(path: &Path) -> Result<(), PrivateDirError> {
+    find(path)?;
+    close(path)
+}
+
+/// Makes a directory of mode 0700, with all above it, unless it is there. One that is there is left as it is, but must be this
+/// user's, and nobody else's to write to: what others have put there could be taken for one's own. So must the way: in a
+/// directory like `/tmp` anybody can lay a link.
+///
+/// # Errors
+///
+/// [`PrivateDirError`].
+pub fn find(path: &Path) -> Result<(), PrivateDirError> {
+    let failed = |source| PrivateDirError::Io { path: path.to_owned(), source };
+    let own = nix::unistd::geteuid().as_raw();
+    if let Some((path, owner)) = foreign_link(path, &[own, 0]).map_err(failed)? {
+        return Err(PrivateDirError::LinkOfAnother { path, owner });
+    }
+    DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path).map_err(failed)?;
+    let metadata = fs::metadata(path).map_err(failed)?;
+    if metadata.uid() != own {
+        return Err(PrivateDirError::OfAnother { path: path.to_owned(), owner: metadata.uid() });
+    }
+    if metadata.mode() & OTHERS_WRITE != 0 {
+        return Err(PrivateDirError::Writable { path: path.to_owned() });
+    }
+    Ok(())
+}
+
+/// Keeps others from a directory of this user's own that they could only read so far, as `mkdir` makes them.
+///
+/// # Errors
+///
+/// [`PrivateDirError::Io`].
+pub fn close(path: &Path) -> Result<(), PrivateDirError> {
+    let failed = |source| PrivateDirError::Io { path: path.to_owned(), source };
+    if fs::metadata(path).map_err(failed)?.mode() & OTHERS != 0 {
+        fs::set_permissions(path, Permissions::from_mode(DIRECTORY_MODE)).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The first symbolic link on the way that is of none of these users. What isn't there yet has no links.
+fn foreign_link(path: &Path, trusted: &[u32]) -> io::Result<Option<(PathBuf, u32)>> {
+    let steps = |path: &Path| -> Vec<OsString> {
+        let steps =
+            path.components().filter(|step| matches!(step, Component::Normal(_) | Component::ParentDir));
+        steps.map(|step| step.as_os_str().to_owned()).rev().collect()
+    };
+    let mut at = PathBuf::from("/");
+    let mut ahead = steps(&std::path::absolute(path)?);
+    let mut links = 0;
+    while let Some(step) = ahead.pop() {
+        if step == ".." {
+            at.pop();
+            continue;
+        }
+        let next = at.join(step);
+        let metadata = match fs::symlink_metadata(&next) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if !metadata.is_symlink() {
+            at = next;
+            continue;
+        }
+        if !trusted.contains(&metadata.uid()) {
+            return Ok(Some((next, metadata.uid())));
+        }
+        links += 1;
+        if links > LINKS {
+            return Err(nix::errno::Errno::ELOOP.into());
+        }
+        let target = fs::read_link(&next)?;
+        if target.is_absolute() {
+            at = PathBuf::from("/");
+        }
+        ahead.extend(steps(&target));
+    }
+    Ok(None)
+}
+
+/// Options to open a file to be read and written that is made, if it isn't there, for this user alone.
+pub fn file_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
+    options
+}
+
+/// Writes a file that is for this user alone, in place of what was there.
+///
+/// # Errors
+///
+/// Those of `open(2)` and `write(2)`.
+pub fn write(path: &Path, content: impl AsRef<[u8]>) -> io::Result<()> {
+    file_options().truncate(true).open(path)?.write_all(content.as_ref())
+}
 
 /// What all of them are called; the purpose and a random number follow.
 const PREFIX: &str = "lrts-";
@@ -31,13 +185,13 @@ impl PrivateDir {
         remove_leftovers(parent);
         loop {
             let path = parent.join(format!("{PREFIX}{purpose}-{:016x}", crate::ids::random_u64()));
-            match DirBuilder::new().mode(0o700).create(&path) {
+            match DirBuilder::new().mode(DIRECTORY_MODE).create(&path) {
                 Ok(()) => {
                     // Locked before it has its name, so that nobody takes it for a leftover in between.
                     let unnamed = path.join("new");
-                    let lock = File::create(&unnamed)?;
+                    let lock = file_options().open(&unnamed)?;
                     lock.lock()?;
-                    std::fs::rename(&unnamed, path.join(LOCK))?;
+                    fs::rename(&unnamed, path.join(LOCK))?;
                     return Ok(Self { path, _lock: lock });
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -55,19 +209,19 @@ impl PrivateDir {
 impl Drop for PrivateDir {
     fn drop(&mut self) {
         // Somebody may have cleaned up before; otherwise the next one made here removes it.
-        let _ = std::fs::remove_dir_all(&self.path);
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 
 /// Removes this user's directories whose owner is gone. What can't be looked at or removed stays.
 fn remove_leftovers(parent: &Path) {
     let own = nix::unistd::geteuid().as_raw();
-    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let ours = entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes())
             && entry.metadata().is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == own);
         let unlocked = |lock: File| lock.try_lock().is_ok();
         if ours && File::open(entry.path().join(LOCK)).is_ok_and(unlocked) {
-            let _ = std::fs::remove_dir_all(entry.path());
+            let _ = fs::remove_dir_all(entry.path());
         }
     }
 }
@@ -82,16 +236,85 @@ pub fn state_home(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn a_directory_is_made_private_and_one_that_others_write_to_is_refused_with_the_cure() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("deep/state");
+        make(&path).unwrap();
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o700, 0o700));
+        for readable in [0o701, 0o710, 0o750, 0o755] {
+            fs::set_permissions(&path, Permissions::from_mode(readable)).unwrap();
+            find(&path).unwrap();
+            assert_eq!(mode(&path), readable);
+            make(&path).unwrap();
+            assert_eq!(mode(&path), 0o700);
+        }
+        for writable in [0o702, 0o720, 0o770, 0o777, 0o1777] {
+            fs::set_permissions(&path, Permissions::from_mode(writable)).unwrap();
+            let error = make(&path).unwrap_err();
+            assert!(matches!(error, PrivateDirError::Writable { .. }), "{writable:o}");
+            assert!(error.to_string().contains(&format!("`chmod 700 {}`", path.display())), "{error}");
+        }
+        fs::write(parent.path().join("file"), "").unwrap();
+        assert!(matches!(make(&parent.path().join("file")), Err(PrivateDirError::Io { .. })));
+    }
+
+    #[test]
+    fn directories_and_links_of_others_are_refused() {
+        let parent = tempfile::tempdir().unwrap();
+        let (state, link) = (parent.path().join("state"), parent.path().join("link"));
+        make(&state).unwrap();
+        symlink("../".to_owned() + parent.path().file_name().unwrap().to_str().unwrap() + "/state", &link)
+            .unwrap();
+        make(&link.join("below")).unwrap();
+        assert_eq!(mode(&state.join("below")), 0o700, "a link of one's own is as good as what it leads to");
+
+        // Seen by a user who trusts nobody.
+        let found = foreign_link(&link.join("below"), &[u32::MAX]).unwrap();
+        assert_eq!(found, Some((link.clone(), nix::unistd::geteuid().as_raw())));
+        let chain = parent.path().join("chain");
+        symlink(&link, &chain).unwrap();
+        let own = nix::unistd::geteuid().as_raw();
+        assert_eq!(foreign_link(&chain, &[own]).unwrap(), None);
+        assert_eq!(foreign_link(&state.join("../none/at/all"), &[u32::MAX]).unwrap(), None);
+        let circle = parent.path().join("circle");
+        symlink(&circle, &circle).unwrap();
+        assert_eq!(foreign_link(&circle, &[own]).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+
+        // This one is root's, unless it is root who asks.
+        if own != 0 {
+            assert!(matches!(make(Path::new("/usr")), Err(PrivateDirError::OfAnother { owner: 0, .. })));
+        }
+    }
+
+    #[test]
+    fn files_are_for_the_owner_alone_whatever_the_umask_says() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let before = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+        write(&path, "some more").unwrap();
+        nix::sys::stat::umask(before);
+        assert_eq!(mode(&path), 0o600);
+        write(&path, "less").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"less");
+    }
 
     #[test]
     fn it_is_private_and_leaves_nothing_behind() {
         let parent = tempfile::tempdir().unwrap();
         let directory = PrivateDir::create(parent.path(), "tests").unwrap();
-        assert_eq!(std::fs::metadata(directory.path()).unwrap().mode() & 0o777, 0o700);
-        std::fs::write(directory.path().join("file"), "").unwrap();
+        assert_eq!(mode(directory.path()), 0o700);
+        fs::write(directory.path().join("file"), "").unwrap();
         drop(directory);
-        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
     }
 
     #[test]
@@ -103,7 +326,7 @@ mod tests {
         let lock = killed._lock.try_clone().unwrap();
         std::mem::forget(killed);
         let stranger = parent.path().join("lrts-stranger");
-        std::fs::create_dir(&stranger).unwrap();
+        fs::create_dir(&stranger).unwrap();
         lock.unlock().unwrap();
 
         let _next = PrivateDir::create(parent.path(), "next").unwrap();

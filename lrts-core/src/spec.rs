@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::environment;
 use crate::ids::BundleDigest;
 use crate::limits::{CRASH_LIMIT, ENV_BYTES, ENV_VARIABLES, KEY_BYTES, LABEL_BYTES, MEMORY_LIMIT_MIN, SLOTS};
 
@@ -289,7 +290,8 @@ impl JobOptions {
             return Err(InvalidOptions::Env { variables: self.env.len(), bytes });
         }
         for (name, value) in &self.env {
-            let bad_name = name.is_empty() || name.contains(['=', '\0']) || name.starts_with("LRTS_");
+            let bad_name =
+                name.is_empty() || name.contains(['=', '\0']) || environment::is_own(name.as_ref());
             if bad_name || value.contains('\0') {
                 return Err(InvalidOptions::EnvName { name: name.clone() });
             }

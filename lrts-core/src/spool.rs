@@ -7,12 +7,12 @@
 //! is connected, the host writes it beside the output, as `JOB.ATTEMPT.end`: the notices that it would have sent, so that the
 //! result outlives the host too.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::ids::AttemptId;
+use crate::private_dir::{self, PrivateDirError};
 
 /// Suffix of a file that is being written.
 const PART: &str = ".part";
@@ -42,10 +42,10 @@ impl Spool {
     ///
     /// # Errors
     ///
-    /// Those of `mkdir(2)`.
-    pub fn open(directory: impl Into<PathBuf>) -> io::Result<Self> {
+    /// [`PrivateDirError`].
+    pub fn open(directory: impl Into<PathBuf>) -> Result<Self, PrivateDirError> {
         let directory = directory.into();
-        DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        private_dir::make(&directory)?;
         Ok(Self { directory })
     }
 
@@ -147,7 +147,7 @@ impl Spool {
 /// Those of `open(2)`, `write(2)` and `rename(2)`, except for a full disk or quota.
 pub fn write(path: &Path, bytes: &[u8], mut wait: impl FnMut(&io::Error)) -> io::Result<()> {
     let part = part_of(path);
-    let mut file = patiently(&mut wait, || File::create(&part))?;
+    let mut file = patiently(&mut wait, || private_dir::file_options().truncate(true).open(&part))?;
     let mut rest = bytes;
     while !rest.is_empty() {
         let written = patiently(&mut wait, || file.write(rest))?;
@@ -171,7 +171,7 @@ pub fn write_end(output: &Path, notices: &[impl AsRef<[u8]>]) -> io::Result<()> 
         content.extend_from_slice(&length.to_le_bytes());
         content.extend_from_slice(notice);
     }
-    fs::write(&part, content).and_then(|()| fs::rename(&part, &path)).inspect_err(|_| {
+    private_dir::write(&part, content).and_then(|()| fs::rename(&part, &path)).inspect_err(|_| {
         // A full disk is short enough of room.
         let _ = fs::remove_file(&part);
     })

@@ -42,8 +42,10 @@ fn wrong_flags_and_taken_ports_give_one_clear_line() {
         &["worker", "--max-jobs", "-5"],
         &["scheduler", "--lost-after", "soon"],
         &["scheduler", "--no-such-flag"],
-        &["scheduler", "--address", "0.0.0.0", "--port", "0"],
-        &["progress-server", "--address", "0.0.0.0", "--port", "0"],
+        &["scheduler", "--address", "0.0.0.0", "--port", "0", "--insecure"],
+        &["progress-server", "--address", "0.0.0.0", "--port", "0", "--insecure"],
+        &["scheduler", "--insecure-on-network"],
+        &["status", "--insecure", "--keys", "somewhere"],
     ] {
         let output = run_lrts(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");

@@ -19,6 +19,7 @@ mod draining;
 mod faults;
 mod jobs;
 mod keys;
+mod keys_command;
 mod limits;
 mod programs;
 mod retention;

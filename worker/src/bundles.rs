@@ -1,21 +1,27 @@
 //! Bundles on this machine: fetched by digest into a bounded cache, or installed by the operator under a name.
 //!
+//! A fetched one is read and compared with its digest each time that a host of it is started, and then executed through the
+//! descriptor that it was read by, so that there is no moment in which another file could take its place. That nobody has
+//! written to it from the reading on is looked at once it runs: the kernel lets nobody write to a program that does.
+//!
+//! An installed one is the operator's: it is started by its path, and what is there is not looked at.
+//!
 //! All work on files waits for the disk, so it runs on blocking threads; the event loop only hands pieces over.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 
 use bytes::Bytes;
-use lrts_core::bundle::{digest_file, restore_chunk};
+use lrts_core::bundle::{check_chunk, chunk_bytes, digest_file, restore_chunk};
 use lrts_core::ids::BundleDigest;
 use lrts_core::limits::BUNDLE_BYTES;
-use nix::fcntl::AT_FDCWD;
-use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 use tracing::{debug, info, warn};
 
@@ -24,13 +30,56 @@ use tracing::{debug, info, warn};
 pub(crate) struct Program {
     /// Where it is.
     pub(crate) path: PathBuf,
-    _lease: Option<Lease>,
+    /// None for one that the operator has installed.
+    fetched: Option<Fetched>,
+}
+
+/// A file whose content has the right digest.
+#[derive(Debug)]
+struct Fetched {
+    file: File,
+    /// As it was before it was read.
+    fingerprint: Fingerprint,
+    _lease: Lease,
 }
 
 impl Program {
     /// One that the operator has installed.
     pub(crate) fn installed(path: PathBuf) -> Self {
-        Self { path, _lease: None }
+        Self { path, fetched: None }
+    }
+
+    /// What a child of this process is to execute. Valid while this exists.
+    pub(crate) fn executable(&self) -> PathBuf {
+        match &self.fetched {
+            Some(Fetched { file, .. }) => format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
+            None => self.path.clone(),
+        }
+    }
+
+    /// Whether it is one that was fetched and needs an interpreter, which would look for it by a path.
+    ///
+    /// # Errors
+    ///
+    /// Those of `read(2)`.
+    pub(crate) fn is_fetched_script(&self) -> io::Result<bool> {
+        let mut start = [0; 2];
+        Ok(match &self.fetched {
+            Some(Fetched { file, .. }) => file.read_at(&mut start, 0)? == start.len() && start == *b"#!",
+            None => false,
+        })
+    }
+
+    /// Whether nobody has written to it since its digest was found to be right, as far as that is looked at.
+    ///
+    /// # Errors
+    ///
+    /// Those of `fstat(2)`.
+    pub(crate) fn is_unchanged(&self) -> io::Result<bool> {
+        match &self.fetched {
+            Some(Fetched { file, fingerprint, .. }) => Ok(Fingerprint::of(file)? == *fingerprint),
+            None => Ok(true),
+        }
     }
 }
 
@@ -55,34 +104,25 @@ pub(crate) struct BundleCache {
     capacity_bytes: u64,
     /// Counts fetches, so that one that was given up and the next one don't share a file.
     fetches: AtomicU64,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
     /// How many programs there are of each.
-    in_use: BTreeMap<BundleDigest, usize>,
-    /// Files whose content was found to be right.
-    verified: BTreeMap<BundleDigest, Fingerprint>,
+    in_use: Mutex<BTreeMap<BundleDigest, usize>>,
 }
 
-/// Tells whether a file has been touched since.
+/// Tells whether a file has been touched since. Its owner can set any of its times but the last.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Fingerprint {
-    device: u64,
-    inode: u64,
     bytes: u64,
     modified: (i64, i64),
+    changed: (i64, i64),
 }
 
 impl Fingerprint {
     fn of(file: &File) -> io::Result<Self> {
         let metadata = file.metadata()?;
         Ok(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
             bytes: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
         })
     }
 }
@@ -96,11 +136,11 @@ pub(crate) struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let mut state = self.cache.lock();
-        if let Some(count) = state.in_use.get_mut(&self.digest) {
+        let mut in_use = self.cache.lock();
+        if let Some(count) = in_use.get_mut(&self.digest) {
             *count -= 1;
             if *count == 0 {
-                state.in_use.remove(&self.digest);
+                in_use.remove(&self.digest);
             }
         }
     }
@@ -109,7 +149,7 @@ impl Drop for Lease {
 impl BundleCache {
     /// The cache in this directory, which exists. What is beyond `capacity_bytes` goes when the next bundle comes.
     pub(crate) fn new(directory: PathBuf, capacity_bytes: u64) -> Arc<Self> {
-        Arc::new(Self { directory, capacity_bytes, fetches: AtomicU64::new(0), state: Mutex::default() })
+        Arc::new(Self { directory, capacity_bytes, fetches: AtomicU64::new(0), in_use: Mutex::default() })
     }
 
     /// The bundle, if it is here and undamaged. A damaged one is deleted. Waits for the disk.
@@ -126,18 +166,15 @@ impl BundleCache {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
+        // Before it is read: that is a change too.
+        touch(&file);
         let fingerprint = Fingerprint::of(&file)?;
-        let known = self.lock().verified.get(&digest) == Some(&fingerprint);
-        if !known {
-            if digest_file(&file)?.0 != digest {
-                warn!(bundle = %digest, "cached bundle is damaged and fetched again");
-                fs::remove_file(&path)?;
-                return Ok(None);
-            }
-            self.lock().verified.insert(digest, fingerprint);
+        if digest_file(&file)?.0 != digest {
+            warn!(bundle = %digest, "cached bundle is damaged and fetched again");
+            fs::remove_file(&path)?;
+            return Ok(None);
         }
-        touch(&path);
-        Ok(Some(Program { path, _lease: Some(lease) }))
+        Ok(Some(Program { path, fetched: Some(Fetched { file, fingerprint, _lease: lease }) }))
     }
 
     /// Writes a bundle's pieces as they come, verifies it and makes room for it. Waits for the disk and for the pieces.
@@ -181,17 +218,16 @@ impl BundleCache {
             return Err(FetchError::Damaged("it has another digest"));
         }
         file.sync_all()?;
-        let lease = self.lease(digest);
-        let path = self.path(digest);
-        fs::rename(part, &path)?;
+        let _lease = self.lease(digest);
+        fs::rename(part, self.path(digest))?;
         File::open(&self.directory)?.sync_all()?;
-        let fingerprint = Fingerprint::of(&file)?;
-        self.lock().verified.insert(digest, fingerprint);
         info!(bundle = %digest, bytes, "bundle fetched");
         if let Err(error) = self.make_room() {
             warn!(%error, "cannot clear the bundle cache");
         }
-        Ok(Program { path, _lease: Some(lease) })
+        // Nobody can execute it while it is open to be written to, and what was hashed may have been written to since.
+        drop(file);
+        self.find(digest)?.ok_or(FetchError::Damaged("it was changed on the disk"))
     }
 
     /// Deletes the least recently used bundles until the rest fits. Those in use stay, even if that is too much.
@@ -212,10 +248,9 @@ impl BundleCache {
                 break;
             }
             // The lock is held over the deletion: else somebody could find the bundle in between.
-            let mut state = self.lock();
-            if !state.in_use.contains_key(&digest) {
+            let in_use = self.lock();
+            if !in_use.contains_key(&digest) {
                 fs::remove_file(self.path(digest))?;
-                state.verified.remove(&digest);
                 total -= bytes;
                 debug!(bundle = %digest, bytes, "bundle dropped from the cache");
             }
@@ -225,7 +260,7 @@ impl BundleCache {
 
     /// Keeps a bundle, whether or not it is here, until the lease is dropped.
     pub(crate) fn lease(self: &Arc<Self>, digest: BundleDigest) -> Lease {
-        *self.lock().in_use.entry(digest).or_default() += 1;
+        *self.lock().entry(digest).or_default() += 1;
         Lease { cache: self.clone(), digest }
     }
 
@@ -233,16 +268,15 @@ impl BundleCache {
         self.directory.join(digest.to_string())
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("nothing panics while it holds this lock")
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<BundleDigest, usize>> {
+        self.in_use.lock().expect("nothing panics while it holds this lock")
     }
 }
 
 /// Marks a file as used now. The time of reading serves, since that of writing tells whether the content may have changed.
-fn touch(path: &Path) {
-    let (now, keep) = (TimeSpec::UTIME_NOW, TimeSpec::UTIME_OMIT);
-    if let Err(error) = utimensat(AT_FDCWD, path, &now, &keep, UtimensatFlags::FollowSymlink) {
-        debug!(%error, path = %path.display(), "cannot mark the bundle as used");
+fn touch(file: &File) {
+    if let Err(error) = futimens(file, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_OMIT) {
+        debug!(%error, "cannot mark the bundle as used");
     }
 }
 
@@ -254,10 +288,33 @@ pub(crate) struct Piece {
     is_last: bool,
 }
 
+/// What a scheduler has sent that is no piece of the bundle.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum BadPiece {
+    /// The bundle is larger than any may be.
+    #[error("a bundle of {total} bytes is larger than any may be")]
+    TooLarge {
+        /// As announced.
+        total: u64,
+    },
+    /// It isn't what comes next.
+    #[error("the scheduler sent {bytes} bytes at {offset} of a bundle of {total}, which is no piece of it")]
+    Wrong {
+        /// Where.
+        offset: u64,
+        /// How many.
+        bytes: u32,
+        /// The bundle's length, as announced.
+        total: u64,
+    },
+}
+
 /// The event loop's end of a fetch. Dropping it abandons the fetch.
 #[derive(Debug)]
 pub(crate) struct Fetch {
     next_offset: u64,
+    /// The bundle's length, once a piece has come.
+    total: Option<u64>,
     /// Not bounded by itself: it never holds more than the one bundle.
     pieces: mpsc::Sender<Piece>,
 }
@@ -266,7 +323,7 @@ impl Fetch {
     /// A fetch from the start, and where its pieces come out.
     pub(crate) fn new() -> (Self, mpsc::Receiver<Piece>) {
         let (pieces, receiver) = mpsc::channel();
-        (Self { next_offset: 0, pieces }, receiver)
+        (Self { next_offset: 0, total: None, pieces }, receiver)
     }
 
     /// Where to go on after a lost connection.
@@ -278,24 +335,39 @@ impl Fetch {
     ///
     /// # Errors
     ///
-    /// The bundle's announced length, if that is more than there may be.
-    pub(crate) fn accept(&mut self, offset: u64, bytes: u32, total: u64, body: Bytes) -> Result<(), u64> {
+    /// [`BadPiece`]: the bundle can't become whole any more.
+    pub(crate) fn accept(
+        &mut self,
+        offset: u64,
+        bytes: u32,
+        total: u64,
+        body: Bytes,
+    ) -> Result<(), BadPiece> {
         if total > BUNDLE_BYTES {
-            return Err(total);
+            return Err(BadPiece::TooLarge { total });
         }
-        if offset == self.next_offset {
-            self.next_offset += u64::from(bytes);
-            let is_last = self.next_offset >= total;
-            // A receiver that is gone has reported why.
-            let _ = self.pieces.send(Piece { compressed: body, bytes, is_last });
+        if offset != self.next_offset || self.total == Some(offset) {
+            return Ok(());
         }
+        let is_next = bytes > 0 && bytes == chunk_bytes(offset, total);
+        if !is_next || *self.total.get_or_insert(total) != total || check_chunk(&body, bytes).is_err() {
+            return Err(BadPiece::Wrong { offset, bytes, total });
+        }
+        self.next_offset += u64::from(bytes);
+        let is_last = self.next_offset == total;
+        // A receiver that is gone has reported why.
+        let _ = self.pieces.send(Piece { compressed: body, bytes, is_last });
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use lrts_core::bundle::read_chunk;
+    use lrts_core::clock::Moment;
+    use lrts_core::limits::BUNDLE_CHUNK_BYTES;
 
     use super::*;
 
@@ -346,16 +418,87 @@ mod tests {
     }
 
     #[test]
+    fn what_is_executed_is_what_was_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = BundleCache::new(directory.path().to_owned(), 10 << 20);
+        let (digest, file) = bundle(b"program");
+        let program = fetch(&cache, digest, &file).unwrap();
+        assert!(program.is_unchanged().unwrap() && !program.is_fetched_script().unwrap());
+
+        // Another file in its place is never looked at.
+        fs::rename(&program.path, directory.path().join("aside")).unwrap();
+        fs::write(&program.path, b"another").unwrap();
+        assert_eq!(fs::read(program.executable()).unwrap(), b"program");
+        assert!(cache.find(digest).unwrap().is_none(), "nor taken for the bundle later");
+
+        // Written to after it was read, and its time of writing set back.
+        fs::rename(directory.path().join("aside"), &program.path).unwrap();
+        let program = cache.find(digest).unwrap().unwrap();
+        let written = fs::metadata(&program.path).unwrap().modified().unwrap();
+        let writer = File::options().write(true).open(&program.path).unwrap();
+        let start = Moment::now();
+        loop {
+            writer.write_all_at(b"P", 0).unwrap();
+            writer.set_modified(written).unwrap();
+            if !program.is_unchanged().unwrap() {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(30), "the clock of the file system stands still");
+        }
+        assert!(cache.find(digest).unwrap().is_none());
+    }
+
+    #[test]
+    fn scripts_are_told_from_programs() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = BundleCache::new(directory.path().to_owned(), 10 << 20);
+        for (content, is_script) in [(&b"#!/bin/sh\n"[..], true), (b"#", false), (b"\x7fELF", false)] {
+            let (digest, file) = bundle(content);
+            assert_eq!(fetch(&cache, digest, &file).unwrap().is_fetched_script().unwrap(), is_script);
+        }
+    }
+
+    #[test]
+    fn pieces_that_make_no_bundle_are_refused_before_they_wait() {
+        let piece = |bytes: usize| read_chunk(&bundle(&vec![7; bytes]).1, 0).unwrap().0;
+        let whole = BUNDLE_CHUNK_BYTES as u32;
+        let total = BUNDLE_CHUNK_BYTES as u64 + 5;
+        let wrong = |offset, bytes, total| Err(BadPiece::Wrong { offset, bytes, total });
+
+        let (mut fetch, pieces) = Fetch::new();
+        let huge = BUNDLE_BYTES + 1;
+        assert_eq!(fetch.accept(0, whole, huge, piece(1)), Err(BadPiece::TooLarge { total: huge }));
+        for (bytes, total, body) in [
+            (0, 0, Bytes::new()),
+            (0, total, piece(0)),
+            (5, total, piece(5)),
+            (u32::MAX, total, piece(5)),
+            (whole, total, piece(5)),
+            (whole, total, Bytes::from_static(b"no zstd")),
+            (6, 5, piece(6)),
+        ] {
+            let (mut fetch, _pieces) = Fetch::new();
+            assert_eq!(fetch.accept(0, bytes, total, body), wrong(0, bytes, total));
+        }
+        fetch.accept(u64::MAX, whole, total, piece(1)).unwrap();
+        fetch.accept(0, whole, total, piece(BUNDLE_CHUNK_BYTES)).unwrap();
+        assert_eq!(
+            fetch.accept(u64::from(whole), 6, total + 1, piece(6)),
+            wrong(u64::from(whole), 6, total + 1)
+        );
+        fetch.accept(u64::from(whole), 5, total, piece(5)).unwrap();
+        fetch.accept(total, 5, total, piece(5)).unwrap();
+        assert_eq!((fetch.next_offset(), pieces.try_iter().count()), (total, 2), "the rest was passed over");
+    }
+
+    #[test]
     fn what_has_another_digest_is_refused_and_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let cache = BundleCache::new(directory.path().to_owned(), 10 << 20);
         let (_, file) = bundle(b"program");
         let (other, _) = bundle(b"other");
         assert!(matches!(fetch(&cache, other, &file), Err(FetchError::Damaged(_))));
-        let (mut fetch, pieces) = Fetch::new();
-        fetch.accept(0, 5, 5, Bytes::from_static(b"no zstd")).unwrap();
-        assert!(matches!(cache.receive(other, &pieces), Err(FetchError::Damaged(_))));
-        assert_eq!(fetch.accept(5, 5, BUNDLE_BYTES + 1, Bytes::new()), Err(BUNDLE_BYTES + 1));
+        let (fetch, pieces) = Fetch::new();
         drop(fetch);
         assert!(matches!(cache.receive(other, &pieces), Err(FetchError::Abandoned)));
         assert_eq!(files(directory.path()), 0);
@@ -370,7 +513,7 @@ mod tests {
         let path = |number: usize| cache.path(bundles[number].0);
         let used_at = |number: usize, second: i64| {
             let (time, keep) = (TimeSpec::new(second, 0), TimeSpec::UTIME_OMIT);
-            utimensat(AT_FDCWD, &path(number), &time, &keep, UtimensatFlags::FollowSymlink).unwrap();
+            futimens(File::open(path(number)).unwrap(), &time, &keep).unwrap();
         };
         let used = get(0);
         drop(get(1));

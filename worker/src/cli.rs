@@ -234,7 +234,8 @@ mod tests {
 
     #[test]
     fn the_defaults_are_those_of_a_local_cluster() {
-        let (parsed, default) = (parse("").unwrap(), Config { owns_process: true, ..Config::default() });
+        let (parsed, default) =
+            (parse("--insecure").unwrap(), Config { owns_process: true, ..Config::default() });
         assert_eq!(format!("{parsed:?}"), format!("{default:?}"));
     }
 
@@ -242,7 +243,7 @@ mod tests {
     fn flags_arrive_where_they_belong() {
         let line = "-max-jobs 3 --scheduler-address ::1 -scheduler-port 7 -progress-port 8 --grace 2s --timeout 5 \
                     --bundle-cache 1MiB --bundle a=/bin/a --bundle b=/bin/b --bundles installed-only --state-dir /x \
-                    --on-term leave --orphan-grace 1h";
+                    --on-term leave --orphan-grace 1h --keys /k";
         let config = parse(line).unwrap();
         assert_eq!((config.slots, config.grace), (3, Duration::from_secs(2)));
         assert_eq!((config.on_term, config.orphan_grace), (OnTerm::Leave, Duration::from_secs(3_600)));
@@ -253,6 +254,7 @@ mod tests {
         assert!(!config.ships_bundles);
         assert_eq!(config.decode_budget, Duration::from_millis(5));
         assert_eq!(config.state_dir, Some(PathBuf::from("/x")));
+        assert_eq!(config.keys, Some(PathBuf::from("/k")));
     }
 
     #[test]

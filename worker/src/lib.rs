@@ -29,6 +29,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use lrts_core::descriptors;
 use lrts_core::ids::WorkerId;
 use lrts_core::keys::Security;
 use lrts_core::progress::{Reporter, ReporterConfig};
@@ -50,6 +51,9 @@ pub enum RunError {
     /// It has no place for its state.
     #[error(transparent)]
     StateDir(#[from] StateDirError),
+    /// It can't keep what it was started with from its job hosts.
+    #[error("cannot look at the open descriptors: is /proc mounted?")]
+    Descriptors(#[source] io::Error),
     /// It has no place for its sockets.
     #[error("cannot make a directory for sockets")]
     Sockets(#[source] io::Error),
@@ -78,6 +82,8 @@ pub async fn run(
     let open = tokio::task::spawn_blocking(move || StateDir::open(wanted.as_deref()));
     let state = Arc::new(open.await.expect("opening the state directory doesn't panic")?);
     if config.owns_process {
+        // What it was started with beside its standard streams is no business of what it starts.
+        descriptors::close_on_exec().map_err(RunError::Descriptors)?;
         // Before the first host is started, which inherits it.
         cgroup::settle(Path::new(cgroup::ROOT), std::process::id());
     }

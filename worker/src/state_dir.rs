@@ -1,12 +1,11 @@
 //! The worker's state directory: its id, its bundles, and what its hosts and jobs keep on disk while they run.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use lrts_core::ids::{AttemptId, WorkerId};
-use lrts_core::private_dir::state_home;
+use lrts_core::private_dir::{self, PrivateDirError, file_options, state_home};
 use lrts_core::spool::Spool;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -30,12 +29,9 @@ pub enum StateDirError {
     /// There is nowhere to put it.
     #[error("no state directory: neither XDG_STATE_HOME nor HOME is set; give one with --state-dir")]
     NoHome,
-    /// Others may write to it, so they could have their programs run in this worker's name.
-    #[error("state directory `{}` can be written to by others: `chmod go-w` it, or give another one", path.display())]
-    NotPrivate {
-        /// The directory.
-        path: PathBuf,
-    },
+    /// Others could have their programs run in this worker's name, or read what its jobs keep.
+    #[error(transparent)]
+    NotPrivate(#[from] PrivateDirError),
     /// Its id can't be read.
     #[error("`{}` holds no worker id: delete it, and the worker takes a new one", path.display())]
     BadId {
@@ -89,21 +85,21 @@ impl StateDir {
 
     fn open_at(path: &Path) -> Result<Self, StateDirError> {
         let failed = |source| StateDirError::Io { path: path.to_owned(), source };
-        make_directory(path).map_err(failed)?;
+        private_dir::make(path)?;
         // Hosts are given these paths and have another current directory.
         let path = fs::canonicalize(path).map_err(failed)?;
         let failed = |source| StateDirError::Io { path: path.clone(), source };
-        if fs::metadata(&path).map_err(failed)?.mode() & 0o022 != 0 {
-            return Err(StateDirError::NotPrivate { path });
-        }
-        let file = private_file().open(path.join("lock")).map_err(failed)?;
+        let file = file_options().open(path.join("lock")).map_err(failed)?;
         let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
             Err((_, Errno::EWOULDBLOCK)) => return Err(StateDirError::Locked { path }),
             Err((_, errno)) => return Err(failed(errno.into())),
         };
-        prepare(&path).map_err(failed)?;
-        let spool = Spool::open(path.join("spool")).map_err(failed)?;
+        for name in ["work", "hosts", "bundles"] {
+            private_dir::make(&path.join(name))?;
+        }
+        let spool = Spool::open(path.join("spool"))?;
+        remove_halves(&path.join("bundles")).map_err(failed)?;
         let worker = read_or_make_id(&path)?;
         Ok(Self { path, worker, spool, _lock: lock })
     }
@@ -141,7 +137,7 @@ impl StateDir {
     /// Those of `write(2)` and `rename(2)`.
     pub(crate) fn keep_store(&self, store: u64) -> io::Result<()> {
         let part = self.path.join("store.part");
-        fs::write(&part, format!("{store:016x}\n"))?;
+        private_dir::write(&part, format!("{store:016x}\n"))?;
         fs::rename(part, self.path.join("store"))
     }
 
@@ -188,25 +184,9 @@ impl StateDir {
     }
 }
 
-/// A file for the owner alone, opened to be written and made if it isn't there.
-pub(crate) fn private_file() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options
-}
-
-fn make_directory(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-/// Makes what there must be, and deletes what only a running worker could go on with: half of a bundle.
-fn prepare(path: &Path) -> io::Result<()> {
-    for name in ["work", "hosts", "spool"] {
-        make_directory(&path.join(name))?;
-    }
-    let bundles = path.join("bundles");
-    make_directory(&bundles)?;
-    for entry in fs::read_dir(&bundles)? {
+/// Deletes what only a running worker could go on with: half of a bundle.
+fn remove_halves(bundles: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(bundles)? {
         let path = entry?.path();
         if path.extension().is_some_and(|suffix| suffix == "part") {
             fs::remove_file(path)?;
@@ -223,7 +203,7 @@ fn read_or_make_id(directory: &Path) -> Result<WorkerId, StateDirError> {
             let worker = WorkerId::random();
             let failed = |source| StateDirError::Io { path: directory.to_owned(), source };
             let part = directory.join("id.part");
-            let mut file = private_file().truncate(true).open(&part).map_err(failed)?;
+            let mut file = file_options().truncate(true).open(&part).map_err(failed)?;
             writeln!(file, "{worker}").and_then(|()| file.sync_all()).map_err(failed)?;
             fs::rename(part, path).map_err(failed)?;
             Ok(worker)
@@ -245,6 +225,12 @@ mod tests {
         let state = StateDir::open(Some(&path)).unwrap();
         let worker = state.worker();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        for name in ["work", "hosts", "spool", "bundles"] {
+            assert_eq!(fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777, 0o700, "{name}");
+        }
+        for name in ["id", "lock"] {
+            assert_eq!(fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+        }
         fs::create_dir_all(state.path().join("work/1.1/deep")).unwrap();
         fs::write(state.host_socket(3), "").unwrap();
         fs::write(state.bundles().join("abc.part"), "").unwrap();

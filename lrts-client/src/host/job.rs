@@ -16,7 +16,7 @@ use lrts_core::notices::NoticeSocket;
 use lrts_core::progress::Region;
 use lrts_core::protocol::host::{Output, Payload, StartAttempt};
 use lrts_core::status::{Failure, FailureKind, truncate};
-use lrts_core::{mode, spool};
+use lrts_core::{environment, mode, spool};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::Pid;
@@ -88,7 +88,7 @@ pub(super) fn run_forked(inherited: Inheritance<'_>) -> ! {
     // Programs that the job starts have no business with it.
     let _ = nix::fcntl::fcntl(&*socket, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC));
 
-    for (name, value) in &start.env {
+    for (name, value) in start.env.iter().filter(|(name, _)| !environment::is_own(name.as_ref())) {
         // SAFETY: the fork's child has this one thread.
         #[expect(unsafe_code, reason = "the environment is shared by all threads")]
         unsafe {

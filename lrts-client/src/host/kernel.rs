@@ -1,5 +1,6 @@
 //! What host and job ask of the kernel.
 
+use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
+use nix::sys::prctl::{set_child_subreaper, set_name, set_pdeathsig};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
 use nix::sys::stat::Mode;
@@ -152,15 +153,10 @@ pub(super) fn close_from(first: RawFd) {
     }
 }
 
-/// Keeps programs that this process starts from getting descriptors from 3 on, whoever has left them open.
-pub(super) fn close_on_exec() {
-    let (first, last, flags) = (3 as libc::c_uint, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
-    // A kernel before 5.11 can't, and jobs then see what the worker was started with.
-    // SAFETY: descriptors stay as they are in this process.
-    #[expect(unsafe_code, reason = "nix has no close_range, and glibc before 2.34 neither")]
-    unsafe {
-        libc::syscall(libc::SYS_close_range, first, last, flags);
-    }
+/// Gives the process the name that `ps` and the kernel's log show, where it would else be called after a descriptor's number.
+pub(super) fn name_process(name: &CStr) {
+    // It can't fail, and would disturb nothing.
+    let _ = set_name(name);
 }
 
 /// Makes the calling process a job's: it dies with the host, leads a group, adopts its orphans, and takes signals as any
@@ -173,6 +169,7 @@ pub(super) fn become_job(host: Pid, files: u64) -> bool {
         return false;
     }
     let _ = set_child_subreaper(true);
+    name_process(c"lrts-job");
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     if let Ok((_, hard)) = nix::sys::resource::getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, files.min(hard), hard);

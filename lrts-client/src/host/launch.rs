@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::Command;
 
+use lrts_core::environment;
 use lrts_core::mode::{self, Mode};
 use lrts_core::notices::NoticeSocket;
 use lrts_core::protocol::host::StartAttempt;
@@ -95,10 +96,12 @@ pub(super) fn spawn_job(
     let (stderr, stderr_writer) = pipe2(OFlag::O_CLOEXEC)?;
     let mut command = Command::new("/proc/self/exe");
     command.stdin(OwnedFd::from(theirs)).stdout(stdout_writer).stderr(stderr_writer).process_group(0);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| is_ours(name)) {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| environment::is_withheld(name)) {
         command.env_remove(name);
     }
-    command.env(mode::VARIABLE, Mode::Job.as_str()).envs(start.env.drain(..));
+    // In another mode it would be the program's whole self, once for every job.
+    command.env(mode::VARIABLE, Mode::Job.as_str());
+    command.envs(start.env.drain(..).filter(|(name, _)| !environment::is_own(name.as_ref())));
     let child = command.spawn()?;
     let pid = Pid::from_raw(i32::try_from(child.id()).expect("process ids are positive numbers of 32 bits"));
     // It holds the job's ends of socket and pipes.
@@ -117,11 +120,6 @@ pub(super) fn spawn_job(
             Err(error)
         }
     }
-}
-
-/// Whether an environment variable is lrts' own, which no job sees.
-pub(super) fn is_ours(name: &std::ffi::OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(b"LRTS_")
 }
 
 fn ready(pid: Pid, socket: NoticeSocket, stdout: OwnedFd, stderr: OwnedFd) -> io::Result<Launched> {

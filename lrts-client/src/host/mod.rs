@@ -4,6 +4,10 @@
 //! A fork copies the calling thread only, so a host is single-threaded, runs before anything else in `main`, and uses no
 //! runtime: it is one `epoll` loop, in which nothing may take long.
 //!
+//! A job inherits what its host has, memory and all. So a host is never given a key: it speaks with its worker only, over the
+//! socket that it was started with, and the worker keeps from it whatever is not for jobs. Of descriptors a job has stdin
+//! (`/dev/null`), stdout and stderr, and one that the programs it starts don't get: its socket to the host.
+//!
 //! | Module | What |
 //! |---|---|
 //! | [`server`] | the loop, and what the worker says and is told |
@@ -40,6 +44,7 @@ mod watchdog;
 use std::io;
 
 use lrts_core::notices::NoticeListener;
+use lrts_core::{descriptors, environment};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, Signal};
@@ -69,7 +74,13 @@ pub(crate) fn run_host(services: Services, forks: bool) -> ! {
 
 fn serve(services: Services, forks: bool) -> io::Result<()> {
     let listener = NoticeListener::from(kernel::take_descriptor_0()?);
-    kernel::close_on_exec();
+    kernel::name_process(c"lrts-host");
+    if forks {
+        descriptors::close_inherited()?;
+    } else {
+        // Some thread of the program may be in the middle of using what it has opened.
+        descriptors::close_on_exec()?;
+    }
     // It leads its group already if the worker has seen to that.
     let _ = setsid();
     set_child_subreaper(true)?;
@@ -80,7 +91,7 @@ fn serve(services: Services, forks: bool) -> io::Result<()> {
     let (files, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     if forks {
-        for (name, _) in std::env::vars_os().filter(|(name, _)| launch::is_ours(name)) {
+        for (name, _) in std::env::vars_os().filter(|(name, _)| environment::is_withheld(name)) {
             // SAFETY: this process has one thread.
             #[expect(unsafe_code, reason = "the environment is shared by all threads")]
             unsafe {

@@ -8,6 +8,7 @@
 
 mod adoption;
 mod checkpoints;
+mod inheritance;
 mod leases;
 mod limits;
 mod many;
@@ -16,12 +17,12 @@ mod services;
 mod stopping;
 mod worker;
 
-use services::{Act, Await, Beat, Blob, Echo, Grow, Keep, Print, Wait};
+use services::{Act, Await, Beat, Blob, Echo, Grow, Keep, Look, Print, Wait};
 
 /// Makes the host a process with a second thread, as `#[tokio::main]` does.
 const THREAD: &str = "HOST_TEST_THREAD";
 
-lrts_client::host_services_before_main!(Echo, Act, Blob, Print, Wait, Await, Beat, Grow, Keep);
+lrts_client::host_services_before_main!(Echo, Act, Blob, Print, Wait, Await, Beat, Grow, Keep, Look);
 
 const _: () = {
     extern "C" fn start_thread() {

@@ -16,7 +16,10 @@ use crate::worker::{LONG, Worker, attempt, failure, start, until, value};
 fn a_value_comes_back_from_a_forked_process() {
     let mut worker = Worker::new();
     assert!(worker.forks);
-    assert_eq!(worker.services, ["echo", "act", "blob", "print", "wait", "await", "beat", "grow", "keep"]);
+    assert_eq!(
+        worker.services,
+        ["echo", "act", "blob", "print", "wait", "await", "beat", "grow", "keep", "look"]
+    );
     let ended = worker.run(1, &Echo("ü".into()));
     assert_eq!(value::<(String, u32)>(ended), ("ü".into(), 2));
     assert!(ended.peak_memory_bytes > 100_000 && ended.bars.is_empty() && ended.stderr.is_empty());

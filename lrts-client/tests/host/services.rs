@@ -379,3 +379,52 @@ impl Service for Keep {
         }
     }
 }
+
+/// Says what it has got from those who have started it.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Look;
+
+/// What a process has got.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Inherited {
+    pub(crate) environment: Vec<(String, String)>,
+    /// The job's open descriptors, and what they lead to.
+    pub(crate) descriptors: Vec<(i32, String)>,
+    /// The same of a program that it starts.
+    pub(crate) of_program: Vec<(i32, String)>,
+    pub(crate) command_line: String,
+}
+
+impl Service for Look {
+    const NAME: &'static str = "look";
+    type Output = Inherited;
+
+    fn run(self, _job: &JobContext) -> Result<Inherited, ServiceError> {
+        let mut program = Command::new("sleep").arg("600").spawn()?;
+        // It is there only once the exec is done.
+        let of_program = descriptors(Pid::from_raw(program.id().cast_signed()));
+        program.kill()?;
+        program.wait()?;
+        Ok(Inherited {
+            environment: std::env::vars().collect(),
+            descriptors: descriptors(Pid::this()),
+            of_program,
+            command_line: std::fs::read_to_string("/proc/self/cmdline")?,
+        })
+    }
+}
+
+/// The open descriptors of a process, and what they lead to; not the one that looks.
+pub(crate) fn descriptors(of: Pid) -> Vec<(i32, String)> {
+    let entries = std::fs::read_dir(format!("/proc/{of}/fd")).unwrap();
+    let mut found: Vec<_> = entries
+        .filter_map(|entry| {
+            let entry = entry.unwrap();
+            let target = std::fs::read_link(entry.path()).ok()?.display().to_string();
+            Some((entry.file_name().to_str()?.parse().ok()?, target))
+        })
+        .filter(|(_, target)| !(target.starts_with("/proc/") && target.ends_with("/fd")))
+        .collect();
+    found.sort_unstable();
+    found
+}

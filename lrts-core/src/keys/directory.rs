@@ -16,7 +16,7 @@ use nix::unistd::{User, geteuid};
 use super::authority::{Authority, AuthorityId};
 use super::file::{check_private_directory, read_private, read_private_up_to};
 use super::index::{INDEX_BYTES, Index, IssuedKey};
-use super::{Identity, KeyFile, KeyId, KeysError, ROLES, role_word};
+use super::{Identity, KeyFile, KeyId, KeysError, ROLES, key_file_name};
 use crate::clock::wall_clock;
 use crate::ids::UserName;
 use crate::limits::{AUTHORITY_VALIDITY, KEY_VALIDITY};
@@ -70,14 +70,14 @@ pub fn ensure(path: &Path) -> Result<bool, KeysError> {
             _lock: lock,
         }
     };
-    let missing = ROLES.into_iter().filter(|&role| !is_there(path, &file_name(role)));
+    let missing = ROLES.into_iter().filter(|&role| !is_there(path, &key_file_name(role)));
     directory.settle(missing.map(|role| (role, None)).collect())?;
     Ok(true)
 }
 
 /// Whether [`ensure`] has nothing to make.
 fn is_complete(path: &Path) -> bool {
-    let mut files = ROLES.into_iter().map(|role| is_there(path, &file_name(role)));
+    let mut files = ROLES.into_iter().map(|role| is_there(path, &key_file_name(role)));
     if is_there(path, AUTHORITY) { files.all(|there| there) } else { files.any(|there| there) }
 }
 
@@ -92,11 +92,6 @@ fn lock(directory: &Path) -> Result<File, KeysError> {
     let lock = lock.map_err(KeysError::io(&path))?;
     lock.lock().map_err(KeysError::io(&path))?;
     Ok(lock)
-}
-
-/// The name of a role's key file.
-pub(crate) fn file_name(role: Role) -> String {
-    format!("{}.pem", role_word(role))
 }
 
 /// What [`KeysDirectory::rotate`] has done.
@@ -151,6 +146,11 @@ impl KeysDirectory {
     /// Whose new keys are.
     pub fn authority(&self) -> AuthorityId {
         self.authority.id()
+    }
+
+    /// The authority before, whose keys are still accepted.
+    pub fn previous(&self) -> Option<AuthorityId> {
+        self.authority.previous()
     }
 
     /// The keys on record. Those of dropped authorities and those that have expired aren't.
@@ -221,7 +221,7 @@ impl KeysDirectory {
 
     /// This directory's key files, as far as they are there.
     fn key_files(&self) -> Result<Vec<(Role, Option<KeyFile>)>, KeysError> {
-        let read = |role| match KeyFile::read(&self.path.join(file_name(role))) {
+        let read = |role| match KeyFile::read(&self.path.join(key_file_name(role))) {
             Ok(file) => Ok((role, Some(file))),
             Err(KeysError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok((role, None)),
             Err(error) => Err(error),
@@ -254,7 +254,7 @@ impl KeysDirectory {
             self.replace(AUTHORITY, &self.authority.to_text())?;
         }
         for (role, file) in settled {
-            self.replace(&file_name(role), &file.to_text())?;
+            self.replace(&key_file_name(role), &file.to_text())?;
         }
         Ok(renewed)
     }
@@ -307,8 +307,8 @@ impl KeysDirectory {
     }
 }
 
-/// Who runs this process, as the system calls them.
-fn login_name() -> UserName {
+/// Who runs this process, as the system calls them; else `uid-` and the user's number.
+pub fn login_name() -> UserName {
     let uid = geteuid();
     let known = User::from_uid(uid).ok().flatten().and_then(|user| user.name.parse().ok());
     known.unwrap_or_else(|| format!("uid-{uid}").parse().expect("letters, a hyphen and digits make a name"))
@@ -328,7 +328,7 @@ mod tests {
     }
 
     fn own_key(path: &Path, role: Role) -> KeyId {
-        let identity = KeyFile::read(&path.join(file_name(role))).unwrap().identity().unwrap();
+        let identity = KeyFile::read(&path.join(key_file_name(role))).unwrap().identity().unwrap();
         assert_eq!(identity.role, role);
         identity.key
     }
@@ -355,7 +355,7 @@ mod tests {
     }
 
     fn is_key_file(name: &str) -> bool {
-        ROLES.into_iter().any(|role| file_name(role) == name)
+        ROLES.into_iter().any(|role| key_file_name(role) == name)
     }
 
     #[test]
@@ -400,11 +400,11 @@ mod tests {
         let before = content(&path);
         let authority = KeysDirectory::open(&path).unwrap().authority();
         for role in [Role::Scheduler, Role::Client] {
-            fs::remove_file(path.join(file_name(role))).unwrap();
+            fs::remove_file(path.join(key_file_name(role))).unwrap();
         }
         assert!(ensure(&path).unwrap());
         assert_eq!(KeysDirectory::open(&path).unwrap().authority(), authority);
-        let worker = path.join(file_name(Role::Worker));
+        let worker = path.join(key_file_name(Role::Worker));
         assert!(before.contains(&(worker.clone(), fs::read_to_string(&worker).unwrap())));
         assert_eq!(own_keys(&path).len(), ROLES.len());
     }
@@ -412,11 +412,11 @@ mod tests {
     #[test]
     fn copies_and_key_files_are_left_alone() {
         let (parent, path) = made();
-        let (file, missing) = (path.join(file_name(Role::Worker)), parent.path().join("worker.pem"));
+        let (file, missing) = (path.join(key_file_name(Role::Worker)), parent.path().join("worker.pem"));
         assert!(!ensure(&file).unwrap());
         assert!(!ensure(&missing).unwrap() && !missing.exists());
         fs::remove_file(path.join(AUTHORITY)).unwrap();
-        fs::remove_file(path.join(file_name(Role::Client))).unwrap();
+        fs::remove_file(path.join(key_file_name(Role::Client))).unwrap();
         let before = content(&path);
         assert!(!ensure(&path).unwrap());
         assert_eq!(content(&path), before);
@@ -469,7 +469,7 @@ mod tests {
         let new = own_keys(&path);
         assert!(new.iter().all(|key| !old.contains(key)));
         assert!(old.iter().chain(&new).all(|&key| directory.index.get(key).is_some()));
-        let chain = |role| KeyFile::read(&path.join(file_name(role))).unwrap().chain.len();
+        let chain = |role| KeyFile::read(&path.join(key_file_name(role))).unwrap().chain.len();
         assert_eq!(chain(Role::Scheduler), 2);
 
         directory.drop_old().unwrap();
@@ -520,7 +520,7 @@ mod tests {
         let (_parent, path) = made();
         let authority = KeysDirectory::open(&path).unwrap().authority();
         for role in &ROLES[1..] {
-            fs::remove_file(path.join(file_name(*role))).unwrap();
+            fs::remove_file(path.join(key_file_name(*role))).unwrap();
         }
         fs::write(path.join("worker.pem.new"), "half a").unwrap();
         assert!(ensure(&path).unwrap());
@@ -528,7 +528,7 @@ mod tests {
         assert_eq!(KeysDirectory::open(&path).unwrap().authority(), authority);
 
         // The record was written, and nothing else yet.
-        for name in ROLES.map(file_name).into_iter().chain([AUTHORITY.to_owned()]) {
+        for name in ROLES.map(key_file_name).into_iter().chain([AUTHORITY.to_owned()]) {
             fs::remove_file(path.join(name)).unwrap();
         }
         assert!(ensure(&path).unwrap());
@@ -544,14 +544,14 @@ mod tests {
             let mut directory = KeysDirectory::open(&path).unwrap();
             directory.issue(Role::Worker, login_name(), KEY_VALIDITY).unwrap().identity().unwrap().key
         };
-        let before = fs::read(path.join(file_name(Role::Worker))).unwrap();
+        let before = fs::read(path.join(key_file_name(Role::Worker))).unwrap();
         for renewed in [&[Role::Client][..], &[]] {
             let mut directory = KeysDirectory::open(&path).unwrap();
             assert_eq!(directory.revoke(&[client, exported, KeyId::random()]).unwrap(), renewed);
         }
         assert_ne!(own_key(&path, Role::Client), client);
         assert_eq!(own_key(&path, Role::Worker), worker);
-        assert_ne!(fs::read(path.join(file_name(Role::Worker))).unwrap(), before, "it has the new list");
+        assert_ne!(fs::read(path.join(key_file_name(Role::Worker))).unwrap(), before, "it has the new list");
         let directory = KeysDirectory::open(&path).unwrap();
         let revoked = directory.issued().filter(|key| key.revoked.is_some()).map(|key| key.key);
         let mut expected = [client, exported];
@@ -562,7 +562,7 @@ mod tests {
     #[test]
     fn a_broken_key_file_stops_a_change_before_it_has_begun() {
         let (_parent, path) = made();
-        fs::write(path.join(file_name(Role::Admin)), "nonsense").unwrap();
+        fs::write(path.join(key_file_name(Role::Admin)), "nonsense").unwrap();
         let before = content(&path);
         let key = own_key(&path, Role::Client);
         let mut directory = KeysDirectory::open(&path).unwrap();

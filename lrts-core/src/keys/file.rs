@@ -1,7 +1,7 @@
 //! Key files: all that one party needs to show who it is and to check others, in one file.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -150,7 +150,7 @@ pub(crate) fn check_private(path: &Path, metadata: &fs::Metadata) -> Result<(), 
 pub(crate) fn check_private_directory(path: &Path) -> Result<(), KeysError> {
     let metadata = fs::metadata(path).map_err(KeysError::io(path))?;
     if !metadata.is_dir() {
-        return Err(KeysError::io(path)(io::Error::from(io::ErrorKind::NotADirectory)));
+        return Err(KeysError::io(path)(std::io::ErrorKind::NotADirectory.into()));
     }
     check_private(path, &metadata)
 }

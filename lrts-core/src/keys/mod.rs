@@ -28,7 +28,7 @@ use crate::transport::Role;
 #[cfg(feature = "authority")]
 pub use self::authority::{Authority, AuthorityId};
 #[cfg(feature = "authority")]
-pub use self::directory::{KeysDirectory, Rotation, ensure};
+pub use self::directory::{KeysDirectory, Rotation, ensure, login_name};
 pub use self::error::KeysError;
 pub use self::file::KeyFile;
 pub use self::home::keys_home;
@@ -64,6 +64,11 @@ pub fn role_word(role: Role) -> &'static str {
         Role::Client => "client",
         Role::Admin => "admin",
     }
+}
+
+/// The name of a role's key file in a keys directory.
+pub fn key_file_name(role: Role) -> String {
+    format!("{}.pem", role_word(role))
 }
 
 /// The role that [`role_word`] calls so.

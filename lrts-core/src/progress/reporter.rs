@@ -16,6 +16,7 @@ use super::handle::Watched;
 use super::rtt::RoundTrip;
 use super::scan::{Ended, Scanner, Updates};
 use crate::clock::{Moment, sleep_until};
+use crate::descriptors;
 use crate::ids::{ApplicationId, AttemptId};
 use crate::keys::Security;
 use crate::limits::BARS_PER_BATCH;
@@ -71,6 +72,7 @@ pub fn run_progress_mode() -> ! {
 }
 
 fn run() -> io::Result<()> {
+    descriptors::close_inherited()?;
     let socket = NoticeSocket::from(io::stdin().as_fd().try_clone_to_owned()?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)

@@ -136,7 +136,9 @@ pub(crate) fn objection(error: &io::Error) -> Option<&'static str> {
     let Error::AlertReceived(alert) = tls_error(error)? else { return None };
     match alert {
         AlertDescription::CertificateRevoked => Some("the key of this side was revoked"),
-        AlertDescription::CertificateExpired => Some("the key of this side has expired"),
+        AlertDescription::CertificateExpired => {
+            Some("the key of this side has expired, or is not valid yet: are the clocks right?")
+        }
         AlertDescription::UnknownCA => {
             Some("the key of this side is not of that cluster, or older than its last rotations")
         }

@@ -19,7 +19,7 @@ use super::record::{HostRecord, find_hosts, remove_files};
 use super::session::kill_session;
 use super::supervise::{HostTask, Origin, Surroundings, run_host};
 use super::{Command, Family, HeldJob, HostEnded, HostEvent, HostNumber, Leftovers};
-use crate::bundles::{BundleCache, Fetch, FetchError, Program};
+use crate::bundles::{BadPiece, BundleCache, Fetch, FetchError, Program};
 use crate::config::Config;
 use crate::machine::Machine;
 use crate::state_dir::StateDir;
@@ -251,10 +251,14 @@ impl Fleet {
         body: Bytes,
     ) {
         let Some(fetch) = self.fetches.get_mut(&digest) else { return };
-        if let Err(total) = fetch.accept(offset, bytes, total, body) {
+        if let Err(error) = fetch.accept(offset, bytes, total, body) {
             self.fetches.remove(&digest);
-            let reason = format!("a bundle of {total} bytes is larger than any may be");
-            self.conclude_search(&BundleRef::Shipped(digest), Search::Refused(reason));
+            let reason = error.to_string();
+            let search = match error {
+                BadPiece::TooLarge { .. } => Search::Refused(reason),
+                BadPiece::Wrong { .. } => Search::Unavailable(reason),
+            };
+            self.conclude_search(&BundleRef::Shipped(digest), search);
         }
     }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use lrts_core::ids::ApplicationId;
+use lrts_core::private_dir;
 use lrts_core::protocol::codec;
 use lrts_core::spec::BundleRef;
 use serde::{Deserialize, Serialize};
@@ -35,7 +36,7 @@ impl HostRecord {
     /// Those of `write(2)` and `rename(2)`.
     pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
         let part = path.with_extension("part");
-        fs::write(&part, codec::encode(self))?;
+        private_dir::write(&part, codec::encode(self))?;
         fs::rename(part, path)
     }
 

@@ -8,9 +8,11 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use lrts_core::environment;
 use lrts_core::limits::{FAILURE_OUTPUT_BYTES, FAILURE_OUTPUT_LINES};
 use lrts_core::mode::{self, Mode};
 use lrts_core::notices::{AsyncNoticeSocket, NoticeListener, NoticeSocket};
+use lrts_core::private_dir::file_options;
 use lrts_core::protocol::OLDEST_HOST_VERSION;
 use lrts_core::spec::BundleRef;
 use nix::errno::Errno;
@@ -23,7 +25,7 @@ use super::process::Process;
 use super::record::HostRecord;
 use super::supervise::Surroundings;
 use crate::bundles::Program;
-use crate::state_dir::{StateDir, private_file};
+use crate::state_dir::StateDir;
 
 /// How often, and how long apart, a program file is tried again that another thread's child has still open.
 const BUSY_TRIES: u32 = 100;
@@ -77,6 +79,11 @@ pub(super) async fn start(
             return Err(StartError::Unavailable(format!("cannot write down a job host: {error}")));
         }
     }
+    // It executes by now, so that nobody can write to it any more.
+    if !program.is_unchanged().unwrap_or(false) {
+        child.kill().await?;
+        return Err(StartError::Unavailable("the program was written to while it was verified".to_owned()));
+    }
     let log = state.host_log(number);
     let result = tokio::select! {
         // A program that ends also breaks the connection; its exit status says more.
@@ -118,15 +125,21 @@ async fn spawn(
     number: HostNumber,
 ) -> Result<Child, StartError> {
     let state: &StateDir = &around.state;
-    let log = private_file().append(true).open(state.host_log(number))?;
-    let mut command = Command::new(&program.path);
+    if program.is_fetched_script()? {
+        let reason =
+            "it is a script, which can't be shipped: ship the program that it starts, or have it installed";
+        return Err(StartError::Refused(reason.to_owned()));
+    }
+    let log = file_options().append(true).open(state.host_log(number))?;
+    let mut command = Command::new(program.executable());
     command
+        .arg0(&program.path)
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .stdout(Stdio::from(log.try_clone()?))
         .stderr(Stdio::from(log))
         .current_dir(state.path())
         .env_clear()
-        .envs(std::env::vars_os().filter(|(name, _)| !name.as_encoded_bytes().starts_with(b"LRTS_")))
+        .envs(std::env::vars_os().filter(|(name, _)| !environment::is_withheld(name)))
         .env(mode::VARIABLE, Mode::Host.as_str());
     let mut tries = 0;
     loop {

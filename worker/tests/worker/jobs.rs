@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::adoption::{Await, Daemonise};
+use crate::inheritance::Look;
 use crate::support::{Scheduler, Worker, attempt, decode, installed, is_alive, parent_of, shipped, until};
 
 #[derive(Serialize, Deserialize)]
@@ -66,7 +67,7 @@ impl Service for Echo {
     }
 }
 
-lrts_client::host_services_before_main!(Double, Wait, Echo, Await, Daemonise);
+lrts_client::host_services_before_main!(Double, Wait, Echo, Await, Daemonise, Look);
 
 pub(crate) fn wait() -> Wait {
     Wait { text: "I wait".to_owned() }

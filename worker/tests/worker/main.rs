@@ -9,6 +9,8 @@ mod fake;
 #[cfg(test)]
 mod found;
 #[cfg(test)]
+mod inheritance;
+#[cfg(test)]
 mod jobs;
 #[cfg(test)]
 mod kept;

@@ -266,6 +266,7 @@ impl Program {
 fn the_program() {
     let Ok(port) = std::env::var(PROGRAM_PORT) else { return };
     let mut information = ApplicationInformation::new("127.0.0.1", port.parse().unwrap())
+        .insecure()
         .bundle(Bundle::Installed("tests".into()));
     if std::env::var_os(PROGRAM_IS_ALL).is_some() {
         information = information.ends_with_program();

@@ -59,6 +59,7 @@ impl Service for Liar {
 
 fn information(scheduler: &FakeScheduler) -> ApplicationInformation {
     ApplicationInformation::new("127.0.0.1", scheduler.address.port())
+        .insecure()
         .progress_display(ProgressDisplay::Hidden)
         .bundle(Bundle::Installed("tests".into()))
 }
