@@ -63,49 +63,43 @@ fn questions(session: SessionId) -> [(Role, Vec<u8>, bool); 7] {
 /// One that may ask.
 fn asker(target: &Target, role: Role, name: &str) -> Attacker {
     let mut attacker = target.at(Stage::Joined, role);
-    if role == Role::Client {
+    if (target.role, role) == (Role::Scheduler, Role::Client) {
         let attach = encode(&FromApplication::Attach(attach(name, SessionId(7))));
         attacker.say(&attach, b"").unwrap();
     }
     attacker
 }
 
+/// All of them ask at the same time, once under credit and once blindly. They stay, and honest parties come.
+fn ask_all(site: Site, target: &Target, questions: &[(Role, Vec<u8>, bool)]) {
+    let ask = |number: usize| {
+        let (role, question, urgent) = &questions[number];
+        let blind = ask_blindly(asker(target, *role, &format!("blind-{number}")), question);
+        let deaf = ask_on(asker(target, *role, &format!("deaf-{number}")), question, *urgent);
+        [blind, deaf]
+    };
+    let attackers: Vec<_> = thread::scope(|scope| {
+        let ask = &ask;
+        let asking: Vec<_> = (0..questions.len()).map(|number| scope.spawn(move || ask(number))).collect();
+        asking.into_iter().map(|asking| asking.join().expect("an attacker")).collect()
+    });
+    site.serves_newcomers();
+    drop(attackers);
+    site.assert_unharmed();
+}
+
 #[test]
 fn who_asks_and_never_takes_is_held_to_bounds_by_the_scheduler() {
     let site = Site::new();
     let target = site.scheduler();
-    thread::scope(|scope| {
-        for (number, (role, question, urgent)) in questions(SessionId(7)).into_iter().enumerate() {
-            let (site, target) = (&site, &target);
-            scope.spawn(move || {
-                let name = |kind: &str| format!("{kind}-{number}");
-                let blind = ask_blindly(asker(target, role, &name("blind")), &question);
-                let deaf = ask_on(asker(target, role, &name("deaf")), &question, urgent);
-                // They are still there while others work.
-                site.serves_newcomers();
-                drop((blind, deaf));
-            });
-        }
-    });
-    site.assert_unharmed();
+    ask_all(site, &target, &questions(SessionId(7)));
 }
 
 #[test]
 fn who_asks_and_never_takes_is_held_to_bounds_by_the_progress_server() {
     let site = Site::new();
     let target = site.progress_server();
-    let ping = encode(&FromReporter::Ping { number: 1 });
-    let watch = encode(&FromWatcher::Watch { application: "attacker".parse().unwrap() });
-    thread::scope(|scope| {
-        for (role, question) in [(Role::Worker, ping), (Role::Client, watch)] {
-            let (site, target) = (&site, &target);
-            scope.spawn(move || {
-                let blind = ask_blindly(target.at(Stage::Joined, role), &question);
-                let deaf = ask_on(target.at(Stage::Joined, role), &question, false);
-                site.serves_newcomers();
-                drop((blind, deaf));
-            });
-        }
-    });
-    site.assert_unharmed();
+    let ping = encode(&FromReporter::Ping { number: 1 }).to_vec();
+    let watch = encode(&FromWatcher::Watch { application: "attacker".parse().unwrap() }).to_vec();
+    ask_all(site, &target, &[(Role::Worker, ping, false), (Role::Client, watch, false)]);
 }

@@ -13,6 +13,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod applications;
 mod attack;
 mod bombs;
 mod bundles;

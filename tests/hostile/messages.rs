@@ -15,7 +15,7 @@ use crate::garbage::attach;
 use crate::site::Site;
 
 /// MessagePack that costs its reader more than its writer. Counts and lengths are of 32 bits.
-fn contents() -> Vec<(&'static str, Vec<u8>)> {
+pub(crate) fn contents() -> Vec<(&'static str, Vec<u8>)> {
     let most = [0xff; 4];
     let million = 1_000_000_u32.to_be_bytes();
     let announced = |kind: u8, rest: &[u8]| [&[kind], &most[..], rest].concat();
@@ -61,7 +61,7 @@ fn places(server: Role, role: Role) -> &'static [(&'static str, &'static str)] {
 }
 
 /// A message of one variant with one field.
-fn message(variant: &str, field: &str, content: &[u8]) -> Vec<u8> {
+pub(crate) fn message(variant: &str, field: &str, content: &[u8]) -> Vec<u8> {
     let text = |text: &str| [&[0xa0 | text.len() as u8], text.as_bytes()].concat();
     [&[0x81][..], &text(variant), &[0x81], &text(field), content].concat()
 }
