@@ -11,7 +11,9 @@ use lrts_core::keys::KeySource;
 use lrts_core::transport::Role;
 use rustls::ServerConfig;
 
-use crate::attack::{Attacker, COMMAND, DATA, MORE, WELCOME, announced, data, frame, greeting, packet, ready};
+use crate::attack::{
+    Attacker, COMMAND, DATA, MORE, REFUSAL, WELCOME, announced, data, frame, greeting, packet, ready,
+};
 use crate::messages::{contents, message};
 use crate::site::Site;
 use crate::support::{self, Work, appears, forget_peak, status_kib};
@@ -21,6 +23,9 @@ const GROWTH_KIB: u64 = 64 * 1024;
 
 /// How often an application is attacked before it reaches the honest scheduler.
 const ATTACKS: usize = 2;
+
+/// The kind of a refusal that doesn't hinder anybody from trying again.
+const FULL: u8 = 3;
 
 /// The test that is a program where the environment says so, and nothing when the suite runs. It schedules one job once it is
 /// told to, says `result` when it has it, and waits for its death.
@@ -104,7 +109,10 @@ fn attacks() -> Vec<(String, Attack)> {
     }
     add("another kind of socket".to_owned(), instead_of_greeting([&greeting()[..], &ready("PUB")].concat()));
     add("endless frames".to_owned(), instead_of_welcome(frame(MORE, b"x").repeat(100_000)));
-    add("a refusal of a megabyte".to_owned(), instead_of_welcome(packet(&[3, 3], Some(&[b'x'; 200_000]))));
+    add(
+        "a refusal of a megabyte".to_owned(),
+        instead_of_welcome(packet(&[REFUSAL, FULL], Some(&[b'x'; 200_000]))),
+    );
     add("a packet of no kind".to_owned(), instead_of_welcome(packet(&[99], None)));
     add("pings without a pause".to_owned(), behind_a_welcome(0, packet(&[DATA], None)));
     for (what, content) in contents() {
@@ -144,9 +152,10 @@ fn hostile_scheduler(attack: Attack, key: Option<Arc<ServerConfig>>, honest: Str
 }
 
 fn applications_take_no_harm(site: Site) {
-    let key = site.scheduler().keys.map(|keys| {
-        KeySource::new(keys, Role::Scheduler).current().expect("the scheduler's key").server()
-    });
+    let key = site
+        .scheduler()
+        .keys
+        .map(|keys| KeySource::new(keys, Role::Scheduler).current().expect("the scheduler's key").server());
     let go = site.cluster.file("go");
     let mut programs = Vec::new();
     for (number, (what, attack)) in attacks().into_iter().enumerate() {

@@ -10,7 +10,9 @@ use std::time::Duration;
 use lrts_core::keys::{KeySource, role_word};
 use lrts_core::limits::{CHUNK_BYTES, HEAD_BYTES, WINDOW_BYTES, WINDOW_MESSAGES, WINDOW_URGENT};
 use lrts_core::transport::{RefusalKind, Role};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
+};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection, StreamOwned};
 use serde::de::DeserializeOwned;
@@ -28,8 +30,6 @@ pub(crate) const WELCOME: u8 = 2;
 pub(crate) const REFUSAL: u8 = 3;
 pub(crate) const DATA: u8 = 4;
 pub(crate) const CREDIT: u8 = 5;
-pub(crate) const PING: u8 = 6;
-pub(crate) const PONG: u8 = 7;
 pub(crate) const GOODBYE: u8 = 8;
 
 /// Flags of DATA.
@@ -140,8 +140,14 @@ fn server_name(role: Role) -> ServerName<'static> {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Heard {
     Welcome,
-    Refusal { kind: RefusalKind, text: String },
-    Message { head: Vec<u8>, body: Vec<u8> },
+    Refusal {
+        kind: RefusalKind,
+        text: String,
+    },
+    Message {
+        head: Vec<u8>,
+        body: Vec<u8>,
+    },
     /// Credit, pings and the like.
     Other,
 }
@@ -175,11 +181,8 @@ impl Attacker {
         stream.set_nodelay(true).expect("a socket");
         stream.set_read_timeout(Some(SOON)).expect("a socket");
         stream.set_write_timeout(Some(SOON)).expect("a socket");
-        let credit = Credit {
-            bytes: WINDOW_BYTES,
-            messages: WINDOW_MESSAGES.into(),
-            urgent: WINDOW_URGENT.into(),
-        };
+        let credit =
+            Credit { bytes: WINDOW_BYTES, messages: WINDOW_MESSAGES.into(), urgent: WINDOW_URGENT.into() };
         Self { stream: Stream::Plain(stream), credit, arriving: None }
     }
 
@@ -270,6 +273,16 @@ impl Attacker {
                 Heard::Message { head, .. } => return rmp_serde::from_slice(&head).map_err(io::Error::other),
                 Heard::Refusal { text, .. } => return Err(io::Error::other(text)),
                 Heard::Welcome | Heard::Other => {}
+            }
+        }
+    }
+
+    /// The next message of a kind; others are for nobody.
+    pub(crate) fn answer_that<T: DeserializeOwned>(&mut self, wanted: impl Fn(&T) -> bool) -> io::Result<T> {
+        loop {
+            let answer = self.answer()?;
+            if wanted(&answer) {
+                return Ok(answer);
             }
         }
     }

@@ -4,7 +4,7 @@ use lrts_core::limits::{WINDOW_MESSAGES, WINDOW_URGENT};
 use lrts_core::transport::Role;
 
 use crate::attack::{
-    Attacker, COMMAND, MORE, Stage, Target, announced, data, frame, greeting, packet,
+    Attacker, COMMAND, CREDIT, MORE, Stage, Target, announced, data, frame, greeting, packet,
 };
 use crate::site::Site;
 
@@ -82,7 +82,10 @@ fn what_never_ends_is_ended() {
             let urgent = data(true, Some((1, 0)), b"\xc1");
             says(target.at(Stage::Joined, role), &urgent.repeat(WINDOW_URGENT as usize * 100));
             // Credit that nobody has.
-            says(target.at(Stage::Joined, role), &packet(&[&[5], &[0xff; 16][..]].concat(), None).repeat(3));
+            says(
+                target.at(Stage::Joined, role),
+                &packet(&[&[CREDIT], &[0xff; 16][..]].concat(), None).repeat(3),
+            );
         }
     }
     site.assert_unharmed();

@@ -28,10 +28,10 @@ fn digest(number: u16) -> BundleDigest {
 /// An application that would run a program of its own.
 fn application(target: &Target, name: &str, program: BundleDigest) -> Attacker {
     let mut attacker = target.at(Stage::Joined, Role::Client);
-    let mut terms = attach(name, SessionId(7));
+    let mut terms = attach(name, SessionId::random());
     terms.bundle = BundleRef::Shipped(program);
     attacker.say(&encode(&FromApplication::Attach(terms)), b"").unwrap();
-    assert!(matches!(attacker.answer().unwrap(), ToApplication::Attached { .. }));
+    attacker.answer_that(|answer| matches!(answer, ToApplication::Attached { .. })).unwrap();
     attacker
 }
 
@@ -56,17 +56,20 @@ fn pieces_that_explode_are_no_program() {
         let program = digest(number as u16);
         let mut attacker = application(&target, &format!("bomber-{number}"), program);
         attacker.say(&offer(program, BUNDLE_BYTES, platform()), b"").unwrap();
-        assert!(matches!(attacker.answer().unwrap(), ToApplication::BundleWanted { offset: 0, .. }));
+        attacker
+            .answer_that(|answer| matches!(answer, ToApplication::BundleWanted { offset: 0, .. }))
+            .unwrap();
         attacker.say(&chunk(program, BUNDLE_CHUNK_BYTES as u32), bomb).unwrap();
-        let answer = attacker.answer().unwrap();
-        assert!(matches!(answer, ToApplication::BundleRefused { .. }), "{answer:?}");
+        attacker.answer_that(|answer| matches!(answer, ToApplication::BundleRefused { .. })).unwrap();
     }
     // And pieces that are announced too large.
     for bytes in [0, BUNDLE_CHUNK_BYTES as u32 + 1, u32::MAX] {
         let program = digest(OFFERS + 1);
         let mut attacker = application(&target, "large", program);
         attacker.say(&offer(program, BUNDLE_BYTES, platform()), b"").unwrap();
-        assert!(matches!(attacker.answer().unwrap(), ToApplication::BundleWanted { offset: 0, .. }));
+        attacker
+            .answer_that(|answer| matches!(answer, ToApplication::BundleWanted { offset: 0, .. }))
+            .unwrap();
         attacker.say(&chunk(program, bytes), &bomb).unwrap();
         assert!(matches!(attacker.farewell(), Some((RefusalKind::Protocol, _))));
     }

@@ -19,9 +19,9 @@ fn come_and_go(target: &Target, from: usize, to: usize) {
             1 => target.enter(Stage::Greeted, Role::Client),
             2 => target.enter(Stage::Joined, Role::Worker),
             // Gone before the answer.
-            3 => target.enter(Stage::Greeted, Role::Worker).and_then(|mut attacker| {
-                attacker.write(&hello(Role::Worker, "gone")).map(|()| attacker)
-            }),
+            3 => target
+                .enter(Stage::Greeted, Role::Worker)
+                .and_then(|mut attacker| attacker.write(&hello(Role::Worker, "gone")).map(|()| attacker)),
             _ => Ok(target.connect()),
         };
         // Among so many it may have been pushed out before it was let in.

@@ -19,7 +19,7 @@ const UNKNOWN_JOBS: u64 = 10_000;
 
 /// What is asked in all, in bytes, if the questions are long, and questions if they are short.
 const BYTES: usize = 80 << 20;
-const QUESTIONS: usize = 100_000;
+const QUESTIONS: usize = 50_000;
 
 /// Asks the same again and again under credit, and never grants any for the answers. It may be sent away for it, or not be
 /// heard any more.
@@ -70,21 +70,17 @@ fn asker(target: &Target, role: Role, name: &str) -> Attacker {
     attacker
 }
 
-/// All of them ask at the same time, once under credit and once blindly. They stay, and honest parties come.
+/// Each question is asked by one under credit and by one blindly. Both stay, and honest parties come.
 fn ask_all(site: Site, target: &Target, questions: &[(Role, Vec<u8>, bool)]) {
-    let ask = |number: usize| {
-        let (role, question, urgent) = &questions[number];
-        let blind = ask_blindly(asker(target, *role, &format!("blind-{number}")), question);
-        let deaf = ask_on(asker(target, *role, &format!("deaf-{number}")), question, *urgent);
-        [blind, deaf]
-    };
-    let attackers: Vec<_> = thread::scope(|scope| {
-        let ask = &ask;
-        let asking: Vec<_> = (0..questions.len()).map(|number| scope.spawn(move || ask(number))).collect();
-        asking.into_iter().map(|asking| asking.join().expect("an attacker")).collect()
-    });
-    site.serves_newcomers();
-    drop(attackers);
+    for (number, (role, question, urgent)) in questions.iter().enumerate() {
+        let asker = |name: &str| asker(target, *role, &format!("{name}-{number}"));
+        let attackers = thread::scope(|scope| {
+            let deaf = scope.spawn(|| ask_on(asker("deaf"), question, *urgent));
+            [ask_blindly(asker("blind"), question), deaf.join().expect("an attacker")]
+        });
+        site.serves_newcomers();
+        drop(attackers);
+    }
     site.assert_unharmed();
 }
 

@@ -12,7 +12,7 @@ use lrts_core::protocol::worker::FromWorker;
 use lrts_core::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
 use lrts_core::transport::Role;
 
-use crate::attack::{Stage, Target, frame, MORE, packet};
+use crate::attack::{GOODBYE, MORE, Stage, Target, frame, packet};
 use crate::site::Site;
 
 /// Connections for each kind of garbage, stage, role and server.
@@ -55,11 +55,18 @@ fn honest_heads(server: Role, role: Role) -> Vec<Vec<u8>> {
             encode(&FromReporter::Batch { applications: vec![("attacker".parse().unwrap(), Vec::new())] }),
         ],
         (Role::ProgressServer, _) => {
-            vec![encode(&FromWatcher::Watch { application: "attacker".parse().unwrap() }), encode(&FromWatcher::Forget)]
+            vec![
+                encode(&FromWatcher::Watch { application: "attacker".parse().unwrap() }),
+                encode(&FromWatcher::Forget),
+            ]
         }
         (_, Role::Client) => vec![
             encode(&FromApplication::Attach(attach("attacker", session))),
-            encode(&FromApplication::OfferBundle { digest: BundleDigest([7; 32]), bytes: 9, platform: platform() }),
+            encode(&FromApplication::OfferBundle {
+                digest: BundleDigest([7; 32]),
+                bytes: 9,
+                platform: platform(),
+            }),
             encode(&FromApplication::BundleChunk { digest: BundleDigest([7; 32]), offset: 0, bytes: 9 }),
             encode(&FromApplication::Submit {
                 first: 1,
@@ -148,13 +155,14 @@ fn throw_at(target: &Target, roles: &[Role], random: &mut Rng) {
                 }
             }
             // All that arrived is handled before this.
-            let _ended = attacker.write(&packet(&[8], Some(b"bye")));
+            let _ended = attacker.write(&packet(&[GOODBYE], Some(b"bye")));
         }
     }
 }
 
 fn garbage_does_no_harm(site: Site) {
-    let seed = std::env::var("LRTS_HOSTILE_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
+    let seed =
+        std::env::var("LRTS_HOSTILE_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
     eprintln!("LRTS_HOSTILE_SEED={seed}");
     let mut random = Rng::with_seed(seed);
     for (target, roles) in site.servers() {

@@ -43,7 +43,7 @@ fn an_application_of_the_same_user_is_taken_over_and_back() {
 
     let mut twin = site.scheduler().at(Stage::Joined, Role::Client);
     twin.say(&encode(&FromApplication::Attach(attach("twins", SessionId(7)))), b"").unwrap();
-    assert!(matches!(twin.answer().unwrap(), ToApplication::Attached { .. }));
+    twin.answer_that(|answer| matches!(answer, ToApplication::Attached { .. })).unwrap();
 
     let error = app.wait_for(&job).unwrap_err();
     assert!(matches!(error, ClientError::Superseded { .. }), "{error}");

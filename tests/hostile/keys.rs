@@ -45,7 +45,8 @@ fn a_key_opens_only_what_it_is_for() {
                 if of_key == claimed && roles.contains(&claimed) {
                     assert!(matches!(heard, Ok(Heard::Welcome)), "{what}");
                 } else {
-                    let refused = matches!(heard, Err(_) | Ok(Heard::Refusal { kind: RefusalKind::Role, .. }));
+                    let refused =
+                        matches!(heard, Err(_) | Ok(Heard::Refusal { kind: RefusalKind::Role, .. }));
                     assert!(refused, "{what}");
                 }
             }

@@ -106,7 +106,8 @@ fn applications_messages(session: SessionId) -> Vec<(Vec<u8>, Vec<u8>)> {
     terms.progress_rtt_test = Duration::MAX;
     terms.credit = Credit { results: u32::MAX, bytes: u64::MAX };
     let all = || JobSet { session, ranges: vec![(0, u64::MAX)] };
-    let range = |count, payload_bytes| JobRange { count, service: u16::MAX, options: u16::MAX, payload_bytes };
+    let range =
+        |count, payload_bytes| JobRange { count, service: u16::MAX, options: u16::MAX, payload_bytes };
     let submit = |first, options, jobs| FromApplication::Submit { first, options, jobs, keys: Vec::new() };
     let forever = JobOptions::new().run_timeout(Duration::MAX).priority(i32::MIN).slots(u32::MAX);
     let heads = [
@@ -114,7 +115,11 @@ fn applications_messages(session: SessionId) -> Vec<(Vec<u8>, Vec<u8>)> {
         FromApplication::Attach(terms),
         FromApplication::Credit(Credit { results: u32::MAX, bytes: u64::MAX }),
         submit(u64::MAX, Vec::new(), Vec::new()),
-        submit(1, vec![forever.clone()], vec![JobRange { count: 1, service: 0, options: 0, payload_bytes: 0 }]),
+        submit(
+            1,
+            vec![forever.clone()],
+            vec![JobRange { count: 1, service: 0, options: 0, payload_bytes: 0 }],
+        ),
         submit(u64::MAX, vec![forever], vec![range(1_000, 0)]),
         submit(0, Vec::new(), vec![range(u32::MAX, u32::MAX); 100]),
         FromApplication::Taken { jobs: all() },

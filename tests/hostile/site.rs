@@ -63,7 +63,8 @@ impl Site {
         let mut cluster = Cluster::with_keys(keys, directory, Vec::new(), &[]);
         cluster.add_worker_with_program(LONG as u32 + 2);
         let app = ClientApplication::start(cluster.information_of_installed()).unwrap();
-        let mut site = Self { cluster, app, jobs: Vec::new(), numbers: AtomicU64::new(0), before: Vec::new() };
+        let mut site =
+            Self { cluster, app, jobs: Vec::new(), numbers: AtomicU64::new(0), before: Vec::new() };
         for _ in 0..LONG {
             let number = site.number();
             let work = Work::until(site.marks(number), site.end_of_attack());

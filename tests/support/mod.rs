@@ -21,9 +21,7 @@ pub(crate) use cluster::Cluster;
 pub(crate) use daemon::Daemon;
 pub(crate) use disks::Disk;
 pub(crate) use marks::{Mark, Marks};
-pub(crate) use processes::{
-    Part, descriptors, forget_peak, kill, parent, signal, status_kib, still_runs,
-};
+pub(crate) use processes::{Part, descriptors, forget_peak, kill, parent, signal, status_kib, still_runs};
 pub(crate) use program::{argument, program, program_at};
 pub(crate) use proxy::{Line, Proxy};
 pub(crate) use work::{Done, Steps, Work};
