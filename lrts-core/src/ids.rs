@@ -78,9 +78,12 @@ macro_rules! serde_as_text_or {
 pub struct SessionId(pub u64);
 
 impl SessionId {
+    /// In the number of a session of keys, and of no other: so no start of an application can take the place of keys.
+    const KEYS: u64 = 1 << 63;
+
     /// A new session.
     pub fn random() -> Self {
-        Self(random_u64())
+        Self(random_u64() & !Self::KEYS)
     }
 
     /// The session that all keyed jobs of an application belong to, whichever start of it scheduled them.
@@ -88,7 +91,12 @@ impl SessionId {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"lrts keyed jobs of ");
         hasher.update(application.as_str().as_bytes());
-        Self(first_eight(hasher.finalize()))
+        Self(first_eight(hasher.finalize()) | Self::KEYS)
+    }
+
+    /// Whether it is the session of some application's keyed jobs.
+    pub fn is_of_keys(self) -> bool {
+        self.0 & Self::KEYS != 0
     }
 
     /// The job with this sequence number of the session.
@@ -255,14 +263,14 @@ serde_as_text_or!(
     })
 );
 
-/// One worker: a random number kept in its state directory, so that it stays the same over restarts.
+/// One worker: a digest of the secret in its state directory, see [`WorkerSecret`](crate::worker_secret::WorkerSecret), so that
+/// it stays the same over restarts and nobody else can take it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(pub u64);
 
 impl WorkerId {
-    /// A new worker.
-    pub fn random() -> Self {
-        Self(random_u64())
+    pub(crate) fn from_digest(digest: blake3::Hash) -> Self {
+        Self(first_eight(digest))
     }
 }
 

@@ -26,3 +26,4 @@ pub mod spool;
 pub mod status;
 pub mod telemetry;
 pub mod transport;
+pub mod worker_secret;

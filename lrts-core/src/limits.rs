@@ -143,6 +143,114 @@ pub const GRACE: Duration = Duration::from_secs(10);
 /// How long the attempts of a lost worker stay open: if it isn't heard of for this long, they are closed.
 pub const ORPHAN_GRACE: Duration = Duration::from_hours(24);
 
+/// Most slots and attempts ahead of them, hence most attempts in a worker's inventory but for a few that are just being confirmed.
+pub const ATTEMPTS_AHEAD: usize = 8_192;
+
+/// Most installed bundles of a worker, and the longest name of one, in bytes.
+pub const INSTALLED_BUNDLES: usize = 1_024;
+/// See [`INSTALLED_BUNDLES`].
+pub const BUNDLE_NAME_BYTES: usize = 128;
+
+/// Longest target of a platform and longest id of a machine's boot, in bytes.
+pub const PLATFORM_BYTES: usize = 128;
+/// See [`PLATFORM_BYTES`].
+pub const BOOT_ID_BYTES: usize = 64;
+
+/// Bytes of the secret in a worker's state directory.
+pub const WORKER_SECRET_BYTES: usize = 32;
+
+/// Ranges of sequences in one message that names jobs.
+pub const JOB_SET_RANGES: usize = 10_000;
+
+/// What the options of one submit may come to, as MessagePack, in values and bytes; the last ones may exceed it.
+pub const SUBMIT_OPTION_VALUES: usize = 30_000;
+/// See [`SUBMIT_OPTION_VALUES`].
+pub const SUBMIT_OPTION_BYTES: usize = 1 << 20;
+
+/// Rows in one answer to a command.
+pub const ROWS: usize = 500;
+
+// --- what an application may keep at the scheduler ---
+
+/// Applications that a scheduler remembers.
+pub const APPLICATIONS: usize = 10_000;
+
+/// Programs that a scheduler has heard of since it started.
+pub const BUNDLES: usize = 100_000;
+
+/// Starts of one application that are remembered, with the services of all of their programs.
+pub const SESSIONS_PER_APPLICATION: usize = 20_000;
+/// See [`SESSIONS_PER_APPLICATION`].
+pub const SERVICES_PER_APPLICATION: usize = 100_000;
+
+/// Jobs of one application that haven't ended, and the bytes of their payloads: 640 MB of memory, and 1 TiB of disk.
+pub const JOBS_PER_APPLICATION: u64 = 10_000_000;
+/// See [`JOBS_PER_APPLICATION`].
+pub const PAYLOAD_BYTES_PER_APPLICATION: u64 = 1 << 40;
+
+/// Jobs with a key of one application that are remembered.
+pub const KEYS_PER_APPLICATION: u64 = 1_000_000;
+
+// --- bars at the progress server ---
+
+/// Bars in all. At it, attempts that nobody reports any more make room, oldest first; without any, new bars are not shown.
+pub const BARS: usize = 200_000;
+
+/// Attempts that one progress subprocess may report at a time, and bars that it may start for them; those beyond are not shown.
+pub const ATTEMPTS_PER_REPORTER: usize = 2 * SLOTS as usize;
+/// See [`ATTEMPTS_PER_REPORTER`].
+pub const BARS_PER_REPORTER: usize = 64_000;
+
+/// Attempts that all progress subprocesses together may report.
+pub const REPORTED_ATTEMPTS: usize = 200_000;
+
+/// Attempts that nobody reports any more and whose bars are kept; the oldest go first.
+pub const RESTING_ATTEMPTS: usize = 10_000;
+
+// --- heads of messages, by who says them ---
+
+/// What a head may hold. It is looked at before anything is made of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HeadBounds {
+    /// Most bytes.
+    pub bytes: usize,
+    /// Most MessagePack values, keys and containers among them.
+    pub values: usize,
+}
+
+/// A submit of 1,000 different jobs with keys and options has 47,000 values and 1.5 MB.
+pub const FROM_APPLICATION: HeadBounds = HeadBounds { bytes: 2 << 20, values: 50_000 };
+
+/// [`LISTED_RANGES`] ranges, each of a service of its own, have 100,000 values and 2 MB; 1,000 bars 32,000.
+pub const TO_APPLICATION: HeadBounds = HeadBounds { bytes: 4 << 20, values: 1 << 17 };
+
+/// An inventory of [`SLOTS`] and [`ATTEMPTS_AHEAD`] attempts has 200,000 values and 1.2 MB.
+pub const FROM_WORKER: HeadBounds = HeadBounds { bytes: 4 << 20, values: 1 << 19 };
+
+/// Attempts to forget, at most a whole inventory of them, have 4 values each.
+pub const TO_WORKER: HeadBounds = HeadBounds { bytes: 1 << 20, values: 1 << 17 };
+
+/// The longest command line names 110,000 jobs of 3 values each.
+pub const FROM_COMMAND: HeadBounds = HeadBounds { bytes: 4 << 20, values: 1 << 19 };
+
+/// [`ROWS`] rows have 26 values each, and reasons of up to [`FAILURE_MESSAGE_BYTES`].
+pub const TO_COMMAND: HeadBounds = HeadBounds { bytes: HEAD_BYTES, values: 1 << 19 };
+
+/// [`BARS_PER_BATCH`] bars, each of an application of its own, have 90,000 values.
+pub const BATCH: HeadBounds = HeadBounds { bytes: BATCH_BYTES, values: 1 << 17 };
+
+/// [`BARS_PER_NOTICE`] bars have 6,500 values, [`ENV_VARIABLES`] variables 800.
+pub const TO_HOST: HeadBounds = HeadBounds { bytes: NOTICE_BYTES, values: 1 << 14 };
+
+/// A notice on the disk has its attempt's checkpoint in it.
+pub const FROM_HOST: HeadBounds = HeadBounds { bytes: NOTICE_BYTES + CHECKPOINT_BYTES, values: 1 << 14 };
+
+/// Numbers and names.
+pub const SHORT_HEAD: HeadBounds = HeadBounds { bytes: 1_024, values: 64 };
+
+/// How deep values may lie within others, in messages and in what is kept on disk. Messages need half of it.
+pub const VALUE_DEPTH: usize = 16;
+
 // --- keys ---
 
 /// Largest key file, in bytes, and its most sections.

@@ -39,7 +39,7 @@ impl Packet {
     ///
     /// `InvalidData` if it is no such notice.
     pub fn decode<T: DeserializeOwned>(&self) -> io::Result<T> {
-        codec::decode(&self.bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        codec::decode_local(&self.bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 }
 

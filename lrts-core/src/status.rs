@@ -151,6 +151,8 @@ pub enum RefusalCause {
     KeyConflict,
     /// The scheduler's disk has no room for it.
     NoRoom,
+    /// Its application has as many jobs, bytes or keys as one may have.
+    Limit,
 }
 
 /// Where a worker stands.

@@ -8,18 +8,17 @@
 use std::fmt::{Debug, Write};
 use std::time::Duration;
 
-use lrts_core::ids::{ApplicationId, AttemptId, BarId, BundleDigest, JobId, SessionId, WorkerId};
+use lrts_core::ids::{ApplicationId, AttemptId, BarId, BundleDigest, JobId, SessionId, UserName, WorkerId};
 use lrts_core::protocol::application::*;
-use lrts_core::protocol::codec::{decode, encode};
+use lrts_core::protocol::codec::{Head, decode, encode};
 use lrts_core::protocol::command::*;
 use lrts_core::protocol::host::*;
 use lrts_core::protocol::progress::*;
 use lrts_core::protocol::worker::*;
 use lrts_core::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
 use lrts_core::status::{Failure, FailureKind, JobState};
+use lrts_core::worker_secret::WorkerSecret;
 use proptest::prelude::*;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 const SESSION: SessionId = SessionId(0x0123_4567_89ab_cdef);
 const JOB: JobId = JobId { session: SESSION, sequence: 17 };
@@ -29,6 +28,14 @@ const DIGEST: BundleDigest = BundleDigest([7; 32]);
 
 fn application() -> ApplicationId {
     "nightly".parse().unwrap()
+}
+
+fn user() -> UserName {
+    "ann".parse().unwrap()
+}
+
+fn owned() -> OwnedApplication {
+    OwnedApplication { owner: Some(user()), application: application() }
 }
 
 fn platform() -> Platform {
@@ -66,7 +73,7 @@ fn set() -> JobSet {
 struct Golden(String);
 
 impl Golden {
-    fn add<T: Serialize + DeserializeOwned + PartialEq + Debug>(&mut self, message: T) {
+    fn add<T: Head + PartialEq + Debug>(&mut self, message: T) {
         let bytes = encode(&message);
         assert_eq!(decode::<T>(&bytes).unwrap(), message);
         let type_name = std::any::type_name::<T>().rsplit("::").next().unwrap();
@@ -122,7 +129,8 @@ fn golden() -> String {
     golden.add(ToApplication::BundleComplete { digest: DIGEST });
     golden.add(ToApplication::BundleRefused { digest: DIGEST, reason: "too large".into() });
     golden.add(ToApplication::Accepted { through: 17 });
-    for cause in [RefusalCause::Invalid, RefusalCause::KeyConflict, RefusalCause::NoRoom] {
+    for cause in [RefusalCause::Invalid, RefusalCause::KeyConflict, RefusalCause::NoRoom, RefusalCause::Limit]
+    {
         golden.add(ToApplication::Refused { sequence: 17, reason: "too large".into(), cause });
     }
     golden.add(ToApplication::Result {
@@ -145,6 +153,7 @@ fn golden() -> String {
 
     golden.add(FromWorker::Register(Register {
         worker: WORKER,
+        secret: WorkerSecret::from_bytes([9; 32]),
         host: "node-1".into(),
         pid: 99,
         instance: 11,
@@ -205,6 +214,7 @@ fn golden() -> String {
         attempt: ATTEMPT,
         execution: 1,
         application: application(),
+        owner: Some(user()),
         bundle: BundleRef::Shipped(DIGEST),
         service: "mult".into(),
         options: JobOptions::new().label("x").env("A", "b"),
@@ -231,6 +241,7 @@ fn golden() -> String {
         workers: 2,
         uptime_s: 1.5,
         store_trouble: "disk full".into(),
+        refused: vec![("keys".into(), 3)],
     }));
     golden.add(ToCommand::Jobs {
         rows: vec![JobRow {
@@ -256,6 +267,7 @@ fn golden() -> String {
             state: WorkerState::Suspect,
             silent: Duration::from_secs(9),
         }],
+        last: true,
     });
     golden.add(ToCommand::Logs { bytes: Some((10, 20)), note: String::new() });
     golden.add(ToCommand::Cancelled { unknown: vec![JOB], ended: vec![] });
@@ -269,6 +281,7 @@ fn golden() -> String {
             finished: 3,
             failed: 4,
         }],
+        last: true,
     });
     golden.add(ToCommand::ApplicationCancelled { jobs: Some(3) });
     golden.add(ToCommand::Draining { attempts: Some(2) });
@@ -327,8 +340,8 @@ fn golden() -> String {
     }
 
     golden.add(FromReporter::Ping { number: 1 });
-    golden.add(FromReporter::Batch { applications: vec![(application(), vec![update()])] });
-    golden.add(FromReporter::Ended { attempts: vec![(application(), ATTEMPT)] });
+    golden.add(FromReporter::Batch { applications: vec![(owned(), vec![update()])] });
+    golden.add(FromReporter::Ended { attempts: vec![(owned(), ATTEMPT)] });
     golden.add(ToReporter::Pong { number: 1 });
     golden.add(FromWatcher::Watch { application: application() });
     golden.add(FromWatcher::Forget);

@@ -13,8 +13,8 @@ use std::time::Duration;
 use lrts_core::clock::Moment;
 use lrts_core::limits::{CHUNK_BYTES, PEER_QUEUE_BYTES, WINDOW_BYTES};
 use lrts_core::transport::{
-    BindError, ConnectionId, Hello, Link, LinkConfig, LinkEvent, LinkReceiver, LinkSendError, LinkSender,
-    Message, Refusal, RefusalKind, Role, SendError, Server, ServerConfig, ServerEvent, SocketDir,
+    BindError, Cause, ConnectionId, Hello, Link, LinkConfig, LinkEvent, LinkReceiver, LinkSendError,
+    LinkSender, Message, Refusal, RefusalKind, Role, SendError, Server, ServerConfig, ServerEvent, SocketDir,
     TrySendError,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -227,6 +227,10 @@ async fn wrong_versions_and_roles_are_refused_for_good() {
     let role = refused(Hello::new(Role::Admin, "me", "here")).await;
     assert_eq!(role.kind, RefusalKind::Role);
     assert!(role.message.contains("admin") && role.message.contains("worker, client"), "{role}");
+
+    let handle = server.handle();
+    let counted = handle.counters().snapshot().into_iter().filter(|&(_, count)| count > 0);
+    assert_eq!(counted.collect::<Vec<_>>(), [(Cause::Version, 1), (Cause::Role, 1)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

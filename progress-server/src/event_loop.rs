@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lrts_core::clock::{Moment, sleep_until};
-use lrts_core::limits::{BARS_PER_BATCH, BATCH_BYTES};
+use lrts_core::ids::UserName;
+use lrts_core::limits::BARS_PER_BATCH;
 use lrts_core::protocol::codec;
-use lrts_core::protocol::progress::{FromReporter, FromWatcher, ToReporter, ToWatcher};
+use lrts_core::protocol::progress::{FromReporter, FromWatcher, OwnedApplication, ToReporter, ToWatcher};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::transport::{
     ConnectionId, Message, Refusal, RefusalKind, Role, Server, ServerEvent, ServerHandle,
@@ -30,12 +31,20 @@ pub(crate) struct EventLoop {
 
 struct Peers {
     handle: ServerHandle,
-    roles: BTreeMap<ConnectionId, Role>,
+    known: BTreeMap<ConnectionId, Peer>,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone)]
+struct Peer {
+    role: Role,
+    /// The user of its key; none on a server without keys.
+    user: Option<UserName>,
 }
 
 impl EventLoop {
     pub(crate) fn new(server: Server) -> Self {
-        let peers = Peers { handle: server.handle(), roles: BTreeMap::new() };
+        let peers = Peers { handle: server.handle(), known: BTreeMap::new() };
         Self { server, peers, engine: Engine::new(), fanned_out: Moment::default() }
     }
 
@@ -87,9 +96,9 @@ impl EventLoop {
 
     fn server_event(&mut self, event: ServerEvent, now: Moment) {
         match event {
-            ServerEvent::Joined { connection, hello, address, user: _ } => {
-                info!(%connection, role = %hello.role, id = hello.id, host = hello.host, %address, "peer joined");
-                self.peers.roles.insert(connection, hello.role);
+            ServerEvent::Joined { connection, hello, address, user } => {
+                info!(%connection, role = %hello.role, id = hello.id, host = hello.host, ?user, %address, "peer joined");
+                self.peers.known.insert(connection, Peer { role: hello.role, user });
             }
             ServerEvent::Message { connection, message } => {
                 if let Err(reason) = self.message(connection, &message, now) {
@@ -98,7 +107,7 @@ impl EventLoop {
             }
             ServerEvent::Left { connection, reason } => {
                 info!(%connection, reason, "peer left");
-                self.peers.roles.remove(&connection);
+                self.peers.known.remove(&connection);
                 self.decide(Event::Left(connection), now);
             }
         }
@@ -110,38 +119,51 @@ impl EventLoop {
         message: &Message,
         now: Moment,
     ) -> Result<(), &'static str> {
-        if message.head.len() > BATCH_BYTES || !message.body.is_empty() {
-            return Err("message is too large");
+        if !message.body.is_empty() {
+            return Err("a body where none belongs");
         }
-        match self.peers.roles.get(&connection) {
-            Some(Role::Worker) => {
+        // What had arrived from a peer that was disconnected since.
+        let Some(Peer { role, user }) = self.peers.known.get(&connection).cloned() else { return Ok(()) };
+        match role {
+            Role::Worker => {
                 match codec::decode(&message.head).map_err(|_| "message of a reporter is unreadable")? {
                     FromReporter::Ping { number } => {
                         self.peers.send(connection, &ToReporter::Pong { number })
                     }
                     FromReporter::Batch { applications } => {
-                        self.decide(Event::Batch { reporter: connection, updates: applications }, now);
+                        let updates = told_apart(applications, user.as_ref());
+                        self.decide(Event::Batch { reporter: connection, updates }, now);
                     }
                     FromReporter::Ended { attempts } if attempts.len() <= BARS_PER_BATCH => {
-                        self.decide(Event::Ended { attempts }, now);
+                        let attempts = told_apart(attempts, user.as_ref());
+                        self.decide(Event::Ended { reporter: connection, attempts }, now);
                     }
                     FromReporter::Ended { .. } => return Err("too many ended attempts"),
                 }
             }
-            Some(Role::Client) => {
+            Role::Client => {
                 match codec::decode(&message.head).map_err(|_| "message of a watcher is unreadable")? {
                     FromWatcher::Watch { application } => {
+                        let application = OwnedApplication { owner: user, application };
                         self.decide(Event::Watch { watcher: connection, application }, now);
                     }
                     FromWatcher::Forget => self.decide(Event::Forget { watcher: connection }, now),
                 }
             }
-            Some(Role::Scheduler | Role::ProgressServer | Role::Admin) | None => {
+            Role::Scheduler | Role::ProgressServer | Role::Admin => {
                 return Err("role has nothing to say here");
             }
         }
         Ok(())
     }
+}
+
+/// The applications by their owners, unless this server has no keys: its watchers can't be told apart.
+fn told_apart<T>(said: Vec<(OwnedApplication, T)>, user: Option<&UserName>) -> Vec<(OwnedApplication, T)> {
+    let owner_if_known = |(OwnedApplication { owner, application }, what)| {
+        (OwnedApplication { owner: owner.filter(|_| user.is_some()), application }, what)
+    };
+    said.into_iter().map(owner_if_known).collect()
 }
 
 impl Peers {
@@ -158,8 +180,9 @@ impl Peers {
         self.handle.queued(connection).is_none_or(|(messages, _)| messages > 0)
     }
 
-    fn disconnect(&self, connection: ConnectionId, reason: &'static str) {
+    fn disconnect(&mut self, connection: ConnectionId, reason: &'static str) {
         warn!(%connection, reason, "disconnecting a peer that breaks the rules");
+        self.known.remove(&connection);
         self.handle.disconnect(connection, Some(Refusal::new(RefusalKind::Protocol, reason)));
     }
 }

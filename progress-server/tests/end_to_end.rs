@@ -16,7 +16,9 @@ use lrts_core::ids::{ApplicationId, AttemptId, BarId, SessionId};
 use lrts_core::mode::{self, Mode};
 use lrts_core::progress::{Arena, BarWriter, Region, Reporter, ReporterConfig, ReporterEvent, Watched};
 use lrts_core::protocol::codec;
-use lrts_core::protocol::progress::{BarNumbers, BarText, FromReporter, FromWatcher, ToWatcher};
+use lrts_core::protocol::progress::{
+    BarNumbers, BarText, FromReporter, FromWatcher, OwnedApplication, ToWatcher,
+};
 use lrts_core::transport::{
     Hello, Link, LinkConfig, LinkEvent, LinkReceiver, LinkSender, Message, Role, SocketDir,
 };
@@ -36,6 +38,11 @@ fn subprocess() {
 
 fn app() -> ApplicationId {
     "end-to-end".parse().unwrap()
+}
+
+/// As a scheduler with keys says it; a server without keys, as these tests have, doesn't look at the owner.
+fn owned() -> OwnedApplication {
+    OwnedApplication { owner: Some("ann".parse().unwrap()), application: app() }
 }
 
 fn attempt(job: u64) -> AttemptId {
@@ -113,7 +120,7 @@ impl Worker {
             arena: 1,
             region,
             attempt: attempt(region.into()),
-            application: app(),
+            application: owned(),
             rtt_test: Duration::from_millis(100),
         });
         Region::map(self.arena.descriptor(), region).unwrap().start_bar(&text(description), Some(100))
@@ -339,7 +346,7 @@ async fn what_is_no_message_ends_a_connection_and_not_the_server() {
         text: Some(long),
         numbers: BarNumbers::default(),
     };
-    let batch = FromReporter::Batch { applications: vec![(app(), vec![update])] };
+    let batch = FromReporter::Batch { applications: vec![(owned(), vec![update])] };
     let bad = [
         (Role::Worker, codec::encode(&batch)),
         (Role::Worker, vec![0xc1].into()),

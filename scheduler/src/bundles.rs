@@ -402,7 +402,7 @@ fn describe(directory: &Path, digest: BundleDigest, platform: &Platform) -> io::
 
 /// None if it isn't there or can't be read: an application that has the bundle says it again.
 fn read_platform(path: &Path) -> Option<Platform> {
-    codec::decode(&fs::read(path).ok()?).ok()
+    codec::decode_local(&fs::read(path).ok()?).ok()
 }
 
 fn part(directory: &Path, digest: BundleDigest) -> PathBuf {

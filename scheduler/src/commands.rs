@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use lrts_core::clock::Moment;
 use lrts_core::ids::JobId;
+use lrts_core::limits::ROWS;
 use lrts_core::protocol::codec;
 use lrts_core::protocol::command::{FromCommand, ToCommand};
 use lrts_core::protocol::worker::ToWorker;
@@ -20,9 +21,6 @@ use crate::store::{Fetched, ReadError, Store};
 /// How long a worker may take to answer what an attempt has printed.
 const OUTPUT_TIME: Duration = Duration::from_secs(3);
 
-/// Rows in one message.
-const PAGE: usize = 1_000;
-
 /// Pages are sent while less than this waits for the command.
 const SEND_AHEAD_BYTES: usize = 1 << 20;
 
@@ -33,13 +31,24 @@ const PACE: Duration = Duration::from_millis(5);
 pub(crate) struct Commands {
     handle: ServerHandle,
     started: Moment,
-    /// Outputs that workers were asked for: for whom, which job's, until when.
-    outputs: BTreeMap<u64, (ConnectionId, JobId, Moment)>,
+    /// Outputs that workers were asked for.
+    outputs: BTreeMap<u64, OutputAsked>,
     requests: u64,
     /// Outputs that are being read.
     reads: JoinSet<OutputRead>,
     /// Lists of jobs: for whom, from where on, looked at again when.
     lists: Vec<(ConnectionId, u32, Moment)>,
+}
+
+/// An output that a worker was asked for.
+#[derive(Clone, Copy, Debug)]
+struct OutputAsked {
+    /// For whom.
+    to: ConnectionId,
+    job: JobId,
+    /// Who may answer.
+    worker: ConnectionId,
+    until: Moment,
 }
 
 /// What the engine is to know of a command, and what is answered once the records that come of it are durable.
@@ -70,7 +79,7 @@ impl Commands {
 
     /// When [`Commands::tick`] is due.
     pub(crate) fn next_deadline(&self) -> Option<Moment> {
-        let outputs = self.outputs.values().map(|&(_, _, until)| until);
+        let outputs = self.outputs.values().map(|asked| asked.until);
         outputs.chain(self.lists.iter().map(|&(_, _, at)| at)).min()
     }
 
@@ -86,7 +95,8 @@ impl Commands {
         let now = Moment::now();
         match command {
             FromCommand::Status => {
-                let status = convert::status(engine, store.health(), now.since(self.started));
+                let (counters, uptime) = (self.handle.counters(), now.since(self.started));
+                let status = convert::status(engine, counters, store.health(), uptime);
                 self.answer(from, &ToCommand::Status(status), Bytes::new());
             }
             FromCommand::Jobs => {
@@ -96,13 +106,12 @@ impl Commands {
                 self.tick(engine, store);
             }
             FromCommand::Workers => {
-                let rows = engine.worker_listings(now).into_iter().map(convert::worker_row).collect();
-                self.answer(from, &ToCommand::Workers { rows }, Bytes::new());
+                let rows = engine.worker_listings(now).into_iter().map(convert::worker_row);
+                self.answer_pages(from, rows.collect(), |rows, last| ToCommand::Workers { rows, last });
             }
             FromCommand::Applications => {
-                let rows = engine.application_listings(now);
-                let rows = rows.into_iter().map(convert::application_row).collect();
-                self.answer(from, &ToCommand::Applications { rows }, Bytes::new());
+                let rows = engine.application_listings(now).into_iter().map(convert::application_row);
+                self.answer_pages(from, rows.collect(), |rows, last| ToCommand::Applications { rows, last });
             }
             FromCommand::CancelApplication { application } => {
                 let answer = ToCommand::ApplicationCancelled { jobs: engine.unfinished(application) };
@@ -146,9 +155,11 @@ impl Commands {
                 self.requests += 1;
                 let question = ToWorker::FetchOutput { request: self.requests, attempt };
                 let message = Message::new(codec::encode(&question), Bytes::new());
-                let asked = connection_of(peer).map(|worker| self.handle.send(worker, message));
-                if let Some(Ok(())) = asked {
-                    self.outputs.insert(self.requests, (from, job, Moment::now() + OUTPUT_TIME));
+                let worker = connection_of(peer);
+                let asked = worker.filter(|&worker| self.handle.send(worker, message).is_ok());
+                if let Some(worker) = asked {
+                    let until = Moment::now() + OUTPUT_TIME;
+                    self.outputs.insert(self.requests, OutputAsked { to: from, job, worker, until });
                 } else {
                     self.answer_stored(from, job, store, "the job's worker is away");
                 }
@@ -200,9 +211,19 @@ impl Commands {
     }
 
     /// A worker has answered what an attempt has printed.
-    pub(crate) fn output_came(&mut self, request: u64, output: Option<(Bytes, Bytes)>, store: &dyn Store) {
-        // Later than the time for it, or never asked for.
-        let Some((to, job, _)) = self.outputs.remove(&request) else { return };
+    pub(crate) fn output_came(
+        &mut self,
+        from: ConnectionId,
+        request: u64,
+        output: Option<(Bytes, Bytes)>,
+        store: &dyn Store,
+    ) {
+        // Later than the time for it, or another one was asked, or nobody.
+        let Some(&OutputAsked { to, job, worker, .. }) = self.outputs.get(&request) else { return };
+        if worker != from {
+            return;
+        }
+        self.outputs.remove(&request);
         match output {
             Some((stdout, stderr)) => self.answer_output(to, &stdout, &stderr, ""),
             // It has ended since.
@@ -214,9 +235,9 @@ impl Commands {
     pub(crate) fn tick(&mut self, engine: &Engine, store: &dyn Store) {
         let now = Moment::now();
         while let Some(request) =
-            self.outputs.iter().find(|(_, (_, _, until))| *until <= now).map(|(&request, _)| request)
+            self.outputs.iter().find(|(_, asked)| asked.until <= now).map(|(&request, _)| request)
         {
-            if let Some((to, job, _)) = self.outputs.remove(&request) {
+            if let Some(OutputAsked { to, job, .. }) = self.outputs.remove(&request) {
                 self.answer_stored(to, job, store, "the job's worker didn't answer in time");
             }
         }
@@ -234,7 +255,7 @@ impl Commands {
                 }
                 Some(_) => {}
             }
-            let page = engine.job_page(from, PAGE, now);
+            let page = engine.job_page(from, ROWS, now);
             let rows = page.jobs.into_iter().map(convert::job_row).collect();
             self.answer(to, &ToCommand::Jobs { rows, last: page.next.is_none() }, Bytes::new());
             if let Some(next) = page.next {
@@ -242,6 +263,15 @@ impl Commands {
                 self.lists.push((to, from, now));
             }
         }
+    }
+
+    /// Answers a command with rows, as many messages as they take.
+    fn answer_pages<T>(&self, to: ConnectionId, mut rows: Vec<T>, head: impl Fn(Vec<T>, bool) -> ToCommand) {
+        while rows.len() > ROWS {
+            let rest = rows.split_off(ROWS);
+            self.answer(to, &head(std::mem::replace(&mut rows, rest), false), Bytes::new());
+        }
+        self.answer(to, &head(rows, true), Bytes::new());
     }
 
     /// Answers a command.

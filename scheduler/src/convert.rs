@@ -1,20 +1,26 @@
 //! Messages of the wire as the engine's events, and back. No wildcard arms: a new message shows here first.
 
 use bytes::Bytes;
-use lrts_core::ids::{JobId, SessionId};
-use lrts_core::limits::{CHECKPOINT_BYTES, SUBMIT_JOBS};
+use lrts_core::ids::{JobId, SessionId, UserName};
+use lrts_core::limits::{
+    BARS_PER_ATTEMPT, BODY_BYTES, BOOT_ID_BYTES, BUNDLE_NAME_BYTES, CHECKPOINT_BYTES, FAILURE_MESSAGE_BYTES,
+    HELLO_HOST_BYTES, INSTALLED_BUNDLES, JOB_SET_RANGES, OUTPUT_BYTES, PLATFORM_BYTES, SUBMIT_JOBS,
+};
+use lrts_core::progress::is_bounded;
 use lrts_core::protocol::application::{self, FromApplication, JobRange, JobReport, JobSet, ToApplication};
 use lrts_core::protocol::codec::{self, DecodeError};
 use lrts_core::protocol::command::{ApplicationRow, JobRow, Status, WorkerRow};
+use lrts_core::protocol::progress::BarRecord;
 use lrts_core::protocol::worker::{self, AttemptEnd, Ended, FromWorker, HeldAttempt, Register, ToWorker};
-use lrts_core::status::{Failure, FailureKind};
-use lrts_core::transport;
+use lrts_core::spec::{BundleRef, Platform};
+use lrts_core::status::{Failure, FailureKind, truncate};
+use lrts_core::transport::{self, Counters, RefusalKind};
 use tracing::error;
 
 use crate::bundles::Request;
 use crate::engine::{
-    ApplicationListing, Attach, AttemptOutcome, Credit, Event, Held, JobListing, ListedJobs, Message, Peer,
-    Recipe, Registration, Submit, Totals, WorkerListing,
+    ApplicationListing, Attach, AttemptOutcome, Credit, Engine, Event, Held, JobListing, ListedJobs, Message,
+    Peer, Recipe, Registration, Submit, Totals, WorkerListing,
 };
 use crate::record::{NewJob, Record, Report, Submitted};
 use crate::store::{Bodies, EndedBodies, Fetched, Health, ReadError, ResultBodies, StartBodies, Store};
@@ -26,7 +32,7 @@ pub(crate) enum BadMessage {
     Undecodable(#[from] DecodeError),
     #[error("the lengths of a message's parts don't add up to its body")]
     Lengths,
-    #[error("ranges of jobs that don't ascend")]
+    #[error("ranges of jobs that don't ascend, or more than {JOB_SET_RANGES} of them")]
     Ranges,
     #[error("a submit of more than {SUBMIT_JOBS} jobs")]
     TooManyJobs,
@@ -36,6 +42,51 @@ pub(crate) enum BadMessage {
     Checkpoint(usize),
     #[error("a body where none belongs")]
     UnexpectedBody,
+    #[error("{what} of {bytes} bytes: at most {limit} are allowed")]
+    TooLong { what: &'static str, bytes: usize, limit: usize },
+    #[error("{count} installed bundles: at most {INSTALLED_BUNDLES} are allowed")]
+    TooManyBundles { count: usize },
+    #[error("final bars that no job can have")]
+    Bars,
+    #[error(
+        "this worker's secret is not that of its id, which another worker may have: give it a state directory of its own"
+    )]
+    Secret,
+}
+
+impl BadMessage {
+    /// How its sender is refused.
+    pub(crate) fn kind(&self) -> RefusalKind {
+        match self {
+            BadMessage::Secret => RefusalKind::Keys,
+            BadMessage::Undecodable(_)
+            | BadMessage::Lengths
+            | BadMessage::Ranges
+            | BadMessage::TooManyJobs
+            | BadMessage::Keys
+            | BadMessage::Checkpoint(_)
+            | BadMessage::UnexpectedBody
+            | BadMessage::TooLong { .. }
+            | BadMessage::TooManyBundles { .. }
+            | BadMessage::Bars => RefusalKind::Protocol,
+        }
+    }
+}
+
+/// Checks the length of a text or a part of a body that is kept.
+fn bounded(what: &'static str, bytes: usize, limit: usize) -> Result<(), BadMessage> {
+    if bytes <= limit { Ok(()) } else { Err(BadMessage::TooLong { what, bytes, limit }) }
+}
+
+fn bounded_bundle(bundle: &BundleRef) -> Result<(), BadMessage> {
+    match bundle {
+        BundleRef::Installed(name) => bounded("a bundle's name", name.len(), BUNDLE_NAME_BYTES),
+        BundleRef::Shipped(_) => Ok(()),
+    }
+}
+
+fn bounded_platform(platform: &Platform) -> Result<(), BadMessage> {
+    bounded("a platform's target", platform.target.len(), PLATFORM_BYTES)
 }
 
 /// What a message asks for.
@@ -93,8 +144,12 @@ impl InputBodies {
     }
 }
 
-/// Reads a message from an application.
-pub(crate) fn from_application(peer: Peer, message: &transport::Message) -> Result<Input, BadMessage> {
+/// Reads a message from an application, whose key is this user's.
+pub(crate) fn from_application(
+    peer: Peer,
+    user: Option<&UserName>,
+    message: &transport::Message,
+) -> Result<Input, BadMessage> {
     let head: FromApplication = codec::decode(&message.head)?;
     let body = &message.body;
     if !matches!(head, FromApplication::Submit { .. } | FromApplication::BundleChunk { .. })
@@ -103,8 +158,12 @@ pub(crate) fn from_application(peer: Peer, message: &transport::Message) -> Resu
         return Err(BadMessage::UnexpectedBody);
     }
     let event = match head {
-        FromApplication::Attach(attach) => Event::Attached { peer, attach: attach_from(attach) },
+        FromApplication::Attach(attach) => {
+            bounded_bundle(&attach.bundle)?;
+            Event::Attached { peer, attach: attach_from(attach, user) }
+        }
         FromApplication::OfferBundle { digest, bytes, platform } => {
+            bounded_platform(&platform)?;
             return Ok(Input::Bundle(Request::Offer { digest, bytes, platform }));
         }
         FromApplication::BundleChunk { digest, offset, bytes } => {
@@ -142,7 +201,7 @@ pub(crate) fn from_application(peer: Peer, message: &transport::Message) -> Resu
     Ok(Input::Event(event, InputBodies::Nothing))
 }
 
-fn attach_from(attach: application::Attach) -> Attach {
+fn attach_from(attach: application::Attach, user: Option<&UserName>) -> Attach {
     let application::Attach {
         application,
         session,
@@ -153,7 +212,8 @@ fn attach_from(attach: application::Attach) -> Attach {
         credit,
     } = attach;
     let credit = credit_from(credit);
-    Attach { application, session, bundle, services, on_disconnect, progress_rtt_test, credit }
+    let user = user.cloned();
+    Attach { user, application, session, bundle, services, on_disconnect, progress_rtt_test, credit }
 }
 
 fn credit_from(credit: application::Credit) -> Credit {
@@ -172,11 +232,12 @@ fn new_jobs(ranges: &[JobRange]) -> Result<Vec<NewJob>, BadMessage> {
     Ok(ranges.iter().flat_map(jobs).collect())
 }
 
-/// Checks that ranges ascend, so that each job is named once at most.
+/// Checks that ranges ascend, so that each job is named once at most, and that there aren't too many.
 fn ranges(jobs: JobSet) -> Result<(SessionId, Vec<(u64, u64)>), BadMessage> {
     let ordered = jobs.ranges.iter().all(|(first, last)| first <= last);
     let ascending = jobs.ranges.windows(2).all(|pair| pair[0].1 < pair[1].0);
-    if ordered && ascending { Ok((jobs.session, jobs.ranges)) } else { Err(BadMessage::Ranges) }
+    let few = jobs.ranges.len() <= JOB_SET_RANGES;
+    if ordered && ascending && few { Ok((jobs.session, jobs.ranges)) } else { Err(BadMessage::Ranges) }
 }
 
 /// Reads a message from a worker.
@@ -190,7 +251,7 @@ pub(crate) fn from_worker(peer: Peer, message: &transport::Message) -> Result<In
     }
     let event = match head {
         FromWorker::Register(register) => {
-            let (registration, held) = registration(register);
+            let (registration, held) = registration(register)?;
             Event::Registered { peer, registration, held }
         }
         FromWorker::Heartbeat { number } => Event::HeartbeatReceived { peer, number },
@@ -208,7 +269,9 @@ pub(crate) fn from_worker(peer: Peer, message: &transport::Message) -> Result<In
         FromWorker::WantBundle { digest, offset } => {
             return Ok(Input::Bundle(Request::Want { digest, offset }));
         }
-        FromWorker::BundleRefused { bundle, reason, attempts } => {
+        FromWorker::BundleRefused { bundle, mut reason, attempts } => {
+            bounded_bundle(&bundle)?;
+            truncate(&mut reason, FAILURE_MESSAGE_BYTES);
             Event::BundleRefusedByWorker { peer, bundle, reason, attempts }
         }
         FromWorker::Output { request, bytes } => {
@@ -225,15 +288,38 @@ pub(crate) fn from_worker(peer: Peer, message: &transport::Message) -> Result<In
     Ok(Input::Event(event, InputBodies::Nothing))
 }
 
-fn registration(register: Register) -> (Registration, Vec<Held>) {
+fn registration(register: Register) -> Result<(Registration, Vec<Held>), BadMessage> {
     // A restarted machine shows in the inventory: it lacks the attempts of the boot before.
-    let Register { worker, host, pid, instance, slots, platform, boot_id, installed, ships, attempts, store } =
-        register;
+    let Register {
+        worker,
+        secret,
+        host,
+        pid,
+        instance,
+        slots,
+        platform,
+        boot_id,
+        installed,
+        ships,
+        attempts,
+        store,
+    } = register;
+    if secret.worker() != worker {
+        return Err(BadMessage::Secret);
+    }
+    bounded("a host's name", host.len(), HELLO_HOST_BYTES)?;
+    bounded("a boot's id", boot_id.len(), BOOT_ID_BYTES)?;
+    bounded_platform(&platform)?;
+    if installed.len() > INSTALLED_BUNDLES {
+        return Err(BadMessage::TooManyBundles { count: installed.len() });
+    }
+    let longest = installed.iter().map(String::len).max().unwrap_or_default();
+    bounded("a bundle's name", longest, BUNDLE_NAME_BYTES)?;
     let held =
         |HeldAttempt { attempt, running, pid, ended }: HeldAttempt| Held { attempt, running, pid, ended };
     let registration =
         Registration { worker, host, pid, instance, slots, platform, boot_id, installed, ships, store };
-    (registration, attempts.into_iter().map(held).collect())
+    Ok((registration, attempts.into_iter().map(held).collect()))
 }
 
 fn ended(peer: Peer, ended: Ended, body: &Bytes) -> Result<Input, BadMessage> {
@@ -242,12 +328,23 @@ fn ended(peer: Peer, ended: Ended, body: &Bytes) -> Result<Input, BadMessage> {
     let parts = codec::split_body(body, [output, u64::from(stdout), u64::from(stderr)]);
     let parts: [Bytes; 3] = parts.ok_or(BadMessage::Lengths)?.try_into().map_err(|_| BadMessage::Lengths)?;
     let [output, stdout, stderr] = parts;
+    bounded("an output", output.len(), BODY_BYTES as usize)?;
+    for text in [&stdout, &stderr] {
+        bounded("printed text", text.len(), OUTPUT_BYTES)?;
+    }
+    let is_possible = |bar: &BarRecord| bar.index < BARS_PER_ATTEMPT && is_bounded(&bar.text);
+    if bars.len() > BARS_PER_ATTEMPT as usize || !bars.iter().all(is_possible) {
+        return Err(BadMessage::Bars);
+    }
     let outcome = match end {
         AttemptEnd::Finished => AttemptOutcome::Finished,
         // Cut again: a worker may have sent more than fits into an answer.
         AttemptEnd::Failed(failure) => AttemptOutcome::Failed(Failure::new(failure.kind, failure.message)),
         AttemptEnd::Stopped => AttemptOutcome::Stopped,
-        AttemptEnd::Lost { reason } => AttemptOutcome::Lost { reason },
+        AttemptEnd::Lost { mut reason } => {
+            truncate(&mut reason, FAILURE_MESSAGE_BYTES);
+            AttemptOutcome::Lost { reason }
+        }
     };
     let output_bytes = output.len() as u64;
     let bodies = InputBodies::Ended(EndedBodies { output, stdout, stderr, bars });
@@ -257,6 +354,9 @@ fn ended(peer: Peer, ended: Ended, body: &Bytes) -> Result<Input, BadMessage> {
 fn split_output(body: &Bytes, stdout: u32, stderr: u32) -> Result<(Bytes, Bytes), BadMessage> {
     let parts = codec::split_body(body, [u64::from(stdout), u64::from(stderr)]).ok_or(BadMessage::Lengths)?;
     let [stdout, stderr]: [Bytes; 2] = parts.try_into().map_err(|_| BadMessage::Lengths)?;
+    for text in [&stdout, &stderr] {
+        bounded("printed text", text.len(), OUTPUT_BYTES)?;
+    }
     Ok((stdout, stderr))
 }
 
@@ -303,12 +403,13 @@ pub(crate) fn outgoing(message: Message, store: &dyn Store) -> Outgoing {
         }
         Message::Renewed { number } => urgent(&ToWorker::Renewed { number }),
         Message::SetHeartbeat { heartbeat } => urgent(&ToWorker::SetHeartbeat { heartbeat }),
-        Message::Start { attempt, execution, recipe, checkpoint } => {
+        Message::Start { attempt, execution, owner, recipe, checkpoint } => {
             let Recipe { application, bundle, service, options, progress_rtt_test } = &*recipe;
             let start = worker::Start {
                 attempt,
                 execution,
                 application: *application,
+                owner,
                 bundle: bundle.clone(),
                 service: service.to_string(),
                 options: options.clone(),
@@ -372,7 +473,9 @@ pub(crate) fn result(
 
 /// A row of `lrts jobs`.
 pub(crate) fn job_row(listing: JobListing) -> JobRow {
-    let JobListing { job, application, service, label, state, attempt, worker, pid, reason } = listing;
+    let JobListing { job, application, service, label, state, attempt, worker, pid, mut reason } = listing;
+    // It may be what many workers say.
+    truncate(&mut reason, FAILURE_MESSAGE_BYTES);
     JobRow { job_id: job, application_id: application, service, label, state, attempt, worker, pid, reason }
 }
 
@@ -398,8 +501,16 @@ pub(crate) fn application_row(listing: ApplicationListing) -> ApplicationRow {
 }
 
 /// `lrts status`.
-pub(crate) fn status(engine: &crate::engine::Engine, health: Health, uptime: std::time::Duration) -> Status {
+pub(crate) fn status(
+    engine: &Engine,
+    counters: &Counters,
+    health: Health,
+    uptime: std::time::Duration,
+) -> Status {
+    let peers = counters.snapshot().into_iter().map(|(cause, count)| (cause.as_str(), count));
+    let refused = peers.chain(engine.refused_jobs()).map(|(cause, count)| (cause.to_owned(), count));
     Status {
+        refused: refused.collect(),
         jobs: engine.job_counts().map(|(state, count)| (state.as_str().to_owned(), count)).collect(),
         workers: engine.connected_workers(),
         uptime_s: uptime.as_secs_f64(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lrts_core::clock::{self, Moment};
+use lrts_core::ids::UserName;
 use lrts_core::protocol::codec;
 use lrts_core::protocol::command::FromCommand;
 use lrts_core::shutdown::Shutdown;
@@ -50,10 +51,12 @@ pub(crate) struct EventLoop {
 }
 
 /// One connected peer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Connection {
     peer: Peer,
     role: Role,
+    /// The user of its key; none on a server without keys.
+    user: Option<UserName>,
 }
 
 impl EventLoop {
@@ -137,11 +140,11 @@ impl EventLoop {
 
     fn server_event(&mut self, event: ServerEvent) {
         match event {
-            ServerEvent::Joined { connection, hello, address, user: _ } => {
+            ServerEvent::Joined { connection, hello, address, user } => {
                 self.peers += 1;
                 let peer = Peer(self.peers);
-                debug!(%connection, role = %hello.role, id = hello.id, host = hello.host, %address, "joined");
-                self.connections.insert(connection, Connection { peer, role: hello.role });
+                debug!(%connection, role = %hello.role, id = hello.id, host = hello.host, ?user, %address, "joined");
+                self.connections.insert(connection, Connection { peer, role: hello.role, user });
                 self.by_peer.insert(peer, connection);
             }
             ServerEvent::Message { connection, message } => self.message(connection, &message),
@@ -163,14 +166,15 @@ impl EventLoop {
 
     fn message(&mut self, connection: ConnectionId, message: &Message) {
         // What had arrived from a peer that was disconnected since.
-        let Some(&Connection { peer, role }) = self.connections.get(&connection) else { return };
+        let Some(Connection { peer, role, user }) = self.connections.get(&connection) else { return };
+        let peer = *peer;
         trace!(%connection, bytes = message.size(), "message");
         let input = match role {
-            Role::Client => convert::from_application(peer, message),
+            Role::Client => convert::from_application(peer, user.as_ref(), message),
             Role::Worker => convert::from_worker(peer, message),
             Role::Admin => return self.command(connection, message),
             Role::Scheduler | Role::ProgressServer => {
-                return self.refuse(connection, "this role has nothing to say here");
+                return self.refuse(connection, RefusalKind::Protocol, "this role has nothing to say here");
             }
         };
         match input {
@@ -183,7 +187,7 @@ impl EventLoop {
             }
             Ok(Input::Bundle(request)) => self.bundle(connection, request),
             Ok(Input::Output { request, output }) => {
-                self.commands.output_came(request, output, &*self.store);
+                self.commands.output_came(connection, request, output, &*self.store);
             }
             Err(error) => self.bad_message(connection, &error),
         }
@@ -191,13 +195,13 @@ impl EventLoop {
 
     fn bad_message(&mut self, connection: ConnectionId, error: &BadMessage) {
         let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
-        self.refuse(connection, &format!("{error}{cause}"));
+        self.refuse(connection, error.kind(), &format!("{error}{cause}"));
     }
 
     /// Parts from a peer that talks nonsense.
-    fn refuse(&mut self, connection: ConnectionId, what: &str) {
+    fn refuse(&mut self, connection: ConnectionId, kind: RefusalKind, what: &str) {
         warn!(%connection, what, "disconnecting a peer that broke the protocol");
-        self.handle.disconnect(connection, Some(Refusal::new(RefusalKind::Protocol, what)));
+        self.handle.disconnect(connection, Some(Refusal::new(kind, what)));
         self.forget(connection);
     }
 
@@ -224,7 +228,7 @@ impl EventLoop {
             }
             Request::Chunk { digest, offset, bytes, compressed } => {
                 if let Err(error) = self.bundles.chunk(connection, digest, offset, bytes, compressed) {
-                    self.refuse(connection, &error.to_string());
+                    self.refuse(connection, RefusalKind::Protocol, &error.to_string());
                 }
             }
             Request::Want { digest, offset } => self.bundles.want(connection, digest, offset),
@@ -345,6 +349,16 @@ impl EventLoop {
                 warn!(%connection, what, "disconnecting a peer that broke the protocol");
                 Some(Refusal::new(RefusalKind::Protocol, what))
             }
+            Reason::Owner(application) => {
+                let message = format!(
+                    "application `{application}` belongs to another user: choose another application id, or use a key of its owner"
+                );
+                Some(Refusal::new(RefusalKind::Owner, message))
+            }
+            Reason::Full(what) => {
+                warn!(%connection, what, "no room for an application");
+                Some(Refusal::new(RefusalKind::Full, what))
+            }
             Reason::LeaseExpired => None,
         };
         self.handle.disconnect(connection, refusal);
@@ -401,6 +415,12 @@ fn log(note: Note) {
             );
         }
         Note::WorkerRefusedBundle { worker, reason } => warn!(%worker, reason, "worker can't start a bundle"),
+        Note::UnknownAttempt { worker, attempt } => {
+            debug!(%worker, %attempt, "worker speaks of an attempt that it doesn't have");
+        }
+        Note::ForeignApplication { application } => {
+            warn!(%application, "an application of this name belongs to another user");
+        }
         Note::JobEnded { job, failed } => debug!(%job, failed, "job ended"),
     }
 }

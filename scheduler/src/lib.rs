@@ -50,7 +50,7 @@ pub use config::{Config, ConfigError};
 pub use store::{Damage, StoreError};
 
 use bundles::Bundles;
-use engine::{Engine, Settings};
+use engine::{Bounds, Engine, Settings};
 use event_loop::EventLoop;
 use record::Loaded;
 use state_dir::StateDir;
@@ -140,6 +140,7 @@ pub async fn run(
         lost_after: config.lost_after,
         result_retention: config.result_retention,
         result_bytes: config.result_store_bytes,
+        bounds: Bounds::default(),
     };
     let engine = Engine::restore(settings, loaded, Moment::now());
     let address = server.local_address();

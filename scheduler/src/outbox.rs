@@ -256,6 +256,7 @@ mod tests {
             attempt,
             execution: 1,
             application: "app".parse().unwrap(),
+            owner: None,
             bundle: BundleRef::Installed("tools".into()),
             service: "double".into(),
             options: JobOptions::new(),

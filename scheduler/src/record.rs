@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lrts_core::ids::{ApplicationId, AttemptId, JobId, SessionId, WorkerId};
+use lrts_core::ids::{ApplicationId, AttemptId, JobId, SessionId, UserName, WorkerId};
 use lrts_core::spec::{BundleRef, JobOptions, OnDisconnect};
 use lrts_core::status::Failure;
 use serde::{Deserialize, Serialize};
@@ -40,9 +40,12 @@ pub(crate) enum Record {
     Worker { worker: WorkerId, image: Option<WorkerImage> },
 }
 
-/// An application's terms.
+/// Whose an application is, and its terms.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct ApplicationImage {
+    /// The user whose it is; none if it was never attached with a key.
+    #[serde(default)]
+    pub(crate) owner: Option<UserName>,
     pub(crate) on_disconnect: OnDisconnect,
     pub(crate) progress_rtt_test: Duration,
 }

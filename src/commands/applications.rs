@@ -10,9 +10,19 @@ use crate::cli::QueryArgs;
 
 /// Lists the applications that the scheduler remembers.
 pub(crate) async fn applications(args: QueryArgs) -> Result<(), CommandError> {
-    let (answer, _) = Answers::ask(&args, &FromCommand::Applications)?.next().await?;
-    let ToCommand::Applications { mut rows } = answer else { return Err(CommandError::Unexpected) };
-    rows.sort_by_key(|row| row.application_id);
+    let mut answers = Answers::ask(&args, &FromCommand::Applications)?;
+    let mut rows = Vec::new();
+    loop {
+        let (answer, _) = answers.next().await?;
+        let ToCommand::Applications { rows: page, last } = answer else {
+            return Err(CommandError::Unexpected);
+        };
+        rows.extend(page);
+        if last {
+            break;
+        }
+    }
+    rows.sort_by_key(|row: &ApplicationRow| row.application_id);
     if args.json {
         rows.iter().try_for_each(print_json)?;
     } else {

@@ -76,7 +76,7 @@ struct Row {
     expires: Option<String>,
     state: Option<&'static str>,
     authority: Option<String>,
-    file: Option<PathBuf>,
+    file: Option<String>,
 }
 
 fn show(args: ShowKeysArgs) -> Result<(), KeysCommandError> {
@@ -136,7 +136,10 @@ fn issued_rows(directory: &KeysDirectory, files: &[(PathBuf, Identity)]) -> Vec<
             "older"
         }),
         authority: Some(key.authority.to_string()),
-        file: files.iter().find(|(_, holder)| holder.key == key.key).map(|(file, _)| file.clone()),
+        file: files
+            .iter()
+            .find(|(_, holder)| holder.key == key.key)
+            .map(|(file, _)| file.display().to_string()),
     };
     keys.into_iter().map(row).collect()
 }
@@ -150,13 +153,12 @@ fn copied_row((file, holder): (PathBuf, Identity)) -> Row {
         expires: None,
         state: None,
         authority: None,
-        file: Some(file),
+        file: Some(file.display().to_string()),
     }
 }
 
 fn cells(row: Row) -> Vec<String> {
     let known = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-    let place = row.file.map_or_else(|| "exported".to_owned(), |file| file.display().to_string());
     vec![
         row.key,
         row.role.to_owned(),
@@ -165,7 +167,7 @@ fn cells(row: Row) -> Vec<String> {
         known(row.expires),
         known(row.state.map(str::to_owned)),
         known(row.authority),
-        place,
+        known(row.file),
     ]
 }
 
@@ -247,7 +249,7 @@ fn rotate(args: RotateKeysArgs) -> Result<(), KeysCommandError> {
 fn revoke(args: RevokeKeysArgs) -> Result<(), KeysCommandError> {
     let mut directory = KeysDirectory::open(&path_of(args.place)?)?;
     let (known, unknown) = match args.user {
-        None => args.ids.iter().partition(|&&key| directory.issued().any(|issued| issued.key == key)),
+        None => args.ids.iter().partition(|&&key| directory.issued_key(key).is_some()),
         Some(user) => {
             let keys: Vec<KeyId> =
                 directory.issued().filter(|key| key.user == user).map(|key| key.key).collect();

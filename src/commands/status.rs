@@ -23,8 +23,14 @@ pub(crate) async fn status(args: QueryArgs) -> Result<(), CommandError> {
 fn as_json(status: &Status) -> serde_json::Value {
     let jobs: serde_json::Map<String, serde_json::Value> =
         status.jobs.iter().map(|(state, count)| (state.clone(), (*count).into())).collect();
-    let mut json =
-        serde_json::json!({ "jobs": jobs, "workers": status.workers, "uptime_s": status.uptime_s });
+    let refused: serde_json::Map<String, serde_json::Value> =
+        status.refused.iter().map(|(cause, count)| (cause.clone(), (*count).into())).collect();
+    let mut json = serde_json::json!({
+        "jobs": jobs,
+        "workers": status.workers,
+        "uptime_s": status.uptime_s,
+        "refused": refused,
+    });
     if !status.store_trouble.is_empty() {
         json["store_trouble"] = status.store_trouble.clone().into();
     }
@@ -41,5 +47,8 @@ fn print_for_people(status: &Status) -> std::io::Result<()> {
         rows.push(vec!["store".to_owned(), status.store_trouble.clone()]);
     }
     rows.extend(status.jobs.iter().map(|(state, count)| vec![format!("jobs {state}"), count.to_string()]));
+    // Of what has never been, people needn't read.
+    let refused = status.refused.iter().filter(|(_, count)| *count > 0);
+    rows.extend(refused.map(|(cause, count)| vec![format!("refused {cause}"), count.to_string()]));
     print_table(&["what", "value"], &rows)
 }

@@ -8,13 +8,22 @@ use crate::cli::QueryArgs;
 
 /// Lists the workers.
 pub(crate) async fn workers(args: QueryArgs) -> Result<(), CommandError> {
-    let (answer, _) = Answers::ask(&args, &FromCommand::Workers)?.next().await?;
-    let ToCommand::Workers { rows } = answer else { return Err(CommandError::Unexpected) };
-    if args.json {
-        rows.iter().try_for_each(|row| print_json(&object(row)))?;
-    } else {
-        let rows: Vec<_> = rows.iter().map(cells).collect();
-        print_table(&["worker", "host", "pid", "slots", "running", "state", "heard"], &rows)?;
+    let mut answers = Answers::ask(&args, &FromCommand::Workers)?;
+    let mut table = Vec::new();
+    loop {
+        let (answer, _) = answers.next().await?;
+        let ToCommand::Workers { rows, last } = answer else { return Err(CommandError::Unexpected) };
+        if args.json {
+            rows.iter().try_for_each(|row| print_json(&object(row)))?;
+        } else {
+            table.extend(rows.iter().map(cells));
+        }
+        if last {
+            break;
+        }
+    }
+    if !args.json {
+        print_table(&["worker", "host", "pid", "slots", "running", "state", "heard"], &table)?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use lrts_core::clock::{Moment, sleep_until};
 use lrts_core::ids::{AttemptId, WorkerId, random_u64};
 use lrts_core::progress::{Reporter, ReporterEvent, Watched};
 use lrts_core::protocol::codec;
+use lrts_core::protocol::progress::OwnedApplication;
 use lrts_core::protocol::worker::{FromWorker, Register, Start, ToWorker};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::spec::{BundleRef, Platform};
@@ -333,6 +334,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         };
         let notes = Notes {
             application: start.application,
+            owner: start.owner.clone(),
             service: start.service.clone(),
             slots: options.get_slots(),
             exclusive: options.is_exclusive(),
@@ -414,7 +416,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
             arena: host,
             region,
             attempt,
-            application: notes.application,
+            application: OwnedApplication { owner: notes.owner.clone(), application: notes.application },
             rtt_test: notes.progress_rtt_test,
         });
     }
@@ -562,6 +564,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
             Action::Register { slots, store, held } => {
                 self.send(&FromWorker::Register(Register {
                     worker: self.state.worker(),
+                    secret: self.state.secret().clone(),
                     host: self.machine.host.clone(),
                     pid: std::process::id(),
                     instance: self.instance,

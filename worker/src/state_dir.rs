@@ -1,12 +1,14 @@
-//! The worker's state directory: its id, its bundles, and what its hosts and jobs keep on disk while they run.
+//! The worker's state directory: its secret, its bundles, and what its hosts and jobs keep on disk while they run.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use lrts_core::ids::{AttemptId, WorkerId};
 use lrts_core::private_dir::{self, PrivateDirError, file_options, state_home};
 use lrts_core::spool::Spool;
+use lrts_core::worker_secret::WorkerSecret;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
@@ -32,9 +34,15 @@ pub enum StateDirError {
     /// Others could have their programs run in this worker's name, or read what its jobs keep.
     #[error(transparent)]
     NotPrivate(#[from] PrivateDirError),
-    /// Its id can't be read.
-    #[error("`{}` holds no worker id: delete it, and the worker takes a new one", path.display())]
-    BadId {
+    /// Its secret can't be read.
+    #[error("`{}` holds no worker's secret: delete it, and the worker is a new one", path.display())]
+    BadSecret {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Others may read its secret, so they could take its place.
+    #[error("`{}` can be read by others: `chmod 600` it, or delete it, and the worker is a new one", path.display())]
+    LooseSecret {
         /// The file.
         path: PathBuf,
     },
@@ -52,7 +60,7 @@ pub enum StateDirError {
 #[derive(Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
-    worker: WorkerId,
+    secret: WorkerSecret,
     spool: Spool,
     _lock: Flock<File>,
 }
@@ -100,13 +108,18 @@ impl StateDir {
         }
         let spool = Spool::open(path.join("spool"))?;
         remove_halves(&path.join("bundles")).map_err(failed)?;
-        let worker = read_or_make_id(&path)?;
-        Ok(Self { path, worker, spool, _lock: lock })
+        let secret = read_or_make_secret(&path)?;
+        Ok(Self { path, secret, spool, _lock: lock })
     }
 
     /// The worker's id, the same over restarts.
     pub(crate) fn worker(&self) -> WorkerId {
-        self.worker
+        self.secret.worker()
+    }
+
+    /// What proves that the worker is the one of this id.
+    pub(crate) fn secret(&self) -> &WorkerSecret {
+        &self.secret
     }
 
     /// The directory itself.
@@ -195,20 +208,25 @@ fn remove_halves(bundles: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn read_or_make_id(directory: &Path) -> Result<WorkerId, StateDirError> {
-    let path = directory.join("id");
+fn read_or_make_secret(directory: &Path) -> Result<WorkerSecret, StateDirError> {
+    let path = directory.join("secret");
+    let failed = |source| StateDirError::Io { path: directory.to_owned(), source };
     match fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().map_err(|_| StateDirError::BadId { path }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let worker = WorkerId::random();
-            let failed = |source| StateDirError::Io { path: directory.to_owned(), source };
-            let part = directory.join("id.part");
-            let mut file = file_options().truncate(true).open(&part).map_err(failed)?;
-            writeln!(file, "{worker}").and_then(|()| file.sync_all()).map_err(failed)?;
-            fs::rename(part, path).map_err(failed)?;
-            Ok(worker)
+        Ok(text) => {
+            if fs::metadata(&path).map_err(failed)?.mode() & 0o077 != 0 {
+                return Err(StateDirError::LooseSecret { path });
+            }
+            text.trim().parse().map_err(|_| StateDirError::BadSecret { path })
         }
-        Err(source) => Err(StateDirError::Io { path: directory.to_owned(), source }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let secret = WorkerSecret::random();
+            let part = directory.join("secret.part");
+            let mut file = file_options().truncate(true).open(&part).map_err(failed)?;
+            writeln!(file, "{}", secret.to_hex()).and_then(|()| file.sync_all()).map_err(failed)?;
+            fs::rename(part, path).map_err(failed)?;
+            Ok(secret)
+        }
+        Err(source) => Err(failed(source)),
     }
 }
 
@@ -219,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_id_and_what_may_be_running_stay() {
+    fn the_secret_and_what_may_be_running_stay() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("state");
         let state = StateDir::open(Some(&path)).unwrap();
@@ -239,6 +257,7 @@ mod tests {
 
         let state = StateDir::open(Some(&path)).unwrap();
         assert_eq!(state.worker(), worker);
+        assert_eq!(fs::metadata(path.join("secret")).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(state.path().join("work/1.1/deep").exists() && state.host_socket(3).exists());
         assert!(!state.bundles().join("abc.part").exists());
         assert!(state.bundles().join("abc").exists());
@@ -272,10 +291,15 @@ mod tests {
     }
 
     #[test]
-    fn directories_of_others_and_nonsense_ids_are_refused() {
+    fn directories_of_others_and_secrets_that_are_none_are_refused() {
         let home = tempfile::tempdir().unwrap();
-        fs::write(home.path().join("id"), "nonsense").unwrap();
-        assert!(matches!(StateDir::open(Some(home.path())), Err(StateDirError::BadId { .. })));
+        let secret = home.path().join("secret");
+        drop(StateDir::open(Some(home.path())).unwrap());
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(matches!(StateDir::open(Some(home.path())), Err(StateDirError::LooseSecret { .. })));
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(&secret, "nonsense").unwrap();
+        assert!(matches!(StateDir::open(Some(home.path())), Err(StateDirError::BadSecret { .. })));
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o777)).unwrap();
         assert!(matches!(StateDir::open(Some(home.path())), Err(StateDirError::NotPrivate { .. })));
     }

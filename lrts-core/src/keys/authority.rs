@@ -301,17 +301,10 @@ fn cannot_make(error: rcgen::Error) -> KeysError {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use rustls::client::WebPkiServerVerifier;
-    use rustls::client::danger::ServerCertVerifier;
-    use rustls::crypto::ring::default_provider;
-    use rustls::pki_types::UnixTime;
-    use rustls::server::WebPkiClientVerifier;
-    use rustls::{CertificateError, Error, RootCertStore};
+    use rustls::Error;
 
     use super::*;
-    use crate::keys::identity::tls_server_name;
+    use crate::keys::verify::{REVOKED, UNKNOWN, admits_at, believes_at};
     use crate::keys::{IssuedKey, ROLES};
     use crate::limits::{KEY_FILE_BYTES, KEY_VALIDITY, REVOKED_KEYS};
 
@@ -344,7 +337,7 @@ mod tests {
         }
 
         fn revoke(&mut self, file: &KeyFile) {
-            assert!(self.index.revoke(file.identity().unwrap().key, NOW).unwrap());
+            self.index.revoke(&[file.identity().unwrap().key], NOW).unwrap();
         }
 
         fn renew(&self, mut file: KeyFile) -> KeyFile {
@@ -353,43 +346,13 @@ mod tests {
         }
     }
 
-    /// Those a party trusts by its file.
-    fn roots(file: &KeyFile) -> Arc<RootCertStore> {
-        let mut roots = RootCertStore::empty();
-        for authority in &file.authorities {
-            roots.add(authority.clone()).unwrap();
-        }
-        Arc::new(roots)
-    }
-
-    /// What a server says of a client, by the server's file and clock.
-    fn admits_at(server: &KeyFile, client: &KeyFile, now: Duration) -> Result<(), Error> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots(server), default_provider().into())
-            .with_crls(server.revocations.clone())
-            .allow_unknown_revocation_status()
-            .build()
-            .unwrap();
-        let now = UnixTime::since_unix_epoch(now);
-        verifier.verify_client_cert(&client.chain[0], &client.chain[1..], now).map(drop)
-    }
-
     fn admits(server: &KeyFile, client: &KeyFile) -> Result<(), Error> {
         admits_at(server, client, NOW)
     }
 
-    /// What a client says of the server that it reaches, which is to have this role.
     fn believes(client: &KeyFile, server: &KeyFile, role: Role) -> Result<(), Error> {
-        let verifier = WebPkiServerVerifier::builder_with_provider(roots(client), default_provider().into())
-            .with_crls(client.revocations.clone())
-            .allow_unknown_revocation_status()
-            .build()
-            .unwrap();
-        let (name, now) = (tls_server_name(role), UnixTime::since_unix_epoch(NOW));
-        verifier.verify_server_cert(&server.chain[0], &server.chain[1..], &name, &[], now).map(drop)
+        believes_at(client, server, role, NOW)
     }
-
-    const REVOKED: Result<(), Error> = Err(Error::InvalidCertificate(CertificateError::Revoked));
-    const UNKNOWN: Result<(), Error> = Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
 
     #[test]
     fn servers_and_clients_of_one_authority_accept_each_other() {
@@ -508,9 +471,7 @@ mod tests {
             keys.index.add(IssuedKey { key, ..issued.clone() }).unwrap();
         }
         let all: Vec<KeyId> = keys.index.keys().map(|key| key.key).filter(|&key| key != issued.key).collect();
-        for key in all {
-            keys.index.revoke(key, NOW).unwrap();
-        }
+        keys.index.revoke(&all, NOW).unwrap();
         let text = keys.renew(file).to_text();
         assert!(text.len() < KEY_FILE_BYTES, "{}", text.len());
         assert!(text.len() > KEY_FILE_BYTES * 3 / 4, "the bound could be higher: {}", text.len());

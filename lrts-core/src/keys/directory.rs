@@ -158,6 +158,11 @@ impl KeysDirectory {
         self.index.keys()
     }
 
+    /// A key on record.
+    pub fn issued_key(&self, key: KeyId) -> Option<&IssuedKey> {
+        self.index.get(key)
+    }
+
     /// Makes a key that stays valid for this long, as a file for another place.
     ///
     /// # Errors
@@ -178,11 +183,7 @@ impl KeysDirectory {
     /// [`KeysError`].
     pub fn rotate(&mut self) -> Result<Rotation, KeysError> {
         let files = self.key_files()?;
-        let is_current = |(_, file): &(Role, Option<KeyFile>)| {
-            let key = file.as_ref().and_then(KeyFile::identity).and_then(|own| self.index.get(own.key));
-            key.is_some_and(|key| key.authority == self.authority.id())
-        };
-        let rotation = if self.authority.previous().is_some() && !files.iter().all(is_current) {
+        let rotation = if self.authority.previous().is_some() && !self.are_current(&files) {
             Rotation::Completed
         } else {
             self.authority.rotate(wall_clock())?;
@@ -199,9 +200,22 @@ impl KeysDirectory {
     /// [`KeysError`].
     pub fn drop_old(&mut self) -> Result<(), KeysError> {
         let files = self.key_files()?;
+        // After a rotation that was interrupted, some of these have keys that are about to be dropped.
+        if !self.are_current(&files) {
+            self.settle(files)?;
+        }
+        let files = self.key_files()?;
         self.authority.drop_previous();
         self.settle(files)?;
         Ok(())
+    }
+
+    /// Whether all key files are there, with keys of the current authority.
+    fn are_current(&self, files: &[(Role, Option<KeyFile>)]) -> bool {
+        files.iter().all(|(_, file)| {
+            let key = file.as_ref().and_then(KeyFile::identity).and_then(|own| self.index.get(own.key));
+            key.is_some_and(|key| key.authority == self.authority.id())
+        })
     }
 
     /// Revokes keys; those that aren't on record are skipped. Key files of this directory whose own key is among them get a new
@@ -212,10 +226,7 @@ impl KeysDirectory {
     /// [`KeysError`].
     pub fn revoke(&mut self, keys: &[KeyId]) -> Result<Vec<Role>, KeysError> {
         let files = self.key_files()?;
-        let now = wall_clock();
-        for &key in keys {
-            self.index.revoke(key, now)?;
-        }
+        self.index.revoke(keys, wall_clock())?;
         self.settle(files)
     }
 
@@ -319,6 +330,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
+    use crate::keys::verify::{REVOKED, UNKNOWN, admits_at, believes_at};
 
     fn made() -> (tempfile::TempDir, PathBuf) {
         let parent = tempfile::tempdir().unwrap();
@@ -344,18 +356,6 @@ mod tests {
             entries.map(|file| (file.clone(), fs::read_to_string(file).unwrap())).collect();
         files.sort();
         files
-    }
-
-    fn put_back(files: &[(PathBuf, String)], names: impl Fn(&str) -> bool) {
-        for (file, text) in files {
-            if names(file.file_name().unwrap().to_str().unwrap()) {
-                fs::write(file, text).unwrap();
-            }
-        }
-    }
-
-    fn is_key_file(name: &str) -> bool {
-        ROLES.into_iter().any(|role| key_file_name(role) == name)
     }
 
     #[test]
@@ -480,60 +480,117 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_that_was_interrupted_is_completed_by_the_next() {
+    fn a_start_that_was_interrupted_is_completed_by_the_next() {
+        for name in ROLES.map(key_file_name).into_iter().chain([INDEX.to_owned(), AUTHORITY.to_owned()]) {
+            let parent = tempfile::tempdir().unwrap();
+            let path = parent.path().join("keys");
+            DirBuilder::new().mode(0o700).create(&path).unwrap();
+            let new = path.join(format!("{name}.new"));
+            fs::create_dir(&new).unwrap();
+            assert!(ensure(&path).is_err(), "{name}");
+            fs::remove_dir(&new).unwrap();
+            fs::write(&new, "half a").unwrap();
+
+            assert!(ensure(&path).unwrap(), "{name}");
+
+            all_work(&path);
+            assert!(!new.exists());
+            let directory = KeysDirectory::open(&path).unwrap();
+            assert!(own_keys(&path).into_iter().all(|key| directory.issued_key(key).is_some()));
+        }
+    }
+
+    /// A change to a keys directory.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Change {
+        Rotate,
+        DropOld,
+        Revoke(KeyId),
+    }
+
+    impl Change {
+        fn make(self, path: &Path) -> Result<(), KeysError> {
+            let mut directory = KeysDirectory::open(path)?;
+            match self {
+                Self::Rotate => directory.rotate().map(drop),
+                Self::DropOld => directory.drop_old(),
+                Self::Revoke(key) => directory.revoke(&[key]).map(drop),
+            }
+        }
+
+        /// Makes it, but it is interrupted where it writes this file. False if it doesn't write that.
+        fn make_until(self, path: &Path, name: &str) -> bool {
+            let obstacle = path.join(format!("{name}.new"));
+            fs::create_dir(&obstacle).unwrap();
+            let made = self.make(path);
+            fs::remove_dir(&obstacle).unwrap();
+            made.is_err()
+        }
+    }
+
+    /// Whether the servers' key files and those of their clients accept each other.
+    fn all_work(path: &Path) {
+        let file = |role| KeyFile::read(&path.join(key_file_name(role))).unwrap();
+        for server in [Role::Scheduler, Role::ProgressServer] {
+            for client in [Role::Worker, Role::Client, Role::Admin] {
+                assert_eq!(admits_at(&file(server), &file(client), wall_clock()), Ok(()));
+                assert_eq!(believes_at(&file(client), &file(server), server, wall_clock()), Ok(()));
+            }
+        }
+    }
+
+    #[test]
+    fn wherever_a_change_is_interrupted_all_keys_work_and_the_same_again_completes_it() {
+        let names = ROLES.map(key_file_name).into_iter().chain([INDEX.to_owned(), AUTHORITY.to_owned()]);
+        for (name, case) in names.flat_map(|name| (0..3).map(move |case| (name.clone(), case))) {
+            let (_parent, path) = made();
+            let issued =
+                KeysDirectory::open(&path).unwrap().issue(Role::Worker, login_name(), KEY_VALIDITY).unwrap();
+            let key = issued.identity().unwrap().key;
+            let (change, verdict) =
+                [(Change::Rotate, Ok(())), (Change::DropOld, UNKNOWN), (Change::Revoke(key), REVOKED)][case]
+                    .clone();
+            if change == Change::DropOld {
+                Change::Rotate.make(&path).unwrap();
+            }
+
+            let writes = name != AUTHORITY || change != Change::Revoke(key);
+            assert_eq!(change.make_until(&path, &name), writes, "{name}");
+            all_work(&path);
+            let directory = KeysDirectory::open(&path).unwrap();
+            assert!(own_keys(&path).into_iter().all(|key| directory.issued_key(key).is_some()));
+            drop(directory);
+            assert!(!ensure(&path).unwrap());
+            change.make(&path).unwrap();
+
+            all_work(&path);
+            let scheduler = KeyFile::read(&path.join("scheduler.pem")).unwrap();
+            assert_eq!(admits_at(&scheduler, &issued, wall_clock()), verdict, "{name}");
+            let directory = KeysDirectory::open(&path).unwrap();
+            let is_current = |key| directory.issued_key(key).unwrap().authority == directory.authority();
+            assert!(own_keys(&path).into_iter().all(is_current));
+            assert_eq!(directory.previous().is_some(), change == Change::Rotate);
+        }
+    }
+
+    #[test]
+    fn a_rotation_that_was_interrupted_begins_no_other() {
         let (_parent, path) = made();
-        let before = content(&path);
-        KeysDirectory::open(&path).unwrap().rotate().unwrap();
+        assert!(Change::Rotate.make_until(&path, "client.pem"));
         let second = KeysDirectory::open(&path).unwrap().authority();
-        // As if it had ended before it wrote the last key files.
-        put_back(&before, |name| ["client.pem", "admin.pem"].contains(&name));
-        let mut directory = KeysDirectory::open(&path).unwrap();
-        assert_eq!(directory.rotate().unwrap(), Rotation::Completed);
-        let of = |key| directory.index.get(key).unwrap().authority;
-        assert!(own_keys(&path).into_iter().all(|key| of(key) == second));
-        drop(directory);
+        assert_eq!(KeysDirectory::open(&path).unwrap().rotate().unwrap(), Rotation::Completed);
+        assert_eq!(KeysDirectory::open(&path).unwrap().authority(), second);
         assert_eq!(KeysDirectory::open(&path).unwrap().rotate().unwrap(), Rotation::Done);
     }
 
     #[test]
-    fn a_rotation_whose_authority_was_never_written_leaves_the_state_before() {
-        let (_parent, path) = made();
-        let before = content(&path);
-        let mut directory = KeysDirectory::open(&path).unwrap();
-        directory.revoke(&[own_key(&path, Role::Client)]).unwrap();
-        let (first, revoked) =
-            (directory.authority(), directory.index.revoked(directory.authority()).count());
-        let keys = content(&path);
-        directory.rotate().unwrap();
-        drop(directory);
-        put_back(&before, |name| name == AUTHORITY);
-        put_back(&keys, is_key_file);
-
-        let mut directory = KeysDirectory::open(&path).unwrap();
-        assert_eq!((directory.authority(), directory.issued().count()), (first, ROLES.len() + 1));
-        assert_eq!(directory.index.revoked(first).count(), revoked);
-        assert_eq!(directory.rotate().unwrap(), Rotation::Done);
-    }
-
-    #[test]
-    fn a_start_that_was_interrupted_is_completed_by_the_next() {
-        let (_parent, path) = made();
-        let authority = KeysDirectory::open(&path).unwrap().authority();
-        for role in &ROLES[1..] {
-            fs::remove_file(path.join(key_file_name(*role))).unwrap();
+    fn no_key_is_dropped_that_this_directory_still_uses() {
+        for name in ROLES.map(key_file_name).into_iter().chain([INDEX.to_owned(), AUTHORITY.to_owned()]) {
+            let (_parent, path) = made();
+            assert!(Change::Rotate.make_until(&path, "worker.pem"));
+            assert!(Change::DropOld.make_until(&path, &name), "{name}");
+            all_work(&path);
         }
-        fs::write(path.join("worker.pem.new"), "half a").unwrap();
-        assert!(ensure(&path).unwrap());
-        assert_eq!((own_keys(&path).len(), path.join("worker.pem.new").exists()), (ROLES.len(), false));
-        assert_eq!(KeysDirectory::open(&path).unwrap().authority(), authority);
-
-        // The record was written, and nothing else yet.
-        for name in ROLES.map(key_file_name).into_iter().chain([AUTHORITY.to_owned()]) {
-            fs::remove_file(path.join(name)).unwrap();
-        }
-        assert!(ensure(&path).unwrap());
-        let directory = KeysDirectory::open(&path).unwrap();
-        assert_eq!((own_keys(&path).len(), directory.issued().count()), (ROLES.len(), ROLES.len()));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The record of all keys that an authority has issued.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -131,21 +131,22 @@ impl Index {
         Ok(())
     }
 
-    /// Revokes a key; one that is revoked stays so since then. False if it is not on record.
+    /// Revokes keys. Those that are revoked stay so since then; those that aren't on record are skipped.
     ///
     /// # Errors
     ///
-    /// [`KeysError::Full`].
-    pub fn revoke(&mut self, key: KeyId, now: Duration) -> Result<bool, KeysError> {
+    /// [`KeysError::Full`]; none is revoked then.
+    pub fn revoke(&mut self, keys: &[KeyId], now: Duration) -> Result<(), KeysError> {
+        let is_good = |key: &KeyId| self.keys.get(key).is_some_and(|key| key.revoked.is_none());
+        let new: BTreeSet<KeyId> = keys.iter().copied().filter(is_good).collect();
         let revoked = self.keys.values().filter(|key| key.revoked.is_some()).count();
-        let Some(issued) = self.keys.get_mut(&key) else { return Ok(false) };
-        if issued.revoked.is_none() {
-            if revoked >= REVOKED_KEYS {
-                return Err(KeysError::Full { state: "revoked", limit: REVOKED_KEYS });
-            }
-            issued.revoked = Some(now);
+        if revoked + new.len() > REVOKED_KEYS {
+            return Err(KeysError::Full { state: "revoked", limit: REVOKED_KEYS });
         }
-        Ok(true)
+        for (_, key) in self.keys.iter_mut().filter(|(key, _)| new.contains(key)) {
+            key.revoked = Some(now);
+        }
+        Ok(())
     }
 
     /// Forgets keys that nobody accepts anyhow: of other authorities, and those that have expired by any clock.
@@ -256,7 +257,7 @@ mod tests {
         let mut index = Index::default();
         index.add(key(1, 7)).unwrap();
         index.add(key(2, 7)).unwrap();
-        assert!(index.revoke(key(2, 7).key, NOW).unwrap());
+        index.revoke(&[key(2, 7).key], NOW).unwrap();
         index.count_change();
         let text = "{\"revision\":1}\n\
             {\"key\":\"0000000000000001\",\"role\":\"progress-server\",\"user\":\"ann\",\"made\":\"2027-01-15T08:00:00Z\",\
@@ -288,6 +289,24 @@ mod tests {
     }
 
     #[test]
+    fn whatever_becomes_of_a_byte_is_an_index_or_says_why_not() {
+        let mut index = Index::default();
+        index.add(key(1, 7)).unwrap();
+        index.add(IssuedKey { revoked: Some(NOW), ..key(2, 7) }).unwrap();
+        let good = index.to_text().into_bytes();
+        for at in 0..good.len() {
+            for byte in [0, b'\n', b'"', b'-', b'9', b'}', 0xc3, 0xff] {
+                let mut text = good.clone();
+                text[at] = byte;
+                match Index::parse(&text) {
+                    Ok(index) => assert_eq!(Index::parse(index.to_text().as_bytes()), Ok(index)),
+                    Err(problem) => assert!(!problem.is_empty()),
+                }
+            }
+        }
+    }
+
+    #[test]
     fn the_longest_key_fits_its_line() {
         let mut index = Index::default();
         let user = "a".repeat(crate::limits::USER_NAME_BYTES).parse().unwrap();
@@ -299,9 +318,8 @@ mod tests {
     fn a_key_stays_revoked_since_the_first_time() {
         let mut index = Index::default();
         index.add(key(1, 7)).unwrap();
-        assert!(index.revoke(key(1, 7).key, NOW).unwrap());
-        assert!(index.revoke(key(1, 7).key, NOW * 2).unwrap());
-        assert!(!index.revoke(key(2, 7).key, NOW).unwrap(), "it is not on record");
+        index.revoke(&[key(1, 7).key], NOW).unwrap();
+        index.revoke(&[key(1, 7).key, key(2, 7).key], NOW * 2).unwrap();
         assert_eq!(index.revoked(AuthorityId(7)).collect::<Vec<_>>(), [(key(1, 7).key, NOW)]);
         assert_eq!(index.revoked(AuthorityId(8)).count(), 0);
     }
@@ -316,9 +334,10 @@ mod tests {
         for (id, issued) in index.keys.values_mut().take(REVOKED_KEYS).enumerate() {
             issued.revoked = Some(NOW + Duration::from_secs(id as u64));
         }
-        let last = key(ISSUED_KEYS as u64, 7).key;
-        assert!(matches!(index.revoke(last, NOW), Err(KeysError::Full { state: "revoked", .. })));
-        assert!(index.revoke(key(1, 7).key, NOW).unwrap(), "it is revoked already");
+        let (revoked, last) = (key(1, 7).key, key(ISSUED_KEYS as u64, 7).key);
+        assert!(matches!(index.revoke(&[last], NOW), Err(KeysError::Full { state: "revoked", .. })));
+        assert_eq!(index.get(last).unwrap().revoked, None);
+        index.revoke(&[revoked], NOW).unwrap();
     }
 
     #[test]

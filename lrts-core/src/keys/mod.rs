@@ -20,6 +20,8 @@ mod identity;
 mod index;
 mod ring;
 mod source;
+#[cfg(all(test, feature = "authority"))]
+mod verify;
 
 use std::path::PathBuf;
 

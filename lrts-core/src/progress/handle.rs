@@ -18,9 +18,10 @@ use tracing::{info, warn};
 
 use super::reporter::{Answer, Order};
 use crate::clock::{Moment, sleep_until};
-use crate::ids::{ApplicationId, AttemptId};
+use crate::ids::AttemptId;
 use crate::mode::{self, Mode};
 use crate::notices::{AsyncNoticeSocket, NoticeSocket, Packet};
+use crate::protocol::progress::OwnedApplication;
 use crate::transport::SocketDir;
 
 /// Orders are held back this long: an attempt that ends within it costs the subprocess nothing, and batches of bars aren't
@@ -64,7 +65,7 @@ pub struct Watched {
     /// Which attempt.
     pub attempt: AttemptId,
     /// Whose.
-    pub application: ApplicationId,
+    pub application: OwnedApplication,
     /// How often its application wants the round trip to be measured.
     pub rtt_test: Duration,
 }
@@ -497,7 +498,8 @@ mod tests {
     }
 
     fn watch(region: u32) -> Request {
-        let (attempt, application) = (attempt(1), "app".parse().unwrap());
+        let attempt = attempt(1);
+        let application = OwnedApplication { owner: None, application: "app".parse().unwrap() };
         Request::Watch(Watched { arena: 1, region, attempt, application, rtt_test: Duration::from_secs(10) })
     }
 

@@ -17,12 +17,12 @@ use super::rtt::RoundTrip;
 use super::scan::{Ended, Scanner, Updates};
 use crate::clock::{Moment, sleep_until};
 use crate::descriptors;
-use crate::ids::{ApplicationId, AttemptId};
+use crate::ids::AttemptId;
 use crate::keys::Security;
 use crate::limits::BARS_PER_BATCH;
 use crate::notices::{AsyncNoticeSocket, NoticeSocket, Packet};
 use crate::protocol::codec;
-use crate::protocol::progress::{FromReporter, ToReporter};
+use crate::protocol::progress::{FromReporter, OwnedApplication, ToReporter};
 use crate::telemetry::{self, LogFormat, LogOf};
 use crate::transport::{Hello, Link, LinkConfig, LinkEvent, LinkSender, Message, Role, TrySendError};
 
@@ -129,7 +129,7 @@ struct Reporter {
     /// The last of attempts that have ended, to be sent with the next batch.
     finals: Updates,
     finals_count: usize,
-    ended: Vec<(ApplicationId, AttemptId)>,
+    ended: Vec<(OwnedApplication, AttemptId)>,
     next_batch: Moment,
     round_trip: RoundTrip,
     /// When the last ping went out on this connection; none before the first.
@@ -201,7 +201,7 @@ impl Reporter {
         }
         if self.finals_count + ended.updates.len() <= FINALS {
             self.finals_count += ended.updates.len();
-            self.finals.push((ended.application, ended.updates));
+            self.finals.push((ended.application.clone(), ended.updates));
         }
         if self.ended.len() < FINALS {
             self.ended.push((ended.application, ended.attempt));

@@ -10,15 +10,15 @@ use std::time::Duration;
 use super::arena::{Mapping, no_such_region};
 use super::record::Record;
 use crate::clock::Moment;
-use crate::ids::{ApplicationId, AttemptId, BarId};
+use crate::ids::{AttemptId, BarId};
 use crate::limits::BARS_PER_BATCH;
-use crate::protocol::progress::BarUpdate;
+use crate::protocol::progress::{BarUpdate, OwnedApplication};
 
 /// A region of an arena.
 type Place = (u32, u32);
 
 /// Updates of several applications.
-pub(crate) type Updates = Vec<(ApplicationId, Vec<BarUpdate>)>;
+pub(crate) type Updates = Vec<(OwnedApplication, Vec<BarUpdate>)>;
 
 /// The mapped arenas and what was last told of each bar.
 #[derive(Debug, Default)]
@@ -32,7 +32,7 @@ pub(crate) struct Scanner {
 #[derive(Debug)]
 struct Watch {
     attempt: AttemptId,
-    application: ApplicationId,
+    application: OwnedApplication,
     rtt_test: Duration,
     bars: Vec<Told>,
 }
@@ -53,7 +53,7 @@ enum Told {
 /// The last of an attempt.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    pub(crate) application: ApplicationId,
+    pub(crate) application: OwnedApplication,
     pub(crate) attempt: AttemptId,
     /// What the receiver doesn't know yet.
     pub(crate) updates: Vec<BarUpdate>,
@@ -89,7 +89,7 @@ impl Scanner {
         &mut self,
         place: Place,
         attempt: AttemptId,
-        application: ApplicationId,
+        application: OwnedApplication,
         rtt_test: Duration,
     ) -> io::Result<()> {
         let known = self.arenas.get(&place.0).is_some_and(|arena| place.1 < arena.regions());
@@ -147,7 +147,7 @@ impl Scanner {
             }
             room -= changed.len();
             if !changed.is_empty() {
-                updates.push((watch.application, changed));
+                updates.push((watch.application.clone(), changed));
             }
             if self.cursor.is_some() {
                 break;
@@ -227,13 +227,17 @@ mod tests {
         BarText { description: description.to_owned(), leave: true, ..BarText::default() }
     }
 
+    fn app() -> OwnedApplication {
+        OwnedApplication { owner: Some("ann".parse().unwrap()), application: "app".parse().unwrap() }
+    }
+
     fn watched(regions: u32) -> (Arena, Scanner) {
         let arena = Arena::create(regions).unwrap();
         let mut scanner = Scanner::default();
         scanner.add_arena(0, &arena.descriptor().try_clone_to_owned().unwrap()).unwrap();
         for region in 0..regions {
             let attempt = AttemptId { job: SessionId(1).job(u64::from(region) + 1), attempt: 1 };
-            scanner.watch((0, region), attempt, "app".parse().unwrap(), RTT_TEST).unwrap();
+            scanner.watch((0, region), attempt, app(), RTT_TEST).unwrap();
         }
         (arena, scanner)
     }
@@ -313,9 +317,9 @@ mod tests {
         let file = OwnedFd::from(tempfile::tempfile().unwrap());
         assert_eq!(scanner.add_arena(0, &file).unwrap_err().kind(), io::ErrorKind::InvalidData);
         let place = (0, 0);
-        assert!(scanner.watch(place, ATTEMPT, "app".parse().unwrap(), RTT_TEST).is_err());
+        assert!(scanner.watch(place, ATTEMPT, app(), RTT_TEST).is_err());
         let (_arena, mut scanner) = watched(1);
-        assert!(scanner.watch((0, 1), ATTEMPT, "app".parse().unwrap(), RTT_TEST).is_err());
+        assert!(scanner.watch((0, 1), ATTEMPT, app(), RTT_TEST).is_err());
     }
 
     #[test]

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::codec::Head;
 use super::progress::BarRecord;
 use crate::ids::{ApplicationId, BundleDigest, JobId, SessionId, WorkerId, ranges};
+use crate::limits::{self, HeadBounds};
 use crate::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
 pub use crate::spec::{KeyedJob, content_digest};
 use crate::status::Failure;
@@ -83,6 +85,11 @@ pub enum FromApplication {
     Detach,
     /// The end of the application: what is left is cancelled, results are forgotten. Answered by `Stopped`.
     Stop,
+}
+
+impl Head for FromApplication {
+    const NAME: &'static str = "FromApplication";
+    const BOUNDS: HeadBounds = limits::FROM_APPLICATION;
 }
 
 /// Who attaches and on what terms.
@@ -236,6 +243,11 @@ pub enum ToApplication {
     Detached,
     /// Answer to `Stop`.
     Stopped,
+}
+
+impl Head for ToApplication {
+    const NAME: &'static str = "ToApplication";
+    const BOUNDS: HeadBounds = limits::TO_APPLICATION;
 }
 
 /// How many jobs stand where.

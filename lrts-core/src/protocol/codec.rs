@@ -4,13 +4,32 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// A head that can't be read.
+use super::scan::{ScanError, scan};
+use crate::limits::HeadBounds;
+
+/// A message from another process, on this machine or another one.
+pub trait Head: Serialize + DeserializeOwned {
+    /// Its name in errors.
+    const NAME: &'static str;
+    /// What it may hold, derived from the most that an honest peer says.
+    const BOUNDS: HeadBounds;
+}
+
+/// Bytes that can't be read.
 #[derive(Debug, thiserror::Error)]
 #[error("unreadable {kind} message")]
 pub struct DecodeError {
     kind: &'static str,
     #[source]
-    source: rmp_serde::decode::Error,
+    cause: Cause,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Cause {
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    #[error(transparent)]
+    Decode(#[from] rmp_serde::decode::Error),
 }
 
 /// Encodes a head.
@@ -18,19 +37,35 @@ pub fn encode<T: Serialize>(message: &T) -> Bytes {
     rmp_serde::to_vec_named(message).expect("protocol types have no maps of unknown length").into()
 }
 
-/// Decodes a head.
+/// Decodes what a peer has sent. Nothing is made of bytes that are out of bounds.
 ///
 /// # Errors
 ///
-/// [`DecodeError`] if the bytes are not exactly one such message.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
-    let mut rest = bytes;
-    let message = T::deserialize(&mut rmp_serde::Deserializer::new(&mut rest));
-    let whole = message.and_then(|message| match rest {
-        [] => Ok(message),
-        _ => Err(serde::de::Error::custom("bytes behind its end")),
-    });
-    whole.map_err(|source| DecodeError { kind: std::any::type_name::<T>(), source })
+/// [`DecodeError`] if the bytes are not exactly one such message within its bounds.
+pub fn decode<T: Head>(bytes: &[u8]) -> Result<T, DecodeError> {
+    read(bytes, T::BOUNDS).map_err(|cause| DecodeError { kind: T::NAME, cause })
+}
+
+/// Decodes what comes from this machine, from a disk or another process, whose length was bounded there.
+///
+/// # Errors
+///
+/// [`DecodeError`] if the bytes are not exactly one such value.
+pub fn decode_local<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    let bounds = HeadBounds { bytes: usize::MAX, values: usize::MAX };
+    read(bytes, bounds).map_err(|cause| DecodeError { kind: std::any::type_name::<T>(), cause })
+}
+
+/// How many values and bytes something has once it is encoded, for senders that keep within a message's bounds.
+pub fn measure<T: Serialize>(value: &T) -> (usize, usize) {
+    let bytes = encode(value);
+    let bounds = HeadBounds { bytes: usize::MAX, values: usize::MAX };
+    (scan(&bytes, bounds).expect("what is encoded here is within every bound"), bytes.len())
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8], bounds: HeadBounds) -> Result<T, Cause> {
+    scan(bytes, bounds)?;
+    Ok(T::deserialize(&mut rmp_serde::Deserializer::new(bytes))?)
 }
 
 /// Splits a body into parts of these lengths.

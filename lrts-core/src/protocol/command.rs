@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::codec::Head;
 use crate::ids::{ApplicationId, JobId, WorkerId};
+use crate::limits::{self, HeadBounds};
 use crate::status::JobState;
 pub use crate::status::WorkerState;
 
@@ -15,7 +17,7 @@ pub enum FromCommand {
     Status,
     /// Answered by [`ToCommand::Jobs`], several times until one says that it is the last.
     Jobs,
-    /// Answered by [`ToCommand::Workers`].
+    /// Answered by [`ToCommand::Workers`], several times until one says that it is the last.
     Workers,
     /// Answered by [`ToCommand::Logs`].
     Logs {
@@ -27,7 +29,7 @@ pub enum FromCommand {
         /// Which jobs.
         jobs: Vec<JobId>,
     },
-    /// Answered by [`ToCommand::Applications`].
+    /// Answered by [`ToCommand::Applications`], several times until one says that it is the last.
     Applications,
     /// Cancels all jobs of an application. Answered by [`ToCommand::ApplicationCancelled`].
     CancelApplication {
@@ -43,6 +45,11 @@ pub enum FromCommand {
     },
 }
 
+impl Head for FromCommand {
+    const NAME: &'static str = "FromCommand";
+    const BOUNDS: HeadBounds = limits::FROM_COMMAND;
+}
+
 /// What the scheduler answers.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum ToCommand {
@@ -55,10 +62,12 @@ pub enum ToCommand {
         /// Whether no more follow.
         last: bool,
     },
-    /// All workers.
+    /// Some workers.
     Workers {
         /// One row per worker.
         rows: Vec<WorkerRow>,
+        /// Whether no more follow.
+        last: bool,
     },
     /// A job's output so far. Body: stdout, stderr.
     Logs {
@@ -74,10 +83,12 @@ pub enum ToCommand {
         /// Those that had ended before.
         ended: Vec<JobId>,
     },
-    /// All applications that are remembered.
+    /// Some of the applications that are remembered.
     Applications {
         /// One row per application.
         rows: Vec<ApplicationRow>,
+        /// Whether no more follow.
+        last: bool,
     },
     /// The application's jobs are being cancelled.
     ApplicationCancelled {
@@ -89,6 +100,11 @@ pub enum ToCommand {
         /// How many attempts it still has; none if the worker is unknown.
         attempts: Option<u64>,
     },
+}
+
+impl Head for ToCommand {
+    const NAME: &'static str = "ToCommand";
+    const BOUNDS: HeadBounds = limits::TO_COMMAND;
 }
 
 /// A row of `lrts applications`.
@@ -122,6 +138,9 @@ pub struct Status {
     /// What hinders the scheduler from keeping things: a full or failing disk. Empty if nothing does.
     #[serde(default)]
     pub store_trouble: String,
+    /// What the scheduler has refused since it started, by why, and how often: peers, connections and jobs.
+    #[serde(default)]
+    pub refused: Vec<(String, u64)>,
 }
 
 /// A row of `lrts jobs`.

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::codec::Head;
 use super::progress::BarRecord;
 use super::worker::AttemptEnd;
 use crate::ids::AttemptId;
+use crate::limits::{self, HeadBounds};
 
 /// What a worker tells a job host.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -68,6 +70,11 @@ pub enum ToHost {
         /// Which.
         attempt: AttemptId,
     },
+}
+
+impl Head for ToHost {
+    const NAME: &'static str = "ToHost";
+    const BOUNDS: HeadBounds = limits::TO_HOST;
 }
 
 /// One attempt to be run.
@@ -236,4 +243,9 @@ pub enum FromHost {
         /// Its region of the arena, if it had one, free after `ReleaseRegion`.
         region: Option<u32>,
     },
+}
+
+impl Head for FromHost {
+    const NAME: &'static str = "FromHost";
+    const BOUNDS: HeadBounds = limits::FROM_HOST;
 }

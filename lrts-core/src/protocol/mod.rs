@@ -9,10 +9,11 @@ pub mod codec;
 pub mod command;
 pub mod host;
 pub mod progress;
+pub mod scan;
 pub mod worker;
 
 /// Version of everything that travels between machines. Peers of another version are refused at the handshake.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Version of what a worker and its job hosts say to each other; hosts outlive a worker's upgrade, so it counts apart.
 pub const HOST_VERSION: u16 = 2;

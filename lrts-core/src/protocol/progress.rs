@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ApplicationId, AttemptId, BarId};
+use super::codec::Head;
+use crate::ids::{ApplicationId, AttemptId, BarId, UserName};
+use crate::limits::{self, HeadBounds};
 
 /// A bar's colour.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
@@ -81,6 +83,15 @@ pub struct BarUpdate {
     pub numbers: BarNumbers,
 }
 
+/// An application as the progress server tells it from others: two users may have given theirs one name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct OwnedApplication {
+    /// The user whose it is, and who alone may watch it. None where the scheduler has no keys.
+    pub owner: Option<UserName>,
+    /// Its name.
+    pub application: ApplicationId,
+}
+
 /// What a worker's progress subprocess tells the progress server.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum FromReporter {
@@ -92,13 +103,18 @@ pub enum FromReporter {
     /// What changed since the batch before, per application. The first batch of a connection has every bar with its text.
     Batch {
         /// Application and its bars.
-        applications: Vec<(ApplicationId, Vec<BarUpdate>)>,
+        applications: Vec<(OwnedApplication, Vec<BarUpdate>)>,
     },
     /// These attempts have ended: their bars don't change any more.
     Ended {
         /// Application and its attempts.
-        attempts: Vec<(ApplicationId, AttemptId)>,
+        attempts: Vec<(OwnedApplication, AttemptId)>,
     },
+}
+
+impl Head for FromReporter {
+    const NAME: &'static str = "FromReporter";
+    const BOUNDS: HeadBounds = limits::BATCH;
 }
 
 /// What the progress server tells a progress subprocess.
@@ -111,16 +127,26 @@ pub enum ToReporter {
     },
 }
 
+impl Head for ToReporter {
+    const NAME: &'static str = "ToReporter";
+    const BOUNDS: HeadBounds = limits::SHORT_HEAD;
+}
+
 /// What a watching application tells the progress server.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum FromWatcher {
-    /// First message on every connection: send the bars of this application, all now, then what changes.
+    /// First message on every connection: send the bars of this application of the watcher's own user, all now, then what changes.
     Watch {
         /// Whose bars.
         application: ApplicationId,
     },
     /// The application has stopped: its bars can be forgotten.
     Forget,
+}
+
+impl Head for FromWatcher {
+    const NAME: &'static str = "FromWatcher";
+    const BOUNDS: HeadBounds = limits::SHORT_HEAD;
 }
 
 /// What the progress server tells a watching application.
@@ -131,4 +157,9 @@ pub enum ToWatcher {
         /// The bars.
         updates: Vec<BarUpdate>,
     },
+}
+
+impl Head for ToWatcher {
+    const NAME: &'static str = "ToWatcher";
+    const BOUNDS: HeadBounds = limits::BATCH;
 }

@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::codec::Head;
 use super::progress::BarRecord;
-use crate::ids::{ApplicationId, AttemptId, BundleDigest, WorkerId};
+use crate::ids::{ApplicationId, AttemptId, BundleDigest, UserName, WorkerId};
+use crate::limits::{self, HeadBounds};
 use crate::spec::{BundleRef, JobOptions, Platform};
 use crate::status::Failure;
+use crate::worker_secret::WorkerSecret;
 
 /// What a worker tells the scheduler.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -77,11 +80,18 @@ pub enum FromWorker {
     },
 }
 
+impl Head for FromWorker {
+    const NAME: &'static str = "FromWorker";
+    const BOUNDS: HeadBounds = limits::FROM_WORKER;
+}
+
 /// What a worker is and has.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Register {
-    /// Its id, kept in its state directory.
+    /// Its id.
     pub worker: WorkerId,
+    /// Whose digest its id must be; see [`WorkerSecret::worker`]. Else it is refused, since it would take another's place.
+    pub secret: WorkerSecret,
     /// Its machine's name.
     pub host: String,
     /// The daemon's process id there.
@@ -229,6 +239,11 @@ pub enum ToWorker {
     },
 }
 
+impl Head for ToWorker {
+    const NAME: &'static str = "ToWorker";
+    const BOUNDS: HeadBounds = limits::TO_WORKER;
+}
+
 /// One attempt to be run.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Start {
@@ -238,6 +253,8 @@ pub struct Start {
     pub execution: u32,
     /// Whose it is.
     pub application: ApplicationId,
+    /// The user whose the application is: its bars are shown to nobody else. None where the scheduler has no keys.
+    pub owner: Option<UserName>,
     /// The executable.
     pub bundle: BundleRef,
     /// The service's name.

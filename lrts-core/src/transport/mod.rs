@@ -25,6 +25,7 @@
 
 mod admission;
 mod chunks;
+mod counters;
 mod credit;
 mod dealer;
 mod gate;
@@ -46,6 +47,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use zeromq::{SocketSend, ZmqMessage};
 
+pub use self::counters::{Cause, Counters};
 pub use self::dealer::{
     Link, LinkConfig, LinkDown, LinkEvent, LinkReceiver, LinkSendError, LinkSender, TrySendError,
 };

@@ -17,9 +17,10 @@ use tracing::{debug, info, warn};
 use zeromq::{RouterRecvHalf, RouterSendHalf, RouterSocket, Socket, SocketRecv};
 
 use super::admission::Admission;
+use super::counters::{Cause, Counters};
 use super::hello::{Hello, Refusal, RefusalKind, Role, Welcome};
 use super::packet::Packet;
-use super::session::{Received, Session};
+use super::session::{Dead, Received, Session};
 use super::socket_dir::SocketPath;
 use super::splice::End;
 use super::tls::Certified;
@@ -203,15 +204,18 @@ impl Server {
         // Not bounded by themselves: credit bounds what each peer may have in them, the gate the number of peers.
         let (urgent_sender, urgent) = mpsc::unbounded_channel();
         let (normal_sender, normal) = mpsc::unbounded_channel();
+        let counters = Arc::new(Counters::default());
         let shared = Arc::new(Shared {
             accepts: config.accepts,
             security: config.security,
             heartbeat: config.heartbeat,
             instance: fastrand::u64(..),
             connections: config.connections,
+            counters: Arc::clone(&counters),
             busy: Notify::new(),
             changed: Notify::new(),
             peers: Mutex::new(Peers {
+                counters,
                 map: BTreeMap::new(),
                 admission: Admission::new(config.connections),
                 turned_away: TurnedAway::default(),
@@ -324,6 +328,7 @@ impl ServerHandle {
         let (messages, bytes) = session.queued();
         if messages >= PEER_QUEUE_MESSAGES || bytes >= PEER_QUEUE_BYTES {
             warn!(%connection, messages, bytes, "disconnecting a peer whose queue is full");
+            self.shared.counters.count(Cause::QueueFull);
             peers.leave(connection, "queue is full");
             return Err(SendError::Overrun);
         }
@@ -335,6 +340,11 @@ impl ServerHandle {
     /// Messages and bytes that wait for a peer's credit; None if its connection has ended. For senders that pace themselves.
     pub fn queued(&self, connection: ConnectionId) -> Option<(usize, usize)> {
         self.shared.lock().session(connection).map(|session| session.queued())
+    }
+
+    /// Whom the server has turned away since its start, by why.
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
     }
 
     /// Ends a connection: at once, or after telling the peer why. What is still queued for it is dropped. `Left` follows, after
@@ -355,6 +365,7 @@ pub(crate) struct Shared {
     heartbeat: Duration,
     instance: u64,
     connections: usize,
+    pub(crate) counters: Arc<Counters>,
     /// Wakes the server's task: a packet must be tried again.
     busy: Notify,
     /// Wakes `close`: something was sent, or a connection has ended.
@@ -363,6 +374,7 @@ pub(crate) struct Shared {
 }
 
 struct Peers {
+    counters: Arc<Counters>,
     map: BTreeMap<ConnectionId, Peer>,
     admission: Admission,
     turned_away: TurnedAway,
@@ -408,9 +420,11 @@ impl Shared {
         match peers.admission.admit(connection, address.ip()) {
             Ok(None) => {}
             Ok(Some(oldest)) => {
+                peers.counters.count(Cause::NoHello);
                 peers.leave(oldest, "made room for a newer connection: too many have not said hello");
             }
             Err(too_many) => {
+                peers.counters.count(Cause::Full);
                 peers.turned_away.note(address, &too_many);
                 return None;
             }
@@ -615,20 +629,25 @@ impl Shared {
         for (&connection, peer) in &peers.map {
             match &peer.state {
                 PeerState::New { since } if now.since(*since) > HANDSHAKE_TIME => {
-                    dead.push((connection, "no hello in time".to_owned()));
+                    dead.push((connection, Cause::NoHello, "no hello in time".to_owned()));
                 }
                 PeerState::Leaving { since } if now.since(*since) > FAREWELL_TIME => peer.hang_up.cancel(),
                 PeerState::New { .. } | PeerState::Leaving { .. } => {}
                 PeerState::Joined { session, .. } => {
                     let check = session.check_silence(now, self.heartbeat);
                     if let Err(reason) = check.and_then(|()| session.check_progress(now)) {
-                        dead.push((connection, reason.to_string()));
+                        let cause = match reason {
+                            Dead::Silent(_) => Cause::Silent,
+                            Dead::Stalled(_) => Cause::Stalled,
+                        };
+                        dead.push((connection, cause, reason.to_string()));
                     }
                 }
             }
         }
-        for (connection, reason) in dead {
+        for (connection, cause, reason) in dead {
             info!(%connection, reason, "disconnecting a peer");
+            self.counters.count(cause);
             peers.leave(connection, &reason);
         }
     }
@@ -694,6 +713,10 @@ impl Peers {
 
     /// Tells a peer to go. It has [`FAREWELL_TIME`] to hang up by itself, so that it reads why.
     fn refuse(&mut self, connection: ConnectionId, refusal: Refusal) {
+        let is_here = |peer: &Peer| !matches!(peer.state, PeerState::Leaving { .. });
+        if self.map.get(&connection).is_some_and(is_here) {
+            self.counters.count(refusal.kind);
+        }
         let reason = refusal.message.clone();
         if let (Some(socket), true) = (&mut self.socket, self.map.contains_key(&connection)) {
             match send_now(socket, Some(connection), &Packet::Refusal(refusal)) {

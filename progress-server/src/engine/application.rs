@@ -122,6 +122,12 @@ impl<P: Copy + Ord> Application<P> {
         })
     }
 
+    /// Whether news of this job come from this connection.
+    pub(super) fn is_reported_by(&self, job: JobId, reporter: P) -> bool {
+        let source = self.jobs.get(&job).map(|job| job.source);
+        matches!(source, Some(Source::Reporter(known)) if known == reporter)
+    }
+
     /// Takes in an update; that of a new bar must have a text.
     pub(super) fn update(&mut self, update: BarUpdate, reporter: P) -> Reported<P> {
         let BarUpdate { bar: id, text, numbers } = update;

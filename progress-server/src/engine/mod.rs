@@ -4,6 +4,7 @@
 //! costs no memory: whenever it can take more, it gets the latest state of what has changed since.
 
 mod application;
+mod reporters;
 #[cfg(test)]
 mod tests;
 
@@ -11,21 +12,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
-use lrts_core::ids::{ApplicationId, AttemptId, JobId};
-use lrts_core::limits::{BARS_PER_ATTEMPT, BARS_PER_BATCH};
+use lrts_core::ids::{AttemptId, JobId};
+use lrts_core::limits::{BARS, BARS_PER_ATTEMPT, BARS_PER_BATCH, RESTING_ATTEMPTS};
 use lrts_core::progress::is_bounded;
-use lrts_core::protocol::progress::BarUpdate;
+use lrts_core::protocol::progress::{BarUpdate, OwnedApplication};
 
 use application::{Application, Rest};
+use reporters::Reporters;
 
 /// Bars of ended attempts, and of attempts whose reporter is gone, are kept this long for watchers that come back.
 pub(crate) const RETENTION: Duration = Duration::from_secs(3600);
-
-/// Most attempts that are kept so; the oldest go first.
-pub(crate) const RESTING_ATTEMPTS: usize = 10_000;
-
-/// Most bars in all. At it, resting attempts make room, oldest first; without any, new bars are not shown.
-pub(crate) const BARS: usize = 200_000;
 
 /// What happens. `P` names a connection.
 #[derive(Clone, Debug)]
@@ -35,19 +31,21 @@ pub(crate) enum Event<P> {
         /// Who.
         reporter: P,
         /// The bars.
-        updates: Vec<(ApplicationId, Vec<BarUpdate>)>,
+        updates: Vec<(OwnedApplication, Vec<BarUpdate>)>,
     },
     /// Attempts have ended.
     Ended {
+        /// Who says so: of attempts that others report it is ignored.
+        reporter: P,
         /// Which.
-        attempts: Vec<(ApplicationId, AttemptId)>,
+        attempts: Vec<(OwnedApplication, AttemptId)>,
     },
     /// A connection wants an application's bars.
     Watch {
         /// Who.
         watcher: P,
         /// Whose bars.
-        application: ApplicationId,
+        application: OwnedApplication,
     },
     /// A watcher's application has stopped.
     Forget {
@@ -87,13 +85,14 @@ pub(crate) enum Action<P> {
 /// The state of all bars.
 #[derive(Debug)]
 pub(crate) struct Engine<P> {
-    applications: BTreeMap<ApplicationId, Application<P>>,
+    /// By owner too: two users' applications of one name have nothing to do with each other.
+    applications: BTreeMap<OwnedApplication, Application<P>>,
     /// Which application a connection watches.
-    watchers: BTreeMap<P, ApplicationId>,
+    watchers: BTreeMap<P, OwnedApplication>,
     /// The jobs that each reporter has told of and that haven't ended.
-    reporters: BTreeMap<P, BTreeSet<(ApplicationId, JobId)>>,
+    reporters: Reporters<P>,
     /// Attempts that nobody reports any more, in the order in which that came about.
-    resting: BTreeMap<Rest, (Moment, ApplicationId, JobId)>,
+    resting: BTreeMap<Rest, (Moment, OwnedApplication, JobId)>,
     next_rest: u64,
     bars: usize,
     /// Whether a watcher may have something to hear.
@@ -107,7 +106,7 @@ impl<P: Copy + Ord> Engine<P> {
         Self {
             applications: BTreeMap::new(),
             watchers: BTreeMap::new(),
-            reporters: BTreeMap::new(),
+            reporters: Reporters::new(),
             resting: BTreeMap::new(),
             next_rest: 0,
             bars: 0,
@@ -126,31 +125,31 @@ impl<P: Copy + Ord> Engine<P> {
                 }
                 for (application, updates) in updates {
                     for update in updates {
-                        self.update(reporter, application, update);
+                        self.update(reporter, &application, update);
                     }
                 }
             }
-            Event::Ended { attempts } => {
+            Event::Ended { reporter, attempts } => {
                 for (application, attempt) in attempts {
-                    self.end(application, attempt, now);
+                    self.end(reporter, &application, attempt, now);
                 }
             }
             Event::Watch { watcher, application } => {
                 if self.watchers.contains_key(&watcher) {
                     return vec![Action::Disconnect { peer: watcher, reason: "asked to watch twice" }];
                 }
-                self.watchers.insert(watcher, application);
+                self.watchers.insert(watcher, application.clone());
                 self.applications.entry(application).or_default().join(watcher);
                 self.is_behind = true;
             }
             Event::Forget { watcher } => {
-                let Some(&application) = self.watchers.get(&watcher) else {
+                let Some(application) = self.watchers.get(&watcher).cloned() else {
                     let reason = "asked to forget what it doesn't watch";
                     return vec![Action::Disconnect { peer: watcher, reason }];
                 };
                 let jobs = self.applications.get(&application).into_iter().flat_map(Application::jobs);
                 for job in jobs.collect::<Vec<_>>() {
-                    self.forget(application, job);
+                    self.forget(&application, job);
                 }
             }
             Event::Left(peer) => self.left(peer, now),
@@ -185,19 +184,19 @@ impl<P: Copy + Ord> Engine<P> {
         std::mem::take(&mut self.refused)
     }
 
-    fn update(&mut self, reporter: P, application: ApplicationId, update: BarUpdate) {
-        let job = update.bar.attempt.job;
-        let known = self.applications.get(&application);
+    fn update(&mut self, reporter: P, application: &OwnedApplication, update: BarUpdate) {
+        let job = (application.clone(), update.bar.attempt.job);
+        let known = self.applications.get(application);
         let is_new = !known.is_some_and(|application| application.knows(update.bar));
         if is_new {
             // Text comes with the first update. Without it this bar was forgotten here, or refused.
             let Some(_) = update.text else { return };
-            if !self.make_room() {
+            if !self.reporters.has_room(reporter, &job) || !self.make_room() {
                 self.refused += 1;
                 return;
             }
         }
-        let entry = self.applications.entry(application).or_default();
+        let entry = self.applications.entry(application.clone()).or_default();
         let before = entry.bars();
         let replaced = entry.update(update, reporter);
         self.bars = self.bars + entry.bars() - before;
@@ -207,34 +206,32 @@ impl<P: Copy + Ord> Engine<P> {
             application::Reported::Stale => self.drop_if_empty(application),
             application::Reported::By { rest, other } => {
                 rest.map(|rest| self.resting.remove(&rest));
-                if let Some(jobs) = other.and_then(|other| self.reporters.get_mut(&other)) {
-                    jobs.remove(&(application, job));
+                if let Some(other) = other {
+                    self.reporters.remove(other, &job);
                 }
-                self.reporters.entry(reporter).or_default().insert((application, job));
+                self.reporters.report(reporter, job, is_new);
             }
         }
     }
 
-    fn end(&mut self, application: ApplicationId, attempt: AttemptId, now: Moment) {
-        let Some(entry) = self.applications.get_mut(&application) else { return };
-        if entry.close(attempt) {
+    fn end(&mut self, reporter: P, application: &OwnedApplication, attempt: AttemptId, now: Moment) {
+        let Some(entry) = self.applications.get_mut(application) else { return };
+        if entry.is_reported_by(attempt.job, reporter) && entry.close(attempt) {
             self.is_behind |= entry.is_watched();
             self.rest(application, attempt.job, now);
         }
     }
 
     /// Nobody reports this job any more.
-    fn rest(&mut self, application: ApplicationId, job: JobId, now: Moment) {
+    fn rest(&mut self, application: &OwnedApplication, job: JobId, now: Moment) {
         let rest = Rest(self.next_rest);
         self.next_rest += 1;
-        let Some(reporter) = self.applications.get_mut(&application).and_then(|entry| entry.rest(job, rest))
+        let Some(reporter) = self.applications.get_mut(application).and_then(|entry| entry.rest(job, rest))
         else {
             return;
         };
-        if let Some(jobs) = self.reporters.get_mut(&reporter) {
-            jobs.remove(&(application, job));
-        }
-        self.resting.insert(rest, (now, application, job));
+        self.reporters.remove(reporter, &(application.clone(), job));
+        self.resting.insert(rest, (now, application.clone(), job));
         if self.resting.len() > RESTING_ATTEMPTS {
             self.forget_oldest();
         }
@@ -245,10 +242,10 @@ impl<P: Copy + Ord> Engine<P> {
             if let Some(entry) = self.applications.get_mut(&application) {
                 entry.leave(peer);
             }
-            self.drop_if_empty(application);
+            self.drop_if_empty(&application);
         }
-        for (application, job) in self.reporters.remove(&peer).unwrap_or_default() {
-            self.rest(application, job, now);
+        for (application, job) in self.reporters.leave(peer) {
+            self.rest(&application, job, now);
         }
     }
 
@@ -288,21 +285,19 @@ impl<P: Copy + Ord> Engine<P> {
 
     fn forget_oldest(&mut self) -> bool {
         let Some((_, (_, application, job))) = self.resting.pop_first() else { return false };
-        self.forget(application, job);
+        self.forget(&application, job);
         true
     }
 
-    fn forget(&mut self, application: ApplicationId, job: JobId) {
-        let Some(entry) = self.applications.get_mut(&application) else { return };
+    fn forget(&mut self, application: &OwnedApplication, job: JobId) {
+        let Some(entry) = self.applications.get_mut(application) else { return };
         let before = entry.bars();
         match entry.forget(job) {
             Some(application::Source::Resting(rest)) => {
                 self.resting.remove(&rest);
             }
             Some(application::Source::Reporter(reporter)) => {
-                if let Some(jobs) = self.reporters.get_mut(&reporter) {
-                    jobs.remove(&(application, job));
-                }
+                self.reporters.remove(reporter, &(application.clone(), job));
             }
             None => {}
         }
@@ -310,15 +305,15 @@ impl<P: Copy + Ord> Engine<P> {
         self.drop_if_empty(application);
     }
 
-    fn drop_if_empty(&mut self, application: ApplicationId) {
-        if self.applications.get(&application).is_some_and(Application::is_empty) {
-            self.applications.remove(&application);
+    fn drop_if_empty(&mut self, application: &OwnedApplication) {
+        if self.applications.get(application).is_some_and(Application::is_empty) {
+            self.applications.remove(application);
         }
     }
 }
 
 /// Refuses what no honest reporter sends.
-fn check(updates: &[(ApplicationId, Vec<BarUpdate>)]) -> Result<(), &'static str> {
+fn check(updates: &[(OwnedApplication, Vec<BarUpdate>)]) -> Result<(), &'static str> {
     let bars = || updates.iter().flat_map(|(_, bars)| bars);
     if updates.len() > BARS_PER_BATCH || bars().count() > BARS_PER_BATCH {
         return Err("too many bars in a batch");

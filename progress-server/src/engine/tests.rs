@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
-use lrts_core::ids::{ApplicationId, AttemptId, BarId, SessionId};
-use lrts_core::limits::{BAR_MESSAGE_BYTES, BARS_PER_ATTEMPT, BARS_PER_BATCH};
-use lrts_core::protocol::progress::{BarNumbers, BarText, BarUpdate};
+use lrts_core::ids::{AttemptId, BarId, SessionId};
+use lrts_core::limits::{
+    ATTEMPTS_PER_REPORTER, BAR_MESSAGE_BYTES, BARS, BARS_PER_ATTEMPT, BARS_PER_BATCH, BARS_PER_REPORTER,
+    RESTING_ATTEMPTS,
+};
+use lrts_core::protocol::progress::{BarNumbers, BarText, BarUpdate, OwnedApplication};
 
-use super::{Action, BARS, Engine, Event, RESTING_ATTEMPTS, RETENTION};
+use super::{Action, Engine, Event, RETENTION};
 
 const R1: u32 = 1;
 const R2: u32 = 2;
@@ -16,8 +19,12 @@ const W1: u32 = 11;
 const W2: u32 = 12;
 const T0: Moment = Moment::from_nanos(1_000_000_000);
 
-fn app() -> ApplicationId {
-    "app".parse().unwrap()
+fn app() -> OwnedApplication {
+    app_of("ann")
+}
+
+fn app_of(user: &str) -> OwnedApplication {
+    OwnedApplication { owner: Some(user.parse().unwrap()), application: "app".parse().unwrap() }
 }
 
 fn attempt(job: u64, attempt: u32) -> AttemptId {
@@ -56,7 +63,8 @@ fn fan_out(engine: &mut Engine<u32>) -> Vec<(u32, Vec<BarUpdate>)> {
 }
 
 fn end(engine: &mut Engine<u32>, attempt: AttemptId, now: Moment) {
-    assert_eq!(engine.handle(Event::Ended { attempts: vec![(app(), attempt)] }, now), []);
+    let ended = Event::Ended { reporter: R1, attempts: vec![(app(), attempt)] };
+    assert_eq!(engine.handle(ended, now), []);
 }
 
 #[test]
@@ -168,7 +176,7 @@ fn ended_attempts_are_kept_for_a_while() {
 #[test]
 fn a_stopped_application_is_forgotten_by_its_own_watcher_only() {
     let mut engine = Engine::new();
-    let other: ApplicationId = "other".parse().unwrap();
+    let other = OwnedApplication { application: "other".parse().unwrap(), ..app() };
     report(&mut engine, R1, vec![with_text("load", bar(attempt(1, 1), 0, 5))]);
     engine.handle(Event::Watch { watcher: W2, application: other }, T0);
     engine.handle(Event::Forget { watcher: W2 }, T0);
@@ -203,12 +211,46 @@ fn what_no_honest_peer_sends_ends_its_connection() {
 }
 
 #[test]
+fn two_users_with_one_application_id_never_see_each_others_bars() {
+    let mut engine = Engine::new();
+    let [ann, bob] = ["ann", "bob"].map(app_of);
+    let bars = ["ann", "bob"].map(|user| with_text(user, bar(attempt(1, 1), 0, 5)));
+    let updates = vec![(ann.clone(), vec![bars[0].clone()]), (bob.clone(), vec![bars[1].clone()])];
+    engine.handle(Event::Batch { reporter: R1, updates }, T0);
+    engine.handle(Event::Watch { watcher: W1, application: ann }, T0);
+    engine.handle(Event::Watch { watcher: W2, application: bob.clone() }, T0);
+    let [anns, bobs] = bars.map(|bar| vec![bar]);
+    assert_eq!(fan_out(&mut engine), [(W1, anns), (W2, bobs)]);
+
+    engine.handle(Event::Ended { reporter: R1, attempts: vec![(bob, attempt(1, 1))] }, T0);
+    assert!(matches!(fan_out(&mut engine)[..], [(W2, _)]));
+    engine.handle(Event::Forget { watcher: W1 }, T0);
+    assert_eq!(engine.bars(), 1, "bob's");
+    // Without an owner it is neither's.
+    let nobodys = OwnedApplication { owner: None, ..app() };
+    engine
+        .handle(Event::Batch { reporter: R1, updates: vec![(nobodys, vec![bar(attempt(1, 1), 0, 9)])] }, T0);
+    assert_eq!(fan_out(&mut engine), []);
+}
+
+#[test]
+fn a_reporter_ends_only_what_it_reports() {
+    let mut engine = Engine::new();
+    report(&mut engine, R2, vec![with_text("load", bar(attempt(1, 1), 0, 5))]);
+    watch(&mut engine, W1);
+    fan_out(&mut engine);
+    end(&mut engine, attempt(1, 1), T0);
+    assert_eq!((fan_out(&mut engine), engine.deadline()), (vec![], None));
+}
+
+#[test]
 fn memory_is_bounded() {
     let mut engine = Engine::new();
     let jobs = u64::try_from(BARS).unwrap() / 1_000;
     for job in 0..=jobs {
         let bars = (0..1_000).map(|index| with_text("x", bar(attempt(job, 1), index, 0)));
-        report(&mut engine, R1, bars.collect());
+        // Each has as many as one may have at most.
+        report(&mut engine, R1 + (job / 50) as u32, bars.collect());
     }
     assert_eq!(engine.bars(), BARS);
     assert_eq!(engine.take_refused(), 1_000);
@@ -222,6 +264,44 @@ fn memory_is_bounded() {
         end(&mut engine, attempt(job, 1), T0);
     }
     assert_eq!(engine.bars(), RESTING_ATTEMPTS);
+}
+
+#[test]
+fn one_reporter_takes_nobody_elses_room() {
+    let mut engine = Engine::new();
+    for job in 0..=BARS_PER_REPORTER as u64 / 1_000 {
+        let bars = (0..1_000).map(|index| with_text("x", bar(attempt(job, 1), index, 0)));
+        report(&mut engine, R1, bars.collect());
+    }
+    assert_eq!((engine.bars(), engine.take_refused()), (BARS_PER_REPORTER, 1_000));
+    report(&mut engine, R2, vec![with_text("x", bar(attempt(999, 1), 0, 0))]);
+    assert_eq!((engine.bars(), engine.take_refused()), (BARS_PER_REPORTER + 1, 0));
+    end(&mut engine, attempt(0, 1), T0);
+    report(&mut engine, R1, vec![with_text("x", bar(attempt(1_000, 1), 0, 0))]);
+    assert_eq!(engine.take_refused(), 0);
+}
+
+#[test]
+fn attempts_whose_bars_have_vanished_count_too() {
+    let mut engine = Engine::new();
+    watch(&mut engine, W1);
+    let vanishing = |job| {
+        let mut update = bar(attempt(job, 1), 0, 1);
+        update.text = Some(text("passing", false));
+        update.numbers.closed = true;
+        update
+    };
+    for job in 0..ATTEMPTS_PER_REPORTER as u64 + 10 {
+        report(&mut engine, R1, vec![vanishing(job)]);
+        fan_out(&mut engine);
+    }
+    assert_eq!((engine.bars(), engine.take_refused()), (0, 10));
+    let known = engine.applications[&app()].jobs().count();
+    assert_eq!(known, ATTEMPTS_PER_REPORTER);
+    engine.handle(Event::Left(R1), T0);
+    assert_eq!(engine.resting.len(), ATTEMPTS_PER_REPORTER.min(RESTING_ATTEMPTS));
+    report(&mut engine, R2, vec![vanishing(0)]);
+    assert_eq!(engine.take_refused(), 0);
 }
 
 /// What a watching application shows.

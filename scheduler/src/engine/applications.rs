@@ -13,6 +13,7 @@ use lrts_core::status::{Failure, FailureKind, JobState};
 use super::attempts::cancelled;
 use super::events::{Action, Attach, Credit, ListedJobs, Message, Note, Peer, Reason, Totals};
 use super::jobs::{Delivery, JobHandle, Phase, ReadyKey, Service};
+use super::owners::owner_after;
 use super::sessions::{FORGOTTEN, FORGOTTEN_TAKEN, Program, Session};
 use super::{Engine, Party, Timer};
 use crate::record::{ApplicationImage, Record, SessionImage};
@@ -32,6 +33,8 @@ pub(super) struct Application {
     /// Wanted results that wait for credit.
     pub(super) outbox: VecDeque<JobHandle>,
     pub(super) totals: Totals,
+    /// Of the payloads of its jobs that haven't ended, roughly.
+    pub(super) payload_bytes: u64,
     pub(super) totals_sent: Totals,
     pub(super) totals_sent_at: Option<Moment>,
     /// Whether a timer will look at the totals.
@@ -59,10 +62,26 @@ pub(super) enum Presence {
     Away { since: Moment },
 }
 
+impl Application {
+    /// How many services its programs have.
+    pub(super) fn services(&self) -> usize {
+        self.services.len()
+    }
+}
+
 impl Engine {
     pub(super) fn attach(&mut self, peer: Peer, attach: Attach) {
+        let known = self.application_ids.get(&attach.application).map(|&known| &self.applications[known]);
+        let before = known.and_then(|application| application.terms.owner.as_ref());
+        let Ok(owner) = owner_after(before, attach.user.as_ref()) else {
+            self.note(Note::ForeignApplication { application: attach.application });
+            return self.part(peer, Reason::Owner(attach.application));
+        };
         if let Err(what) = self.check_attach(peer, &attach) {
             return self.violation(peer, what);
+        }
+        if let Some(what) = self.no_room_for(&attach) {
+            return self.part(peer, Reason::Full(what));
         }
         let Attach { application: id, session: session_id, bundle, services, .. } = attach;
         if let Some(&known) = self.application_ids.get(&id)
@@ -75,7 +94,7 @@ impl Engine {
         let application = self.application_ids.get(&id).copied().unwrap_or_else(|| self.new_application(id));
         self.forget_away_timers(application);
         let (on_disconnect, progress_rtt_test) = (attach.on_disconnect, attach.progress_rtt_test);
-        self.set_terms(application, ApplicationImage { on_disconnect, progress_rtt_test });
+        self.set_terms(application, ApplicationImage { owner, on_disconnect, progress_rtt_test });
         let record = &mut self.applications[application];
         record.credit = attach.credit;
         record.totals_sent = Totals::default();
@@ -116,8 +135,8 @@ impl Engine {
                 "a service name that begins `{start}`: longer than {SERVICE_NAME_BYTES} bytes"
             ));
         }
-        if attach.session == SessionId::keyed(attach.application) {
-            return Err("a session that is the place of the application's keys".to_owned());
+        if attach.session.is_of_keys() {
+            return Err("a session that is the place of an application's keys".to_owned());
         }
         let Some(&session) = self.session_ids.get(&attach.session) else { return Ok(()) };
         let session = &self.sessions[session];
@@ -147,11 +166,16 @@ impl Engine {
         let application = self.applications.insert(Application {
             id,
             presence: Presence::Away { since: self.now },
-            terms: ApplicationImage { on_disconnect: OnDisconnect::Keep, progress_rtt_test: Duration::ZERO },
+            terms: ApplicationImage {
+                owner: None,
+                on_disconnect: OnDisconnect::Keep,
+                progress_rtt_test: Duration::ZERO,
+            },
             sessions: BTreeSet::new(),
             credit: Credit::default(),
             outbox: VecDeque::new(),
             totals: Totals::default(),
+            payload_bytes: 0,
             totals_sent: Totals::default(),
             totals_sent_at: None,
             totals_timer: false,

@@ -16,7 +16,7 @@ use super::events::{AttemptOutcome, Message, Note, Peer};
 use super::jobs::{EndedJob, Phase};
 use super::retry::{self, Charges};
 use super::slab::NONE;
-use super::workers::{Standing, Verdict};
+use super::workers::{Standing, Verdict, Worker};
 use crate::record::{Record, Report};
 
 /// Whether an attempt's result counts.
@@ -105,7 +105,8 @@ impl Engine {
         self.use_slots(application, slots);
         self.job_changed(job);
         let checkpoint = self.newest_checkpoint(job);
-        self.send(peer, Message::Start { attempt: id, execution, recipe, checkpoint });
+        let owner = self.applications[application].terms.owner.clone();
+        self.send(peer, Message::Start { attempt: id, execution, owner, recipe, checkpoint });
     }
 
     /// An attempt of a job at a worker, which takes its slots and hasn't begun.
@@ -141,10 +142,15 @@ impl Engine {
         index
     }
 
-    /// The attempt that a worker speaks of, if it still has one of that name.
+    /// The attempt that a worker speaks of, if it still has one of that name. Another worker's is none of its business.
     pub(super) fn attempt_at(&mut self, peer: Peer, id: AttemptId) -> Option<(u32, Option<u32>)> {
         let worker = self.heard_worker(peer)?;
-        Some((worker, self.workers.all[worker].attempts.get(&id).copied()))
+        let Worker { id: worker_id, attempts, .. } = &self.workers.all[worker];
+        let (worker_id, attempt) = (*worker_id, attempts.get(&id).copied());
+        if attempt.is_none() {
+            self.note(Note::UnknownAttempt { worker: worker_id, attempt: id });
+        }
+        Some((worker, attempt))
     }
 
     pub(super) fn began(&mut self, peer: Peer, id: AttemptId, pid: u32) {

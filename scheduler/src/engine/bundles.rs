@@ -47,6 +47,16 @@ impl Bundles {
         Self { all: Vec::new(), by_reference: BTreeMap::new() }
     }
 
+    /// How many were named.
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// The record of this bundle, if it was named before.
+    pub(super) fn find(&self, reference: &BundleRef) -> Option<u32> {
+        self.by_reference.get(reference).copied()
+    }
+
     /// The record of this bundle, made if it is new.
     pub(super) fn intern(&mut self, reference: BundleRef) -> u32 {
         *self.by_reference.entry(reference).or_insert_with_key(|reference| {
@@ -162,9 +172,13 @@ impl Engine {
         attempts: &[AttemptId],
     ) {
         let Some(Party::Worker(worker)) = self.heard(peer) else { return };
-        let bundle = self.bundles.intern(bundle);
-        self.note(Note::WorkerRefusedBundle { worker: self.workers.all[worker].id, reason: reason.clone() });
-        self.workers.all[worker].refuse(bundle, reason);
+        // Of one that no application has named, nobody needs to know.
+        if let Some(bundle) = self.bundles.find(&bundle) {
+            let note =
+                Note::WorkerRefusedBundle { worker: self.workers.all[worker].id, reason: reason.clone() };
+            self.note(note);
+            self.workers.all[worker].refuse(bundle, reason);
+        }
         self.returned(peer, attempts);
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lrts_core::ids::{ApplicationId, AttemptId, BundleDigest, JobId, SessionId, WorkerId};
+use lrts_core::ids::{ApplicationId, AttemptId, BundleDigest, JobId, SessionId, UserName, WorkerId};
 use lrts_core::spec::{BundleRef, JobOptions, KeyedJob, OnDisconnect, Platform};
 use lrts_core::status::{Failure, RefusalCause};
 
@@ -78,6 +78,8 @@ pub(crate) enum Event {
 /// Who attaches and on what terms.
 #[derive(Clone, Debug)]
 pub(crate) struct Attach {
+    /// Of the key that it has; none where the scheduler has no keys.
+    pub(crate) user: Option<UserName>,
     pub(crate) application: ApplicationId,
     pub(crate) session: SessionId,
     pub(crate) bundle: BundleRef,
@@ -176,6 +178,10 @@ pub(crate) enum Reason {
     Superseded,
     /// The peer broke the protocol.
     Protocol(String),
+    /// The application belongs to another user.
+    Owner(ApplicationId),
+    /// There is no room for the application.
+    Full(String),
     /// A silent worker's lease has expired: it registers anew if it is there.
     LeaseExpired,
 }
@@ -227,7 +233,13 @@ pub(crate) enum Message {
     /// Another heartbeat interval.
     SetHeartbeat { heartbeat: Duration },
     /// Run this. The payload is in the store, and the checkpoint of this attempt, if there is one.
-    Start { attempt: AttemptId, execution: u32, recipe: Arc<Recipe>, checkpoint: Option<u32> },
+    Start {
+        attempt: AttemptId,
+        execution: u32,
+        owner: Option<UserName>,
+        recipe: Arc<Recipe>,
+        checkpoint: Option<u32>,
+    },
     /// Stop this attempt.
     Stop { attempt: AttemptId },
     /// Give this attempt back if it hasn't begun.
@@ -305,6 +317,15 @@ pub(crate) enum Note {
     /// The scheduler itself was stopped for about this long: no lease expires because of it.
     WasAbsent {
         late: Duration,
+    },
+    /// It speaks of an attempt that isn't, or is no longer, there.
+    UnknownAttempt {
+        worker: WorkerId,
+        attempt: AttemptId,
+    },
+    /// An application came with another user's key.
+    ForeignApplication {
+        application: ApplicationId,
     },
     WorkerRefusedBundle {
         worker: WorkerId,

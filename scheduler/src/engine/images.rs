@@ -13,7 +13,7 @@ use lrts_core::status::JobState;
 
 use super::applications::Presence;
 use super::attempts::{Attempt, Fate, Run};
-use super::jobs::{Delivery, EndedJob, Phase};
+use super::jobs::{Delivery, EndedJob, NewNode, Phase};
 use super::sessions::{FORGOTTEN, FORGOTTEN_TAKEN, Session};
 use super::slab::NONE;
 use super::submits::Key;
@@ -134,22 +134,28 @@ impl Engine {
             let spec = self.spec_of_submit(session, job.service, &options[usize::from(job.options)]);
             let index = match keyed.binary_search_by_key(&sequence, |keyed| keyed.sequence) {
                 Err(_) => {
-                    let index = self.jobs.insert(session, sequence, spec, submitted);
+                    let payload_bytes = job.payload_bytes;
+                    let index =
+                        self.jobs.insert(NewNode { session, sequence, spec, payload_bytes, submitted });
                     self.count_new_job(session, index);
                     self.sessions[session].push(index);
                     index
                 }
                 Ok(at) => {
                     self.sessions[session].push(FORGOTTEN);
-                    self.restore_keyed(session, &keyed[at], spec, submitted)
+                    let node =
+                        NewNode { session, sequence, spec, payload_bytes: job.payload_bytes, submitted };
+                    self.restore_keyed(&keyed[at], node)
                 }
             };
             self.queue_job(index);
         }
     }
 
-    fn restore_keyed(&mut self, carrier: u32, keyed: &KeyedRecord, spec: u32, submitted: Moment) -> u32 {
+    /// A job with a key, of which this is what its submit says.
+    fn restore_keyed(&mut self, keyed: &KeyedRecord, node: NewNode) -> u32 {
         let KeyedRecord { job, key, digest, .. } = keyed;
+        let carrier = node.session;
         let application = self.sessions[carrier].application;
         let session = match self.session_ids.get(&job.session) {
             Some(&session) => session,
@@ -157,7 +163,7 @@ impl Engine {
         };
         // Stopping an application stops all its starts, and no job with a key is taken until those before are forgotten.
         self.sessions[session].stopped |= self.sessions[carrier].stopped;
-        let index = self.jobs.insert(session, job.sequence, spec, submitted);
+        let index = self.jobs.insert(NewNode { session, sequence: job.sequence, ..node });
         self.count_new_job(session, index);
         self.sessions[session].set(job.sequence, index);
         self.jobs.keys.insert(index, Key { text: key.clone(), digest: *digest });
@@ -169,7 +175,9 @@ impl Engine {
         let bundle = self.spec_of(job).bundle;
         if !self.jobs.nodes[job].is_terminal() {
             self.release_bundle(bundle);
-            self.applications[self.sessions[session].application].totals.queued -= 1;
+            let application = &mut self.applications[self.sessions[session].application];
+            application.totals.queued -= 1;
+            application.payload_bytes -= self.jobs.nodes[job].payload.bytes();
             self.move_job(job, Phase::Backoff);
         }
         let node = self.forget_node(job);

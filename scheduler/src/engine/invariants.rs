@@ -186,6 +186,11 @@ impl Engine {
             let told = application.totals;
             assert_eq!((told.queued, told.running), (found.queued, found.running), "totals are counted");
             assert!(told.finished >= found.finished && told.failed >= found.failed);
+            let jobs = self.jobs.nodes.iter().map(|(_, node)| node);
+            let unfinished = jobs.filter(|node| !node.is_terminal());
+            let own = unfinished.filter(|node| self.sessions[node.session].application == index);
+            let bytes: u64 = own.map(|node| node.payload.bytes()).sum();
+            assert_eq!(application.payload_bytes, bytes, "bytes of payloads are counted");
         }
     }
 }

@@ -16,6 +16,7 @@ use lrts_core::spec::JobOptions;
 use lrts_core::status::{Failure, JobState};
 
 use super::attempts::Run;
+use super::bounds::RoughSize;
 use super::events::Recipe;
 use super::slab::{NONE, Slab};
 use super::submits::Key;
@@ -88,12 +89,22 @@ pub(super) struct Node {
     pub(super) crashes: u32,
     pub(super) phase: Phase,
     pub(super) delivery: Delivery,
+    pub(super) payload: RoughSize,
     /// Whether it ends as cancelled once its attempt has ended.
     pub(super) cancelling: bool,
 }
 
 // A million waiting jobs are to fit in 64 MB.
 const _: () = assert!(std::mem::size_of::<Option<Node>>() == 64);
+
+/// What a job is made of.
+pub(super) struct NewNode {
+    pub(super) session: u32,
+    pub(super) sequence: u64,
+    pub(super) spec: u32,
+    pub(super) payload_bytes: u32,
+    pub(super) submitted: Moment,
+}
 
 impl Node {
     /// The state that people see.
@@ -249,7 +260,8 @@ impl Jobs {
     }
 
     /// Makes a job that isn't in its queue yet.
-    pub(super) fn insert(&mut self, session: u32, sequence: u64, spec: u32, submitted: Moment) -> u32 {
+    pub(super) fn insert(&mut self, new: NewNode) -> u32 {
+        let NewNode { session, sequence, spec, payload_bytes, submitted } = new;
         self.generations = self.generations.wrapping_add(1);
         self.specs[spec].jobs += 1;
         self.counts[count_of(JobState::Queued)] += 1;
@@ -266,6 +278,7 @@ impl Jobs {
             crashes: 0,
             phase: Phase::Backoff,
             delivery: Delivery::Unwanted,
+            payload: RoughSize::of(payload_bytes),
             cancelling: false,
         })
     }
@@ -422,9 +435,12 @@ impl Engine {
         self.jobs.counts[count_of(before)] -= 1;
         self.jobs.counts[count_of(after)] += 1;
         let application = self.spec_of(job).application;
-        let totals = &mut self.applications[application].totals;
-        *total_of(totals, before) -= 1;
-        *total_of(totals, after) += 1;
+        let record = &mut self.applications[application];
+        *total_of(&mut record.totals, before) -= 1;
+        *total_of(&mut record.totals, after) += 1;
+        if after.is_terminal() {
+            record.payload_bytes -= self.jobs.nodes[job].payload.bytes();
+        }
         self.totals_changed(application);
     }
 

@@ -3,6 +3,7 @@
 //! | Module | Decides |
 //! |---|---|
 //! | [`applications`] | attaching, leaving, coming back, stopping |
+//! | [`owners`], [`bounds`] | whose an application is, and how much it may keep |
 //! | [`sessions`], [`submits`] | which jobs are taken, and that one key is one job |
 //! | [`delivery`] | which result is sent when, under the application's credit; totals |
 //! | [`jobs`] | 64 bytes per job, queues, the moves from state to state |
@@ -23,6 +24,7 @@
 
 mod applications;
 mod attempts;
+mod bounds;
 mod bundles;
 mod checkpoints;
 mod delivery;
@@ -33,6 +35,7 @@ mod images;
 mod invariants;
 mod jobs;
 mod leases;
+mod owners;
 mod placement;
 mod queries;
 mod retry;
@@ -59,8 +62,10 @@ use leases::Brake;
 use retry::Jitter;
 use sessions::Session;
 use slab::Slab;
+use submits::RefusedJobs;
 use workers::Workers;
 
+pub(crate) use bounds::Bounds;
 pub(crate) use events::{
     Action, Attach, AttemptOutcome, Credit, Event, Held, ListedJobs, Message, Note, Peer, Reason, Recipe,
     Registration, Submit, Totals,
@@ -86,6 +91,8 @@ pub(crate) struct Settings {
     pub(crate) result_retention: Duration,
     /// Most bytes of results that are kept; the oldest go first.
     pub(crate) result_bytes: u64,
+    /// What applications may keep.
+    pub(crate) bounds: Bounds,
 }
 
 /// What is to be looked at when its moment comes. All but [`Timer::Lease`] may be out of date by then, which is checked.
@@ -144,6 +151,8 @@ pub(crate) struct Engine {
     retention: VecDeque<(Moment, JobHandle)>,
     /// Bytes of their results.
     retained_bytes: u64,
+    /// Jobs that weren't taken, by cause.
+    refused_jobs: RefusedJobs,
     jitter: Jitter,
 }
 
@@ -172,6 +181,7 @@ impl Engine {
             timers: BTreeSet::new(),
             retention: VecDeque::new(),
             retained_bytes: 0,
+            refused_jobs: RefusedJobs::default(),
             jitter: Jitter::new(settings.seed),
             settings,
         }
@@ -298,7 +308,12 @@ impl Engine {
 
     /// Parts from a peer that broke the protocol.
     fn violation(&mut self, peer: Peer, what: impl Into<String>) {
-        self.actions.push(Action::Disconnect { peer, reason: Reason::Protocol(what.into()) });
+        self.part(peer, Reason::Protocol(what.into()));
+    }
+
+    /// Parts from a peer.
+    fn part(&mut self, peer: Peer, reason: Reason) {
+        self.actions.push(Action::Disconnect { peer, reason });
         self.disconnected(peer);
     }
 }

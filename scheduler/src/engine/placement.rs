@@ -12,6 +12,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use lrts_core::limits::ATTEMPTS_AHEAD;
+
 use super::Engine;
 use super::attempts::{Fate, Position};
 use super::bundles::{Availability, Starters};
@@ -195,7 +197,7 @@ impl Engine {
                 return None;
             }
             let record = &self.workers.all[worker];
-            let room = record.ahead.len() < AHEAD_PER_SLOT * record.short as usize;
+            let room = record.ahead.len() < ATTEMPTS_AHEAD.min(AHEAD_PER_SLOT * record.short as usize);
             if room && !pass.reserved.contains(&worker) && self.can_start(worker, bundle) {
                 return Some((worker, estimate_us));
             }

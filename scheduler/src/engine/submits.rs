@@ -12,6 +12,7 @@ use super::Engine;
 use super::applications::Presence;
 use super::bundles::Availability;
 use super::events::{Action, Message, Peer, Submit};
+use super::jobs::NewNode;
 use super::sessions::{FORGOTTEN, Session};
 use crate::record::{KeyedRecord, NewJob, Record, Submitted};
 
@@ -36,6 +37,25 @@ impl Refused {
     }
 }
 
+/// How many jobs weren't taken since the scheduler's start, by cause.
+#[derive(Debug, Default)]
+pub(super) struct RefusedJobs([u64; CAUSES.len()]);
+
+/// Causes, and their names in `lrts status --json`.
+const CAUSES: [(RefusalCause, &str); 4] = [
+    (RefusalCause::Invalid, "jobs_invalid"),
+    (RefusalCause::KeyConflict, "jobs_key_conflict"),
+    (RefusalCause::NoRoom, "jobs_no_room"),
+    (RefusalCause::Limit, "jobs_limit"),
+];
+
+impl RefusedJobs {
+    fn count(&mut self, cause: RefusalCause) {
+        let place = CAUSES.iter().position(|&(other, _)| other == cause);
+        self.0[place.expect("every cause is listed")] += 1;
+    }
+}
+
 /// Who submits.
 #[derive(Clone, Copy)]
 struct Submitter {
@@ -45,6 +65,11 @@ struct Submitter {
 }
 
 impl Engine {
+    /// How many jobs weren't taken, by the name of the cause.
+    pub(crate) fn refused_jobs(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        CAUSES.iter().zip(self.refused_jobs.0).map(|(&(_, name), count)| (name, count))
+    }
+
     pub(super) fn submit(&mut self, peer: Peer, submit: Submit) {
         let Some((application, session)) = self.attached(peer) else { return };
         let Submit { first, options, mut jobs, mut keys, no_room } = submit;
@@ -94,11 +119,11 @@ impl Engine {
                 .check(from.session, job, &bad_options)
                 .and_then(|()| self.place_of(from.application, key))
                 // A job that is here already needs none.
-                .and_then(|place| match (&place, &no_room) {
-                    (Some(_), Some(reason)) => {
-                        Err(Refused { reason: reason.clone(), cause: RefusalCause::NoRoom })
+                .and_then(|place| match place {
+                    Some(place) => {
+                        self.find_room(from.application, job, no_room.as_deref()).map(|()| Some(place))
                     }
-                    _ => Ok(place),
+                    None => Ok(None),
                 });
             let place = match taken {
                 Ok(Some(place)) => place,
@@ -126,16 +151,16 @@ impl Engine {
             };
             match place {
                 Place::Sequence => {
-                    let index = self.add_job(from.session, sequence, spec);
+                    let index = self.add_job(from.session, sequence, spec, job.payload_bytes);
                     self.sessions[from.session].push(index);
                 }
-                Place::Key { session, job, key } => {
+                Place::Key { session, id, key } => {
                     self.sessions[from.session].push(FORGOTTEN);
                     let Key { text, digest } = key.clone();
-                    keyed.push(KeyedRecord { sequence, job, key: text, digest });
-                    let index = self.add_job(session, job.sequence, spec);
-                    self.sessions[session].set(job.sequence, index);
-                    let attempts = self.jobs.left.remove(&job).unwrap_or(0);
+                    keyed.push(KeyedRecord { sequence, job: id, key: text, digest });
+                    let index = self.add_job(session, id.sequence, spec, job.payload_bytes);
+                    self.sessions[session].set(id.sequence, index);
+                    let attempts = self.jobs.left.remove(&id).unwrap_or(0);
                     if attempts > 0 {
                         self.jobs.nodes[index].attempts = attempts;
                         self.job_changed(index);
@@ -148,11 +173,14 @@ impl Engine {
         let id = self.sessions[from.session].id;
         self.persist(Record::Submitted(Submitted { session: id, first, options, jobs, skipped, keyed }));
         for (sequence, Refused { reason, cause }) in refusals {
+            self.refused_jobs.count(cause);
             let message = Message::Refused { sequence, reason, cause };
             match cause {
                 // It can't wait for a commit, which waits for room.
                 RefusalCause::NoRoom => self.actions.push(Action::SendAtOnce { to: from.peer, message }),
-                RefusalCause::Invalid | RefusalCause::KeyConflict => self.send(from.peer, message),
+                RefusalCause::Invalid | RefusalCause::KeyConflict | RefusalCause::Limit => {
+                    self.send(from.peer, message);
+                }
             }
         }
         let bundle = self.bundle_of(from.session);
@@ -168,8 +196,8 @@ impl Engine {
     }
 
     /// Makes a job and puts it into its queue. Its place in the session's table is the caller's to set.
-    fn add_job(&mut self, session: u32, sequence: u64, spec: u32) -> u32 {
-        let index = self.jobs.insert(session, sequence, spec, self.now);
+    fn add_job(&mut self, session: u32, sequence: u64, spec: u32, payload_bytes: u32) -> u32 {
+        let index = self.jobs.insert(NewNode { session, sequence, spec, payload_bytes, submitted: self.now });
         self.count_new_job(session, index);
         self.queue_job(index);
         index
@@ -179,8 +207,21 @@ impl Engine {
     pub(super) fn count_new_job(&mut self, session: u32, job: u32) {
         self.sessions[session].jobs += 1;
         let (application, bundle) = (self.sessions[session].application, self.spec_of(job).bundle);
-        self.applications[application].totals.queued += 1;
+        let record = &mut self.applications[application];
+        record.totals.queued += 1;
+        record.payload_bytes += self.jobs.nodes[job].payload.bytes();
         self.use_bundle(bundle);
+    }
+
+    /// Whether there is room for one more job, here and on the disk.
+    fn find_room(&self, application: u32, job: &NewJob, no_room: Option<&str>) -> Result<(), Refused> {
+        if let Some(reason) = no_room {
+            return Err(Refused { reason: reason.to_owned(), cause: RefusalCause::NoRoom });
+        }
+        match self.no_room_for_job(application, job.payload_bytes) {
+            Some(reason) => Err(Refused { reason, cause: RefusalCause::Limit }),
+            None => Ok(()),
+        }
     }
 
     /// Where a new job belongs; none if it is here already.
@@ -213,7 +254,15 @@ impl Engine {
             let reason = "the application was stopped and its jobs are still being cancelled: try again when they have ended";
             return Err(Refused::invalid(reason));
         }
-        Ok(Some(Place::Key { session, job, key: Key { text, digest } }))
+        let most = self.settings.bounds.keys;
+        if self.sessions[session].jobs >= most {
+            let id = self.applications[application].id;
+            let reason = format!(
+                "application `{id}` has {most} jobs with keys: stop it to forget them, or do without keys"
+            );
+            return Err(Refused { reason, cause: RefusalCause::Limit });
+        }
+        Ok(Some(Place::Key { session, id: job, key: Key { text, digest } }))
     }
 
     /// The session of an application's jobs with a key, made if it isn't there.
@@ -224,8 +273,10 @@ impl Engine {
             None => self.add_session(Session::new(id, application, None)),
         };
         let record = &mut self.sessions[session];
-        if !record.is_keyed() || record.application != application {
-            return Err(Refused::invalid("another application has taken the place of this one's keys"));
+        if record.application != application {
+            return Err(Refused::invalid(
+                "another application's keys have the same place: choose another application id",
+            ));
         }
         // Those of a start that was stopped are gone.
         record.stopped &= record.jobs > 0;
@@ -286,5 +337,5 @@ enum Place {
     /// Under its sequence.
     Sequence,
     /// Under its key.
-    Key { session: u32, job: JobId, key: Key },
+    Key { session: u32, id: JobId, key: Key },
 }

@@ -4,26 +4,30 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use lrts_core::ids::{JobId, SessionId, WorkerId};
+use lrts_core::ids::{JobId, SessionId};
 use lrts_core::protocol::application::{Attach, Credit, FromApplication, JobRange, JobSet, ToApplication};
+use lrts_core::protocol::codec::Head;
 use lrts_core::protocol::command::ToCommand;
 use lrts_core::protocol::worker::{AttemptEnd, Ended, FromWorker, Register, ToWorker};
 use lrts_core::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
 use lrts_core::transport::{
     Hello, Link, LinkConfig, LinkEvent, LinkReceiver, LinkSender, ServerConfig, SocketDir,
 };
+use lrts_core::worker_secret::WorkerSecret;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::engine::Settings;
+use crate::engine::{Bounds, Settings};
 use crate::record::Loaded;
 use crate::store::{Done, Entry, Fetched, MemoryStore, ReadError, ResultBodies, StartBodies, StoreError};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const SESSION: SessionId = SessionId(5);
-const WORKER: WorkerId = WorkerId(1);
+
+fn secret() -> WorkerSecret {
+    WorkerSecret::from_bytes([1; 32])
+}
 
 /// A disk as the test wishes.
 struct Disk {
@@ -153,6 +157,7 @@ impl Scheduler {
             lost_after: Duration::from_secs(20),
             result_retention: Duration::from_secs(3_600),
             result_bytes: 1 << 30,
+            bounds: Bounds::default(),
         };
         let engine = Engine::restore(settings, Loaded::default(), Moment::now());
         let address = server.local_address().to_string();
@@ -174,7 +179,8 @@ impl Scheduler {
     async fn worker(&self) -> TestPeer {
         let mut worker = self.connect(Role::Worker).await;
         let register = Register {
-            worker: WORKER,
+            worker: secret().worker(),
+            secret: secret(),
             host: "here".into(),
             pid: 1,
             instance: 1,
@@ -229,7 +235,7 @@ impl TestPeer {
     }
 
     /// The next message that isn't about totals.
-    async fn hear<T: DeserializeOwned>(&mut self) -> (T, Bytes) {
+    async fn hear<T: Head>(&mut self) -> (T, Bytes) {
         loop {
             if let LinkEvent::Message(message) = self.event().await
                 && !matches!(codec::decode(&message.head), Ok(ToApplication::Totals(_)))
@@ -257,7 +263,7 @@ async fn orders_of_commands_are_answered_once_they_are_durable() {
     assert!(matches!(application.hear().await, (ToApplication::Accepted { through: 1 }, _)));
     let job = SESSION.job(1);
     let orders = [
-        FromCommand::Drain { worker: WORKER, deadline: None },
+        FromCommand::Drain { worker: secret().worker(), deadline: None },
         FromCommand::Cancel { jobs: vec![job] },
         FromCommand::CancelApplication { application: "test".parse().unwrap() },
     ];
@@ -265,7 +271,7 @@ async fn orders_of_commands_are_answered_once_they_are_durable() {
     for order in orders {
         scheduler.store.disk().hangs = true;
         // The store waits with something, if the order itself changes nothing more.
-        command.say(&FromCommand::Drain { worker: WORKER, deadline: None }, "").await;
+        command.say(&FromCommand::Drain { worker: secret().worker(), deadline: None }, "").await;
         command.say(&order, "").await;
         command.say(&FromCommand::Status, "").await;
         let first = command.hear::<ToCommand>().await.0;

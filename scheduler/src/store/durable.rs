@@ -203,7 +203,7 @@ impl Store for DurableStore {
     fn result(&self, job: JobId) -> Fetched<ResultBodies> {
         let cached = |cache: &Cache| {
             let output = cache.whole(BodyKey::new(Kind::Result, job))?;
-            let bars = codec::decode(&cache.whole(BodyKey::new(Kind::Bars, job))?).ok()?;
+            let bars = codec::decode_local(&cache.whole(BodyKey::new(Kind::Bars, job))?).ok()?;
             Some(ResultBodies { output, bars })
         };
         self.fetch(cached, move |shared| shared.read_result(job))

@@ -73,7 +73,7 @@ impl Shared {
         if output.is_none() && bars.is_none() {
             return Err(ReadError::Missing);
         }
-        let bars = bars.map(|bars| codec::decode(&bars).map_err(|_| damaged_row(key))).transpose()?;
+        let bars = bars.map(|bars| codec::decode_local(&bars).map_err(|_| damaged_row(key))).transpose()?;
         Ok(ResultBodies { output: output.unwrap_or_default(), bars: bars.unwrap_or_default() })
     }
 

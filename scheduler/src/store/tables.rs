@@ -190,7 +190,7 @@ pub(super) fn decode<T: DeserializeOwned>(
     key: impl ToString,
     row: &[u8],
 ) -> Result<T, Damage> {
-    unseal(row).and_then(|bytes| codec::decode(bytes).ok()).ok_or_else(|| damaged(table, key))
+    unseal(row).and_then(|bytes| codec::decode_local(bytes).ok()).ok_or_else(|| damaged(table, key))
 }
 
 /// A job as a key of [`JOBS`], [`KEYED`] and [`SUBMITS`].

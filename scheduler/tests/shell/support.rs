@@ -3,18 +3,18 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use lrts_core::ids::{SessionId, WorkerId};
+use lrts_core::ids::SessionId;
 use lrts_core::protocol::application::{Attach, Credit, FromApplication, JobRange, ToApplication};
-use lrts_core::protocol::codec;
+use lrts_core::protocol::codec::{self, Head};
 use lrts_core::protocol::worker::{FromWorker, Register};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
 use lrts_core::transport::{
     Hello, Link, LinkConfig, LinkEvent, LinkReceiver, LinkSender, Message, Role, SocketDir,
 };
+use lrts_core::worker_secret::WorkerSecret;
 use lrts_scheduler::{Config, RunError};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::task::JoinHandle;
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -70,7 +70,7 @@ impl Peer {
     }
 
     /// The next message that isn't about totals.
-    pub(super) async fn hear<T: DeserializeOwned + std::fmt::Debug>(&mut self) -> (T, Bytes) {
+    pub(super) async fn hear<T: Head + std::fmt::Debug>(&mut self) -> (T, Bytes) {
         loop {
             match self.event().await {
                 LinkEvent::Message(message) => {
@@ -102,8 +102,10 @@ pub(super) fn attach(bundle: BundleRef) -> FromApplication {
 }
 
 pub(super) fn register() -> FromWorker {
+    let secret = WorkerSecret::from_bytes([1; 32]);
     FromWorker::Register(Register {
-        worker: WorkerId(1),
+        worker: secret.worker(),
+        secret,
         host: "here".into(),
         pid: 1,
         instance: 1,

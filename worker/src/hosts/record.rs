@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use lrts_core::ids::ApplicationId;
+use lrts_core::ids::{ApplicationId, UserName};
 use lrts_core::private_dir;
 use lrts_core::protocol::codec;
 use lrts_core::spec::BundleRef;
@@ -41,7 +41,8 @@ impl HostRecord {
     }
 
     fn read(path: &Path) -> io::Result<Self> {
-        codec::decode(&fs::read(path)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        codec::decode_local(&fs::read(path)?)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 }
 
@@ -96,6 +97,9 @@ pub(super) fn remove_files(state: &StateDir, number: HostNumber) {
 pub(crate) struct Notes {
     /// Whose it is.
     pub(crate) application: ApplicationId,
+    /// The user who owns that application, if its scheduler tells users apart.
+    #[serde(default)]
+    pub(crate) owner: Option<UserName>,
     /// What it runs.
     pub(crate) service: String,
     /// How many slots it takes.
@@ -112,6 +116,6 @@ pub(crate) struct Notes {
 impl Notes {
     /// As a host gives them back; none if another version of the worker has written something else.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        codec::decode(bytes).ok()
+        codec::decode_local(bytes).ok()
     }
 }

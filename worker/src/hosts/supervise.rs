@@ -602,6 +602,7 @@ mod tests {
             lease_until: None,
             notes: Notes {
                 application: "test".parse().unwrap(),
+                owner: None,
                 service: "service".to_owned(),
                 slots: 1,
                 exclusive: false,

@@ -39,6 +39,7 @@ struct Process {
 #[derive(Serialize)]
 pub(crate) struct Notes {
     application: &'static str,
+    owner: Option<&'static str>,
     service: &'static str,
     slots: u32,
     exclusive: bool,
@@ -50,6 +51,7 @@ impl Notes {
     pub(crate) fn new() -> Self {
         Self {
             application: "test",
+            owner: Some("ann"),
             service: "wait",
             slots: 1,
             exclusive: false,

@@ -127,6 +127,7 @@ impl Scheduler {
             attempt: attempt(sequence),
             execution: 1,
             application: "test".parse().unwrap(),
+            owner: Some("ann".parse().unwrap()),
             bundle,
             service: service.to_owned(),
             options,

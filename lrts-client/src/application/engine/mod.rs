@@ -29,6 +29,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use lrts_core::clock::Moment;
 use lrts_core::ids::{ApplicationId, AttemptId, JobId, SessionId};
+use lrts_core::limits::JOB_SET_RANGES;
 use lrts_core::protocol::application::{
     Attach, FromApplication, JobReport, JobSet, RefusalCause, ToApplication, Totals,
 };
@@ -50,9 +51,6 @@ use window::ResultWindow;
 /// harmless, so there is no hurry.
 const TAKEN_DELAY: Duration = Duration::from_millis(10);
 const TAKEN_BATCH: usize = 256;
-
-/// Most ranges of one job set in a message, which keeps heads well below their bound.
-const RANGES_PER_MESSAGE: usize = 100_000;
 
 /// How long `stop` and `detach` wait for a scheduler that is away, where the application sets no limit of its own.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(10);
@@ -577,8 +575,8 @@ fn next_set(jobs: &Jobs, numbers: &mut Vec<u64>) -> Option<JobSet> {
         job.session != session
     });
     let mut set = JobSet::from_sequences(session, sequences);
-    if set.ranges.len() > RANGES_PER_MESSAGE {
-        let rest = set.ranges.split_off(RANGES_PER_MESSAGE);
+    if set.ranges.len() > JOB_SET_RANGES {
+        let rest = set.ranges.split_off(JOB_SET_RANGES);
         let rest = rest.into_iter().flat_map(|(first, last)| first..=last);
         numbers.extend(rest.filter_map(|sequence| jobs.find(session.job(sequence))));
     }

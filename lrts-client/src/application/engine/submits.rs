@@ -5,8 +5,11 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use lrts_core::limits::{SEND_WINDOW_BYTES, SEND_WINDOW_JOBS, SUBMIT_BYTES, SUBMIT_JOBS};
+use lrts_core::limits::{
+    SEND_WINDOW_BYTES, SEND_WINDOW_JOBS, SUBMIT_BYTES, SUBMIT_JOBS, SUBMIT_OPTION_BYTES, SUBMIT_OPTION_VALUES,
+};
 use lrts_core::protocol::application::{FromApplication, JobRange, KeyedJob};
+use lrts_core::protocol::codec;
 use lrts_core::spec::JobOptions;
 
 /// A job to be scheduled.
@@ -102,23 +105,23 @@ impl Submits {
         if !self.has_unsent() {
             return None;
         }
-        let mut options: Vec<Arc<JobOptions>> = Vec::new();
+        let mut options = Distinct::default();
         let (mut jobs, mut keys) = (Vec::new(), Vec::new());
         let (mut count, mut bytes) = (0, 0);
         for job in self.queue.range(self.sent..) {
             if count == SUBMIT_JOBS || (count > 0 && bytes + job.payload.len() > SUBMIT_BYTES) {
                 break;
             }
+            let Some(option) = options.index_of(&job.options) else { break };
             if let Some(Key { key, digest }) = &job.key {
                 let index = u32::try_from(count).expect("a batch has at most a thousand jobs");
                 keys.push(KeyedJob { index, key: key.as_ref().to_owned(), digest: *digest });
             }
             count += 1;
             bytes += job.payload.len();
-            let options = index_of(&mut options, &job.options);
             let payload_bytes =
                 u32::try_from(job.payload.len()).expect("payloads are checked when scheduled");
-            JobRange::push(&mut jobs, job.service, options, payload_bytes);
+            JobRange::push(&mut jobs, job.service, option, payload_bytes);
         }
         let body = match count {
             1 => self.queue[self.sent].payload.clone(),
@@ -132,24 +135,43 @@ impl Submits {
         };
         let first = self.accepted_through + self.sent as u64 + 1;
         self.sent += count;
-        let options = options.iter().map(|options| JobOptions::clone(options)).collect();
+        let options = options.all.iter().map(|options| JobOptions::clone(options)).collect();
         Some((FromApplication::Submit { first, options, jobs, keys }, body))
     }
 }
 
-/// The place of some options among the distinct ones, which they join if they are new.
-fn index_of(distinct: &mut Vec<Arc<JobOptions>>, options: &Arc<JobOptions>) -> u16 {
-    let same = |other: &Arc<JobOptions>| Arc::ptr_eq(other, options) || other == options;
-    // Neighbours are usually alike, so the newest is looked at first.
-    let index = distinct.iter().rposition(same).unwrap_or_else(|| {
-        distinct.push(Arc::clone(options));
-        distinct.len() - 1
-    });
-    u16::try_from(index).expect("a batch has at most a thousand jobs")
+/// The different options of a message, and what they come to.
+#[derive(Default)]
+struct Distinct {
+    all: Vec<Arc<JobOptions>>,
+    values: usize,
+    bytes: usize,
+}
+
+impl Distinct {
+    /// The place of some options among the others, which they join if they are new and the message has room.
+    fn index_of(&mut self, options: &Arc<JobOptions>) -> Option<u16> {
+        let same = |other: &Arc<JobOptions>| Arc::ptr_eq(other, options) || other == options;
+        // Neighbours are usually alike, so the newest is looked at first.
+        let index = match self.all.iter().rposition(same) {
+            Some(index) => index,
+            None if self.values >= SUBMIT_OPTION_VALUES || self.bytes >= SUBMIT_OPTION_BYTES => return None,
+            None => {
+                let (values, bytes) = codec::measure(&**options);
+                self.values += values;
+                self.bytes += bytes;
+                self.all.push(Arc::clone(options));
+                self.all.len() - 1
+            }
+        };
+        Some(u16::try_from(index).expect("a batch has at most a thousand jobs"))
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use lrts_core::limits::ENV_VARIABLES;
+
     use super::*;
 
     fn job(options: &Arc<JobOptions>, bytes: usize) -> NewJob {
@@ -187,6 +209,29 @@ mod tests {
             submits.push(job(options, 1));
         }
         assert_eq!(batch(&mut submits), Some((1, 2, 4, 4)));
+    }
+
+    #[test]
+    fn different_options_are_grouped_up_to_the_bounds_of_a_message_too() {
+        let labelled = |label: usize| Arc::new(JobOptions::new().label(label.to_string()));
+        let with_env = |label: usize| {
+            let options = JobOptions::new().label(label.to_string());
+            Arc::new((0..ENV_VARIABLES).fold(options, |options, _| options.env("N", "v".repeat(100))))
+        };
+        let groups = |options: &dyn Fn(usize) -> Arc<JobOptions>| {
+            let mut submits = Submits::default();
+            (0..SUBMIT_JOBS).for_each(|number| submits.push(job(&options(number), 1)));
+            std::iter::from_fn(|| {
+                let (message, _) = submits.next_batch()?;
+                let decoded: FromApplication = codec::decode(&codec::encode(&message)).unwrap();
+                let FromApplication::Submit { options, .. } = decoded else { panic!("not a submit") };
+                Some(options.len())
+            })
+            .collect::<Vec<_>>()
+        };
+        assert_eq!(groups(&labelled), [SUBMIT_JOBS]);
+        let by_values = groups(&with_env);
+        assert!(by_values.len() > 1 && by_values.iter().sum::<usize>() == SUBMIT_JOBS, "{by_values:?}");
     }
 
     #[test]

@@ -130,5 +130,5 @@ fn none_is_kept_of_a_job_that_has_ended() {
     cluster.checkpoint(worker, attempt(job, 1));
     cluster.finished(worker, attempt(job, 1));
     assert!(kept(&cluster, job).is_empty());
-    assert!(cluster.checkpoint(worker, attempt(job, 1)).0.is_empty());
+    assert!(cluster.checkpoint(worker, attempt(job, 1)).records().is_empty());
 }

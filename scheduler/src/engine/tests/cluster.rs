@@ -9,8 +9,8 @@ use lrts_core::status::{Failure, FailureKind, JobState, RefusalCause};
 
 use super::store::Store;
 use crate::engine::{
-    Action, Attach, AttemptOutcome, Credit, Engine, Event, Held, ListedJobs, Message, Note, Peer, Reason,
-    Registration, Settings, Submit,
+    Action, Attach, AttemptOutcome, Bounds, Credit, Engine, Event, Held, ListedJobs, Message, Note, Peer,
+    Reason, Registration, Settings, Submit,
 };
 use crate::record::{NewJob, Record, Report};
 
@@ -29,6 +29,7 @@ pub(super) struct Cluster {
     pub(super) now: Moment,
     epoch: u64,
     peers: u64,
+    bounds: Bounds,
 }
 
 /// What came of one event.
@@ -48,11 +49,13 @@ pub(super) fn settings(seed: u64) -> Settings {
         lost_after: LOST_AFTER,
         result_retention: RETENTION,
         result_bytes: RESULT_BYTES,
+        bounds: Bounds::default(),
     }
 }
 
 pub(super) fn attach_of(application: &str, session: SessionId) -> Attach {
     Attach {
+        user: None,
         application: application.parse().unwrap(),
         session,
         bundle: BundleRef::Shipped(DIGEST),
@@ -97,8 +100,13 @@ pub(super) fn failed(kind: FailureKind) -> AttemptOutcome {
 
 impl Cluster {
     pub(super) fn new() -> Self {
+        Self::with_bounds(Bounds::default())
+    }
+
+    pub(super) fn with_bounds(bounds: Bounds) -> Self {
         let now = Moment::default() + Duration::from_hours(1);
-        Self { engine: Engine::new(settings(1)), store: Store::default(), now, epoch: 1, peers: 0 }
+        let engine = Engine::new(Settings { bounds: bounds.clone(), ..settings(1) });
+        Self { engine, store: Store::default(), now, epoch: 1, peers: 0, bounds }
     }
 
     pub(super) fn peer(&mut self) -> Peer {
@@ -121,7 +129,7 @@ impl Cluster {
     /// The scheduler dies and starts again at once. Its peers have yet to come back, its program is here.
     pub(super) fn restart(&mut self) -> Outcome {
         self.epoch += 1;
-        let settings = Settings { epoch: self.epoch, ..settings(1) };
+        let settings = Settings { epoch: self.epoch, bounds: self.bounds.clone(), ..settings(1) };
         self.engine = Engine::restore(settings, self.store.load(self.now), self.now);
         let restored = self.engine.take_restored();
         let mut outcome = self.keep(restored);
@@ -149,6 +157,14 @@ impl Cluster {
         self.handle(Event::Attached { peer, attach: attach_of(name, session) });
         self.handle(Event::BundleCompleted { digest: DIGEST, platform: platform() });
         (peer, session)
+    }
+
+    /// A connection with this user's key, or without any, attaches to an application.
+    pub(super) fn attach_as(&mut self, user: Option<&str>, name: &str, session: u64) -> (Peer, Outcome) {
+        let peer = self.peer();
+        let user = user.map(|user| user.parse().unwrap());
+        let attach = Attach { user, ..attach_of(name, SessionId(session)) };
+        (peer, self.handle(Event::Attached { peer, attach }))
     }
 
     pub(super) fn worker(&mut self, worker: u64, slots: u32) -> Peer {
@@ -287,6 +303,11 @@ impl Outcome {
             _ => None,
         };
         self.messages().filter_map(start).collect()
+    }
+
+    /// Everything that is said to somebody.
+    pub(super) fn said_to(&self, peer: Peer) -> Vec<&Message> {
+        self.messages().filter(|&(to, _)| to == peer).map(|(_, message)| message).collect()
     }
 
     pub(super) fn listed(&self) -> Vec<ListedJobs> {

@@ -5,12 +5,15 @@ mod store;
 
 mod applications;
 mod attempts;
+mod bounds;
 mod checkpoints;
 mod exclusive;
 mod keys;
 mod leases;
 mod leaving;
+mod owners;
 mod placement;
 mod restart;
+mod rivals;
 mod sim;
 mod suspicion;

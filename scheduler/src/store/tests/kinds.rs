@@ -41,6 +41,7 @@ fn bar() -> BarRecord {
 /// Some of everything.
 pub(super) fn everything() -> Vec<Entry> {
     let application = ApplicationImage {
+        owner: Some("ann".parse().unwrap()),
         on_disconnect: OnDisconnect::CancelAfter(Duration::from_secs(5)),
         progress_rtt_test: Duration::from_millis(3),
     };

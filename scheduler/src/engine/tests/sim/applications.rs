@@ -25,6 +25,8 @@ struct Scheduled {
 /// An application. What a start of it knows is lost when it crashes.
 pub(super) struct Application {
     pub(super) name: String,
+    /// Whose key it has.
+    user: &'static str,
     pub(super) peer: Option<Peer>,
     pub(super) start: SessionId,
     pub(super) starts: BTreeSet<SessionId>,
@@ -55,6 +57,7 @@ impl Application {
     pub(super) fn new(number: u64, start: SessionId) -> Self {
         Self {
             name: format!("application {number}"),
+            user: if number.is_multiple_of(2) { "ann" } else { "bob" },
             peer: None,
             start,
             starts: [start].into(),
@@ -88,12 +91,25 @@ impl Application {
         let mut starts = std::mem::take(&mut self.starts);
         starts.insert(start);
         let stops = self.stops + u64::from(self.stopping);
-        *self = Self { name, starts, stops, ..Self::new(0, start) };
+        *self = Self { name, user: self.user, starts, stops, ..Self::new(0, start) };
     }
 
     pub(super) fn attach(&mut self, peer: Peer) -> Attach {
         self.peer = Some(peer);
-        Attach { credit: Credit { results: 3, bytes: 1 << 20 }, ..attach_of(&self.name, self.start) }
+        let user = Some(self.user.parse().expect("it is a name"));
+        Attach { user, credit: Credit { results: 3, bytes: 1 << 20 }, ..attach_of(&self.name, self.start) }
+    }
+
+    /// What somebody says who has another user's key.
+    pub(super) fn imitated(&self) -> Attach {
+        let user = Some("eve".parse().expect("it is a name"));
+        Attach { user, ..attach_of(&self.name, self.start) }
+    }
+
+    /// Where its jobs are: its starts, and its keys.
+    pub(super) fn sessions(&self) -> impl Iterator<Item = SessionId> {
+        let keyed = SessionId::keyed(self.name.parse().expect("names are valid"));
+        self.starts.iter().copied().chain([keyed])
     }
 
     /// Schedules some jobs.

@@ -13,7 +13,7 @@ use super::super::store::Store;
 use super::applications::Application;
 use super::history::History;
 use super::workers::Worker;
-use crate::engine::{Action, Engine, Event, Message, Peer, Settings};
+use crate::engine::{Action, AttemptOutcome, Engine, Event, Message, Peer, Reason, Settings};
 use crate::record::Record;
 
 /// Longer than any history: what isn't stopped isn't forgotten.
@@ -24,6 +24,9 @@ const ROUNDS: u32 = 40_000;
 
 /// A worker and the scheduler have no more than this to say to each other while no time passes.
 const CHATTER: u32 = 10_000;
+
+/// A body that must never be seen again.
+const NOBODYS: u64 = u64::MAX;
 
 type Batch = (Vec<(Record, u64)>, Vec<(Peer, Message)>);
 
@@ -149,6 +152,9 @@ impl World {
                 self.now = self.now + Duration::from_millis(span);
                 self.watch();
             }
+            997 => self.intrude(application),
+            998 => self.trespass(application),
+            999 => self.impersonate(worker),
             _ => self.handle(Event::Tick, 0),
         }
     }
@@ -526,8 +532,63 @@ impl World {
         self.cut_application(index);
         self.sessions += 1;
         // In no order, as random ids are.
-        let start = SessionId(self.sessions.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let start = SessionId(self.sessions.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 1);
         self.applications[index].crash(start);
+    }
+
+    // --- those who mean no good ---
+
+    /// Somebody with another user's key says that he is an application that is known.
+    fn intrude(&mut self, index: usize) {
+        let Some(scheduler) = &mut self.scheduler else { return };
+        let attach = self.applications[index].imitated();
+        if !scheduler.engine.application_ids.contains_key(&attach.application) {
+            return;
+        }
+        self.peers += 1;
+        let peer = Peer(self.peers);
+        let reason = Reason::Owner(attach.application);
+        let session = attach.session;
+        let actions = scheduler.engine.handle(Event::Attached { peer, attach }, self.now);
+        assert!(actions.contains(&Action::Disconnect { peer, reason }), "{actions:?}");
+        self.carry_out(actions, 0);
+        // What he had sent before he heard of it.
+        for event in about_all(peer, session).into_iter().chain([Event::StopAsked { peer }]) {
+            self.handle(event, 0);
+        }
+        self.handle(Event::Disconnected { peer }, 0);
+    }
+
+    /// An application speaks of another one's jobs.
+    fn trespass(&mut self, index: usize) {
+        let other = self.rng.usize(..self.applications.len());
+        if let Some(peer) = self.applications[index].peer.filter(|_| other != index) {
+            let sessions: Vec<SessionId> = self.applications[other].sessions().collect();
+            let events = sessions.into_iter().flat_map(|session| about_all(peer, session));
+            events.for_each(|event| self.handle(event, 0));
+        }
+    }
+
+    /// A worker speaks of another one's attempt.
+    fn impersonate(&mut self, index: usize) {
+        let other = self.rng.usize(..self.workers.len());
+        let attempts: Vec<AttemptId> = self.workers[other].attempts.keys().copied().collect();
+        let (Some(peer), Some(&attempt)) = (self.workers[index].peer, self.rng.choice(&attempts)) else {
+            return;
+        };
+        if other == index {
+            return;
+        }
+        let (ran, output_bytes) = (Duration::from_secs(1), 3);
+        let outcome = AttemptOutcome::Finished;
+        let event = match self.rng.u32(0..5) {
+            0 => Event::Began { peer, attempt, pid: 9 },
+            1 => Event::CheckpointCame { peer, attempt },
+            2 => Event::Ended { peer, attempt, outcome, ran, output_bytes },
+            3 => Event::Returned { peer, attempts: vec![attempt] },
+            _ => Event::NotReturned { peer, attempt },
+        };
+        self.handle(event, NOBODYS);
     }
 
     // --- the end ---
@@ -625,4 +686,14 @@ impl World {
         assert!(engine.services.indices().is_empty() && engine.jobs.specs.indices().is_empty());
         assert!(engine.workers.all.indices().is_empty() && engine.timers.is_empty(), "{:?}", engine.timers);
     }
+}
+
+/// All that can be said of a session's jobs but that somebody waits for them, which is answered.
+fn about_all(peer: Peer, session: SessionId) -> Vec<Event> {
+    let ranges = vec![(0, u64::MAX)];
+    vec![
+        Event::CancelAsked { peer, session, ranges: ranges.clone() },
+        Event::Taken { peer, session, ranges },
+        Event::ListAsked { peer, request: 0, job: Some(session.job(1)) },
+    ]
 }
