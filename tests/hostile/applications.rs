@@ -14,9 +14,9 @@ use rustls::ServerConfig;
 use crate::attack::{
     Attacker, COMMAND, DATA, MORE, REFUSAL, WELCOME, announced, data, frame, greeting, packet, ready,
 };
-use crate::messages::{contents, message};
 use crate::site::Site;
 use crate::support::{self, Work, appears, forget_peak, status_kib};
+use crate::words::{contents, message};
 
 /// Most that an application's memory may grow while it is attacked.
 const GROWTH_KIB: u64 = 64 * 1024;

@@ -64,10 +64,6 @@ pub(crate) enum Stage {
     Joined,
 }
 
-impl Stage {
-    pub(crate) const ALL: [Stage; 4] = [Stage::Connected, Stage::Secured, Stage::Greeted, Stage::Joined];
-}
-
 /// A server to attack.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {

@@ -10,8 +10,8 @@ use lrts_core::spec::{BundleRef, Platform};
 use lrts_core::transport::{RefusalKind, Role};
 
 use crate::attack::{Attacker, Stage, Target};
-use crate::garbage::{attach, platform};
 use crate::site::Site;
+use crate::words::{attach, platform};
 
 /// What a bomb would come to.
 const BOMB_BYTES: u64 = 512 << 20;

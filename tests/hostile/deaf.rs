@@ -11,8 +11,8 @@ use lrts_core::protocol::worker::FromWorker;
 use lrts_core::transport::Role;
 
 use crate::attack::{Attacker, Stage, Target, data};
-use crate::garbage::attach;
 use crate::site::Site;
+use crate::words::attach;
 
 /// Jobs in one question, and numbers that no job has.
 const UNKNOWN_JOBS: u64 = 10_000;

@@ -4,16 +4,17 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use lrts_core::ids::{AttemptId, BundleDigest, SessionId};
-use lrts_core::protocol::application::{Attach, Credit, FromApplication, JobRange, JobSet};
+use lrts_core::protocol::application::{Credit, FromApplication, JobRange, JobSet};
 use lrts_core::protocol::codec::encode;
 use lrts_core::protocol::command::FromCommand;
-use lrts_core::protocol::progress::{FromReporter, FromWatcher};
+use lrts_core::protocol::progress::{FromReporter, FromWatcher, OwnedApplication};
 use lrts_core::protocol::worker::FromWorker;
-use lrts_core::spec::{BundleRef, JobOptions, OnDisconnect, Platform};
+use lrts_core::spec::JobOptions;
 use lrts_core::transport::Role;
 
 use crate::attack::{GOODBYE, MORE, Stage, Target, frame, packet};
 use crate::site::Site;
+use crate::words::{attach, platform};
 
 /// Connections for each kind of garbage, stage, role and server.
 const ROUNDS: usize = 12;
@@ -44,6 +45,10 @@ fn random_packets(random: &mut Rng) -> Vec<u8> {
     bytes
 }
 
+fn attackers() -> OwnedApplication {
+    OwnedApplication { application: "attacker".parse().unwrap(), owner: None }
+}
+
 /// What honest peers of a role say to a server.
 fn honest_heads(server: Role, role: Role) -> Vec<Vec<u8>> {
     let session = SessionId(7);
@@ -52,7 +57,7 @@ fn honest_heads(server: Role, role: Role) -> Vec<Vec<u8>> {
     match (server, role) {
         (Role::ProgressServer, Role::Worker) => vec![
             encode(&FromReporter::Ping { number: 1 }),
-            encode(&FromReporter::Batch { applications: vec![("attacker".parse().unwrap(), Vec::new())] }),
+            encode(&FromReporter::Batch { applications: vec![(attackers(), Vec::new())] }),
         ],
         (Role::ProgressServer, _) => {
             vec![
@@ -97,23 +102,6 @@ fn honest_heads(server: Role, role: Role) -> Vec<Vec<u8>> {
     .into_iter()
     .map(|head| head.to_vec())
     .collect()
-}
-
-/// What an application says first.
-pub(crate) fn attach(application: &str, session: SessionId) -> Attach {
-    Attach {
-        application: application.parse().unwrap(),
-        session,
-        bundle: BundleRef::Installed("tests".to_owned()),
-        services: vec!["work".to_owned()],
-        on_disconnect: OnDisconnect::CancelAfter(Duration::ZERO),
-        progress_rtt_test: Duration::from_secs(10),
-        credit: Credit { results: 10, bytes: 1_000 },
-    }
-}
-
-pub(crate) fn platform() -> Platform {
-    Platform { target: "x86_64-linux-gnu".to_owned(), glibc: None }
 }
 
 /// A head with some of its bytes changed, left out or doubled.

@@ -2,15 +2,20 @@
 
 use lrts_client::blocking::ClientApplication;
 use lrts_client::{ClientError, JobHandle};
-use lrts_core::ids::SessionId;
+use lrts_core::ids::{SessionId, WorkerId};
+use lrts_core::keys::{KeyRing, KeysDirectory};
 use lrts_core::protocol::application::{FromApplication, ToApplication};
 use lrts_core::protocol::codec::encode;
-use lrts_core::transport::Role;
+use lrts_core::protocol::progress::{FromWatcher, ToWatcher};
+use lrts_core::protocol::worker::{FromWorker, ToWorker};
+use lrts_core::transport::{RefusalKind, Role};
+use lrts_core::worker_secret::WorkerSecret;
 
 use crate::attack::{COMMAND, Stage, greeting, ready};
-use crate::garbage::attach;
+use crate::keys::HOUR;
 use crate::site::Site;
 use crate::support::{Done, Work};
+use crate::words::{attach, register};
 
 #[test]
 fn nobody_chooses_the_name_of_a_connection() {
@@ -54,5 +59,63 @@ fn an_application_of_the_same_user_is_taken_over_and_back() {
     assert_eq!(app.wait_for(&jobs[0]).unwrap().into_output().unwrap().number, 7);
     app.stop().unwrap();
     drop(twin);
+    site.assert_unharmed();
+}
+
+#[test]
+fn an_application_of_another_user_is_not_taken_over() {
+    let site = Site::with_own_keys();
+    let target = site.scheduler();
+    let app =
+        ClientApplication::start(site.cluster.information_of_installed().application_id("mine")).unwrap();
+    let work = Work::until(site.cluster.file("mine"), site.cluster.file("mines-end")).number(7);
+    let job = app.schedule_service(&work).unwrap();
+    app.flush().unwrap();
+    let mut directory = KeysDirectory::open(target.keys.as_deref().expect("keys of its own")).unwrap();
+    let key = directory.issue(Role::Client, "somebody-else".parse().unwrap(), HOUR).unwrap();
+    drop(directory);
+    let key = KeyRing::new(key).unwrap().client();
+
+    let mut thief = target.connect().secure(&key, target.role).unwrap();
+    thief.greet("DEALER").and_then(|()| thief.join(Role::Client, "thief")).unwrap();
+    thief.say(&encode(&FromApplication::Attach(attach("mine", SessionId(7)))), b"").unwrap();
+
+    let farewell = thief.farewell();
+    assert!(matches!(farewell, Some((RefusalKind::Owner, _))), "{farewell:?}");
+    assert!(site.refused("owner") > 0);
+    // Nor are its bars shown.
+    let progress_server = site.progress_server();
+    let mut watcher = progress_server.connect().secure(&key, progress_server.role).unwrap();
+    watcher.greet("DEALER").and_then(|()| watcher.join(Role::Client, "watcher")).unwrap();
+    watcher.give_up_soon();
+    watcher.say(&encode(&FromWatcher::Watch { application: "mine".parse().unwrap() }), b"").unwrap();
+    if let Ok(ToWatcher::Bars { updates }) = watcher.answer() {
+        assert_eq!(updates, []);
+    }
+    std::fs::write(site.cluster.file("mines-end"), "").unwrap();
+    assert_eq!(app.wait_for(&job).unwrap().into_output().unwrap().number, 7);
+    app.stop().unwrap();
+    site.assert_unharmed();
+}
+
+#[test]
+fn a_worker_is_not_taken_over_by_who_knows_its_id() {
+    let site = Site::new();
+    let target = site.scheduler();
+    let known = site.cluster.json(&["workers"]).remove(0);
+    let id: WorkerId = known["worker"].as_str().unwrap().parse().unwrap();
+
+    let mut thief = target.at(Stage::Joined, Role::Worker);
+    thief.say(&encode(&FromWorker::Register(register(id, WorkerSecret::random()))), b"").unwrap();
+
+    let farewell = thief.farewell();
+    assert!(matches!(farewell, Some((RefusalKind::Keys, _))), "{farewell:?}");
+    assert!(site.refused("keys") > 0);
+    // One with an id of its own is taken, so it was not refused for anything else.
+    let secret = WorkerSecret::random();
+    let mut worker = target.at(Stage::Joined, Role::Worker);
+    worker.say(&encode(&FromWorker::Register(register(secret.worker(), secret))), b"").unwrap();
+    worker.answer_that(|answer| matches!(answer, ToWorker::Registered { .. })).unwrap();
+    worker.say(&encode(&FromWorker::Goodbye), b"").unwrap();
     site.assert_unharmed();
 }

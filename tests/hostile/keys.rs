@@ -17,11 +17,11 @@ use lrts_core::transport::{RefusalKind, Role};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::attack::{Attacker, Heard, Stage, Target, key};
-use crate::garbage::attach;
 use crate::site::Site;
+use crate::words::attach;
 
-/// An hour.
-const HOUR: Duration = Duration::from_secs(3_600);
+/// How long a key is good enough for a test.
+pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
 
 fn keys(target: &Target) -> PathBuf {
     target.keys.clone().expect("a cluster with keys")
@@ -52,6 +52,7 @@ fn a_key_opens_only_what_it_is_for() {
             }
         }
     }
+    assert!(site.refused("role") > 0);
     site.assert_unharmed();
 }
 
@@ -74,6 +75,7 @@ fn a_role_is_not_heard_in_the_words_of_another() {
             assert!(matches!(farewell, Some((RefusalKind::Protocol, _))), "{role}: {farewell:?}");
         }
     }
+    assert!(site.refused("protocol") >= 6);
     site.assert_unharmed();
 }
 
@@ -126,6 +128,7 @@ fn keys_of_others_of_yesterday_and_of_nobody_open_nothing() {
             }
         }
     }
+    assert!(site.refused("keys") >= 12);
     site.assert_unharmed();
 }
 
@@ -168,6 +171,7 @@ fn a_revoked_key_is_out_and_stays_out() {
         let heard = knock(&target, key, role);
         assert!(heard.is_err(), "a revoked key at the {}: {heard:?}", target.role);
     }
+    assert!(site.refused("keys") >= 6);
     site.assert_unharmed();
 }
 

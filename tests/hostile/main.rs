@@ -26,6 +26,7 @@ mod keys;
 mod messages;
 mod replays;
 mod site;
+mod words;
 
 use support::Work;
 

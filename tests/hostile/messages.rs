@@ -11,29 +11,8 @@ use lrts_core::spec::{JobOptions, OnDisconnect};
 use lrts_core::transport::{RefusalKind, Role};
 
 use crate::attack::{Attacker, Stage, Target};
-use crate::garbage::attach;
 use crate::site::Site;
-
-/// MessagePack that costs its reader more than its writer. Counts and lengths are of 32 bits.
-pub(crate) fn contents() -> Vec<(&'static str, Vec<u8>)> {
-    let most = [0xff; 4];
-    let million = 1_000_000_u32.to_be_bytes();
-    let announced = |kind: u8, rest: &[u8]| [&[kind], &most[..], rest].concat();
-    vec![
-        ("arrays five million deep", [vec![0x91; 5_000_000], vec![0xc0]].concat()),
-        ("maps five million deep", [vec![0x81; 5_000_000], vec![0xc0]].concat()),
-        ("an array of the most elements", announced(0xdd, &[0xc0; 100])),
-        ("a map of the most elements", announced(0xdf, &[0xc0; 100])),
-        ("the longest string", announced(0xdb, b"x")),
-        ("the longest bytes", announced(0xc6, b"x")),
-        ("the longest extension", announced(0xc9, b"x")),
-        ("a million empty strings", [&[0xdd], &million[..], &[0xa0; 1_000_000]].concat()),
-        ("a million empty maps", [&[0xdd], &million[..], &[0x80; 1_000_000]].concat()),
-        ("a million numbers", [&[0xdd], &million[..], &[0x01; 1_000_000]].concat()),
-        ("nothing", Vec::new()),
-        ("no value", vec![0xc1]),
-    ]
-}
+use crate::words::{attach, contents, message, platform};
 
 /// The places in a role's messages where a list or a text belongs: variants, and a field of them if they have some.
 fn places(server: Role, role: Role) -> &'static [(&'static str, &'static str)] {
@@ -58,12 +37,6 @@ fn places(server: Role, role: Role) -> &'static [(&'static str, &'static str)] {
         ],
         _ => &[("Cancel", "jobs"), ("CancelApplication", "application"), ("Logs", "job")],
     }
-}
-
-/// A message of one variant with one field.
-pub(crate) fn message(variant: &str, field: &str, content: &[u8]) -> Vec<u8> {
-    let text = |text: &str| [&[0xa0 | text.len() as u8], text.as_bytes()].concat();
-    [&[0x81][..], &text(variant), &[0x81], &text(field), content].concat()
 }
 
 /// Says something that no honest peer says: it is sent away, and told so.
@@ -129,7 +102,7 @@ fn applications_messages(session: SessionId) -> Vec<(Vec<u8>, Vec<u8>)> {
         FromApplication::OfferBundle {
             digest: lrts_core::ids::BundleDigest([0; 32]),
             bytes: u64::MAX,
-            platform: crate::garbage::platform(),
+            platform: platform(),
         },
         FromApplication::BundleChunk {
             digest: lrts_core::ids::BundleDigest([0; 32]),
