@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
@@ -88,14 +89,14 @@ impl KeyRing {
         self.server.clone()
     }
 
-    /// Who a client is whose handshake has succeeded, if its key is still accepted: by the same check as in the handshake.
+    /// Who a client is, if its key is accepted `now` (since the epoch): by the same check as in the handshake.
     ///
     /// # Errors
     ///
     /// Why it is not.
-    pub fn check_client(&self, chain: &[CertificateDer<'_>]) -> Result<Identity, KeyRefusal> {
+    pub fn check_client(&self, chain: &[CertificateDer<'_>], now: Duration) -> Result<Identity, KeyRefusal> {
         let (own, others) = chain.split_first().ok_or(KeyRefusal(Error::NoCertificatesPresented))?;
-        self.clients.verify_client_cert(own, others, UnixTime::now()).map_err(KeyRefusal)?;
+        self.clients.verify_client_cert(own, others, UnixTime::since_unix_epoch(now)).map_err(KeyRefusal)?;
         Identity::of(own).ok_or(KeyRefusal(CertificateError::ApplicationVerificationFailure.into()))
     }
 
@@ -104,10 +105,17 @@ impl KeyRing {
     /// # Errors
     ///
     /// Why its key is not accepted.
-    pub fn check_server(&self, chain: &[CertificateDer<'_>], role: Role) -> Result<(), KeyRefusal> {
+    pub fn check_server(
+        &self,
+        chain: &[CertificateDer<'_>],
+        role: Role,
+        now: Duration,
+    ) -> Result<(), KeyRefusal> {
         let (own, others) = chain.split_first().ok_or(KeyRefusal(Error::NoCertificatesPresented))?;
         let name = tls_server_name(role);
-        self.servers.verify_server_cert(own, others, &name, &[], UnixTime::now()).map_err(KeyRefusal)?;
+        self.servers
+            .verify_server_cert(own, others, &name, &[], UnixTime::since_unix_epoch(now))
+            .map_err(KeyRefusal)?;
         Ok(())
     }
 }

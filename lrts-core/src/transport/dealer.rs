@@ -20,7 +20,7 @@ use super::session::{Received, Session};
 use super::splice::End;
 use super::tunnel::{OpenError, Tunnel};
 use super::{Message, Sent, send_now};
-use crate::clock::{Moment, sleep_until};
+use crate::clock::{Moment, sleep_until, wall_clock};
 use crate::command_line::with_causes;
 use crate::keys::{KeysError, Security};
 use crate::limits::{
@@ -465,9 +465,12 @@ impl From<End> for Ended {
     fn from(end: End) -> Self {
         match end {
             End::Keys(reason) => Self::Refused(Refusal::new(RefusalKind::Keys, reason)),
-            end @ (End::Closed | End::ClosedHere | End::Network(_) | End::Handshake | End::Violation(_)) => {
-                Self::Broken(end.to_string())
-            }
+            end @ (End::Closed
+            | End::ClosedHere
+            | End::Network(_)
+            | End::Handshake
+            | End::Tls(_)
+            | End::Violation(_)) => Self::Broken(end.to_string()),
         }
     }
 }
@@ -690,7 +693,7 @@ fn check_server(config: &LinkConfig, tunnel: &mut Tunnel) -> Result<(), Ended> {
     let Ok(current) = source.current() else { return Ok(()) };
     if !Arc::ptr_eq(ring, &current) {
         *ring = current;
-        let checked = ring.check_server(chain, config.server);
+        let checked = ring.check_server(chain, config.server, wall_clock());
         checked.map_err(|refusal| {
             Ended::Broken(format!("the {} is no longer trusted: {refusal}", config.server))
         })?;

@@ -25,7 +25,7 @@ use super::socket_dir::SocketPath;
 use super::splice::End;
 use super::tls::Certified;
 use super::{ConnectionId, Message, Sent, gate, send_now};
-use crate::clock::{Moment, sleep_until};
+use crate::clock::{Moment, sleep_until, wall_clock};
 use crate::ids::UserName;
 use crate::keys::{KeySource, KeysError, Security, role_word};
 use crate::limits::{
@@ -450,9 +450,15 @@ impl Shared {
         let mut peers = self.lock();
         peers.leave(connection, &end.to_string());
         peers.admission.gone(connection);
-        if let Some(peer) = peers.map.remove(&connection)
-            && matches!(end, End::Violation(_) | End::Keys(_) | End::Handshake)
-        {
+        let removed = peers.map.remove(&connection);
+        let cause = match end {
+            End::Violation(_) | End::Tls(_) => Some(Cause::Protocol),
+            End::Keys(_) => Some(Cause::Keys),
+            End::Handshake => Some(Cause::NoHello),
+            End::Closed | End::ClosedHere | End::Network(_) => None,
+        };
+        if let (Some(peer), Some(cause)) = (removed, cause) {
+            peers.counters.count(cause);
             peers.turned_away.note(peer.address, end);
         }
         drop(peers);
@@ -468,7 +474,7 @@ impl Shared {
             peers.map.iter().filter_map(|(&id, peer)| Some((id, peer.certified.clone()?))).collect()
         };
         for (connection, Certified { identity, chain }) in all {
-            if let Err(refusal) = ring.check_client(&chain) {
+            if let Err(refusal) = ring.check_client(&chain, wall_clock()) {
                 warn!(%connection, %identity, reason = %refusal, "disconnecting a peer whose key is no longer accepted");
                 let message = format!("the server no longer accepts this {identity}: {refusal}");
                 self.lock().refuse(connection, Refusal::new(RefusalKind::Keys, message));

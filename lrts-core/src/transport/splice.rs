@@ -58,6 +58,9 @@ pub(crate) enum End {
     Handshake,
     #[error("peer sent bytes that are not allowed: {0}")]
     Violation(#[from] GuardError),
+    /// What came is no TLS 1.3, or was changed on its way.
+    #[error("broken TLS: {0}")]
+    Tls(rustls::Error),
     /// One side doesn't accept the other's key, or has none.
     #[error("{0}")]
     Keys(String),
@@ -72,7 +75,10 @@ impl End {
         }
         match tls::objection(&error) {
             Some(objection) => Self::Keys(objection.to_owned()),
-            None => Self::Network(error),
+            None => match tls::error_of(&error) {
+                Some(broken) => Self::Tls(broken.clone()),
+                None => Self::Network(error),
+            },
         }
     }
 }

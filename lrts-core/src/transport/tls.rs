@@ -125,7 +125,7 @@ async fn take_leave(mut stream: TcpStream) {
 
 /// Why the peer's certificate was not accepted here, if that is what failed.
 fn refusal(error: &io::Error) -> Option<KeyRefusal> {
-    let error = tls_error(error)?;
+    let error = error_of(error)?;
     let judged = matches!(error, Error::InvalidCertificate(_) | Error::NoCertificatesPresented);
     judged.then(|| KeyRefusal(error.clone()))
 }
@@ -133,7 +133,7 @@ fn refusal(error: &io::Error) -> Option<KeyRefusal> {
 /// What the other side has against this one's key, if that is what failed.
 #[expect(clippy::wildcard_enum_match_arm, reason = "alerts of another crate, to which more may come")]
 pub(crate) fn objection(error: &io::Error) -> Option<&'static str> {
-    let Error::AlertReceived(alert) = tls_error(error)? else { return None };
+    let Error::AlertReceived(alert) = error_of(error)? else { return None };
     match alert {
         AlertDescription::CertificateRevoked => Some("the key of this side was revoked"),
         AlertDescription::CertificateExpired => {
@@ -154,6 +154,7 @@ pub(crate) fn objection(error: &io::Error) -> Option<&'static str> {
     }
 }
 
-fn tls_error(error: &io::Error) -> Option<&Error> {
+/// What TLS has against the other side's bytes, if that is what failed.
+pub(crate) fn error_of(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
 }
