@@ -51,7 +51,7 @@ fn announced_lengths_take_no_memory() {
     for (target, roles) in site.servers() {
         roles.iter().for_each(|&role| length_bombs(&target, role));
     }
-    assert!(site.refused("protocol") > 0);
+    site.turned_away("protocol", 1);
     site.assert_unharmed();
 }
 

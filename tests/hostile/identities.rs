@@ -82,7 +82,7 @@ fn an_application_of_another_user_is_not_taken_over() {
 
     let farewell = thief.farewell();
     assert!(matches!(farewell, Some((RefusalKind::Owner, _))), "{farewell:?}");
-    assert!(site.refused("owner") > 0);
+    site.turned_away("owner", 1);
     // Nor are its bars shown.
     let progress_server = site.progress_server();
     let mut watcher = progress_server.connect().secure(&key, progress_server.role).unwrap();
@@ -110,7 +110,7 @@ fn a_worker_is_not_taken_over_by_who_knows_its_id() {
 
     let farewell = thief.farewell();
     assert!(matches!(farewell, Some((RefusalKind::Keys, _))), "{farewell:?}");
-    assert!(site.refused("keys") > 0);
+    site.turned_away("keys", 1);
     // One with an id of its own is taken, so it was not refused for anything else.
     let secret = WorkerSecret::random();
     let mut worker = target.at(Stage::Joined, Role::Worker);

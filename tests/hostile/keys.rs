@@ -52,7 +52,7 @@ fn a_key_opens_only_what_it_is_for() {
             }
         }
     }
-    assert!(site.refused("role") > 0);
+    site.turned_away("role", 1);
     site.assert_unharmed();
 }
 
@@ -75,7 +75,7 @@ fn a_role_is_not_heard_in_the_words_of_another() {
             assert!(matches!(farewell, Some((RefusalKind::Protocol, _))), "{role}: {farewell:?}");
         }
     }
-    assert!(site.refused("protocol") >= 6);
+    site.turned_away("protocol", 6);
     site.assert_unharmed();
 }
 
@@ -128,7 +128,7 @@ fn keys_of_others_of_yesterday_and_of_nobody_open_nothing() {
             }
         }
     }
-    assert!(site.refused("keys") >= 12);
+    site.turned_away("keys", 12);
     site.assert_unharmed();
 }
 
@@ -163,7 +163,9 @@ fn a_revoked_key_is_out_and_stays_out() {
         .into_iter()
         .map(|(target, role, key, attacker)| {
             let farewell = attacker.farewell();
-            assert!(matches!(farewell, Some((RefusalKind::Keys, _))), "{role}: {farewell:?}");
+            // Who doesn't read it within a second isn't told why.
+            let out = matches!(farewell, None | Some((RefusalKind::Keys, _)));
+            assert!(out, "{role}: {farewell:?}");
             (target, role, key)
         })
         .collect();
@@ -171,7 +173,7 @@ fn a_revoked_key_is_out_and_stays_out() {
         let heard = knock(&target, key, role);
         assert!(heard.is_err(), "a revoked key at the {}: {heard:?}", target.role);
     }
-    assert!(site.refused("keys") >= 6);
+    site.turned_away("keys", 6);
     site.assert_unharmed();
 }
 

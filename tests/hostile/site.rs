@@ -145,10 +145,13 @@ impl Site {
         });
     }
 
-    /// How often the scheduler has turned a peer away for this cause.
-    pub(crate) fn refused(&self, cause: &str) -> u64 {
-        let status = &self.cluster.json(&["status", "--wait", "60s"])[0];
-        status["refused"][cause].as_u64().unwrap_or_else(|| panic!("no such cause: {status}"))
+    /// Waits until the scheduler has counted so many peers that it turned away for this cause.
+    pub(crate) fn turned_away(&self, cause: &str, count: u64) {
+        eventually(&format!("{count} were turned away for `{cause}`"), SOON, || {
+            let status = &self.cluster.json(&["status", "--wait", "60s"])[0];
+            let counted = status["refused"][cause].as_u64().ok_or_else(|| status.to_string())?;
+            if counted >= count { Ok(()) } else { Err(status["refused"].to_string()) }
+        });
     }
 
     /// Every job has its one result, and every daemon is the same process as before, no larger than it may be.
