@@ -306,7 +306,7 @@ pub const WINDOW_URGENT: u32 = 64;
 
 /// What a server queues for one peer beyond what is under way, in messages and bytes. A peer that needs more is disconnected.
 /// A message that starts below the bound is always taken, whatever its size.
-pub const PEER_QUEUE_MESSAGES: usize = 1 << 18;
+pub const PEER_QUEUE_MESSAGES: usize = 1 << 17;
 /// See [`PEER_QUEUE_MESSAGES`].
 pub const PEER_QUEUE_BYTES: usize = 1 << 30;
 
@@ -368,3 +368,9 @@ pub const KEYS_CHECK_INTERVAL: Duration = Duration::from_mins(10);
 
 /// Connections beyond a server's bound that are still answered, with a refusal; any more are closed at once.
 pub const REFUSAL_CONNECTIONS: usize = 16;
+
+/// While more than this waits for a peer, in messages or bytes, a server grants it nothing: it must take what it asked for
+/// before it may ask on.
+pub const WAITING_MESSAGES: usize = 1 << 14;
+/// See [`WAITING_MESSAGES`].
+pub const WAITING_BYTES: usize = 16 << 20;

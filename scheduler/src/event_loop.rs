@@ -11,7 +11,7 @@ use lrts_core::protocol::command::FromCommand;
 use lrts_core::shutdown::Shutdown;
 use lrts_core::status::{Failure, FailureKind};
 use lrts_core::transport::{
-    ConnectionId, Message, Refusal, RefusalKind, Role, Server, ServerEvent, ServerHandle,
+    ConnectionId, Message, Refusal, RefusalKind, Role, SendError, Server, ServerEvent, ServerHandle,
 };
 use tokio::sync::mpsc;
 use tracing::{debug, info, trace, warn};
@@ -318,6 +318,10 @@ impl EventLoop {
                 if let Err(error) = self.handle.send(connection, message) {
                     // The peer's end is an event of its own, and what it didn't get is settled when it is back.
                     debug!(%connection, %error, "message not sent");
+                    if error == SendError::Overrun {
+                        // It asked for more than it takes, and thousands of its questions may have arrived already.
+                        self.forget(connection);
+                    }
                 }
             }
             Due::Unread(peer, start) => {

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use lrts_client::{ApplicationInformation, Bundle};
 use tempfile::TempDir;
 
-use super::{Daemon, Disk, Part, SOON, eventually, lrts};
+use super::{Daemon, Disk, Part, SOON, eventually, keys, lrts_with};
 
 /// A scheduler, a progress server and workers in one directory. All that came from them ends with this, job hosts too.
 pub(crate) struct Cluster {
@@ -19,6 +19,8 @@ pub(crate) struct Cluster {
     started_workers: u32,
     /// Disks below the directory, unmounted before it is removed.
     pub(crate) disks: Vec<Disk>,
+    /// Keys of all parts; none if they do without.
+    keys: Option<PathBuf>,
     directory: TempDir,
 }
 
@@ -40,11 +42,21 @@ impl Cluster {
 
     /// As [`Cluster::without_workers`], in a directory that was prepared, disks mounted below it.
     pub(crate) fn in_directory(directory: TempDir, disks: Vec<Disk>, scheduler_flags: &[&str]) -> Self {
+        Self::with_keys(Some(keys()), directory, disks, scheduler_flags)
+    }
+
+    /// The same with these keys, which the scheduler makes if they aren't there, or without any.
+    pub(crate) fn with_keys(
+        keys: Option<PathBuf>,
+        directory: TempDir,
+        disks: Vec<Disk>,
+        scheduler_flags: &[&str],
+    ) -> Self {
         let flags: Vec<String> = scheduler_flags.iter().map(|&flag| flag.to_owned()).collect();
-        let command = scheduler_command(directory.path(), "0", &flags);
+        let command = scheduler_command(keys.as_deref(), directory.path(), "0", &flags);
         let mut scheduler = Daemon::start("scheduler", command, directory.path());
-        let mut progress_server =
-            Daemon::start("progress-server", lrts(&["progress-server", "--port", "0"]), directory.path());
+        let command = lrts_with(keys.as_deref(), &["progress-server", "--port", "0"]);
+        let mut progress_server = Daemon::start("progress-server", command, directory.path());
         let scheduler_address = scheduler.ready();
         let progress_address = progress_server.ready();
         Self {
@@ -56,6 +68,7 @@ impl Cluster {
             scheduler_flags: flags,
             started_workers: 0,
             disks,
+            keys,
             directory,
         }
     }
@@ -107,7 +120,7 @@ impl Cluster {
         let name = format!("worker-{}", self.started_workers);
         let (address, port) = host_and_port(scheduler_address);
         let progress_port = host_and_port(&self.progress_address).1;
-        let mut command = lrts(&["worker", "--scheduler-address", address, "--scheduler-port", port]);
+        let mut command = self.lrts(&["worker", "--scheduler-address", address, "--scheduler-port", port]);
         command.args(["--progress-port", progress_port, "--max-jobs", &slots.to_string()]);
         command.arg("--state-dir").arg(self.directory.path().join(&name)).args(flags);
         // Hosts of a test that was itself killed go by themselves.
@@ -120,44 +133,64 @@ impl Cluster {
     /// Starts the progress server again on the port that it had.
     pub(crate) fn restart_progress_server(&mut self) {
         let port = host_and_port(&self.progress_address).1.to_owned();
-        self.progress_server = Daemon::start(
-            "progress-server",
-            lrts(&["progress-server", "--port", &port]),
-            self.directory.path(),
-        );
+        let command = self.lrts(&["progress-server", "--port", &port]);
+        self.progress_server = Daemon::start("progress-server", command, self.directory.path());
         self.progress_server.ready();
     }
 
     /// Starts the scheduler again on the port that it had.
     pub(crate) fn restart_scheduler(&mut self) {
         let port = host_and_port(&self.scheduler_address).1.to_owned();
-        let command = scheduler_command(self.directory.path(), &port, &self.scheduler_flags);
+        let command = scheduler_command(self.keys(), self.directory.path(), &port, &self.scheduler_flags);
         self.scheduler = Daemon::start("scheduler", command, self.directory.path());
         self.scheduler.ready();
     }
 
     /// The command line of a second scheduler on the first one's state, on a port of its own.
     pub(crate) fn second_scheduler(&self) -> Command {
-        scheduler_command(self.directory.path(), "0", &self.scheduler_flags)
+        scheduler_command(self.keys(), self.directory.path(), "0", &self.scheduler_flags)
     }
 
     /// What an application in this process needs.
     pub(crate) fn information(&self) -> ApplicationInformation {
+        self.information_at(&self.scheduler_address)
+    }
+
+    /// The same with a scheduler that is reached at another address.
+    fn information_at(&self, scheduler_address: &str) -> ApplicationInformation {
         let split = |address: &str| {
             let (host, port) = host_and_port(address);
             (host.to_owned(), port.parse::<u16>().expect("a port"))
         };
-        let (address, port) = split(&self.scheduler_address);
+        let (address, port) = split(scheduler_address);
         let (progress_address, progress_port) = split(&self.progress_address);
-        ApplicationInformation::new(address, port)
+        let information = ApplicationInformation::new(address, port)
             .progress_server(progress_address, progress_port)
-            .keys(super::keys())
-            .progress_display(lrts_client::ProgressDisplay::Hidden)
+            .progress_display(lrts_client::ProgressDisplay::Hidden);
+        match &self.keys {
+            Some(keys) => information.keys(keys),
+            None => information.insecure(),
+        }
     }
 
     /// The same for an application that ships nothing.
     pub(crate) fn information_of_installed(&self) -> ApplicationInformation {
-        self.information().bundle(Bundle::Installed("tests".to_owned()))
+        self.information_of_installed_at(&self.scheduler_address)
+    }
+
+    /// The same with a scheduler that is reached at another address.
+    pub(crate) fn information_of_installed_at(&self, scheduler_address: &str) -> ApplicationInformation {
+        self.information_at(scheduler_address).bundle(Bundle::Installed("tests".to_owned()))
+    }
+
+    /// Keys of all parts; none if they do without.
+    pub(crate) fn keys(&self) -> Option<&Path> {
+        self.keys.as_deref()
+    }
+
+    /// The `lrts` command with the cluster's keys.
+    fn lrts(&self, arguments: &[&str]) -> Command {
+        lrts_with(self.keys(), arguments)
     }
 
     /// A directory for the test's own files.
@@ -172,8 +205,13 @@ impl Cluster {
 
     /// Runs a command against this scheduler and returns its output.
     pub(crate) fn command(&self, arguments: &[&str]) -> Output {
-        let (address, port) = host_and_port(&self.scheduler_address);
-        let mut command = lrts(arguments);
+        self.command_at(&self.scheduler_address, arguments)
+    }
+
+    /// The same against a scheduler that is reached at another address.
+    pub(crate) fn command_at(&self, scheduler_address: &str, arguments: &[&str]) -> Output {
+        let (address, port) = host_and_port(scheduler_address);
+        let mut command = self.lrts(arguments);
         command.args(["--scheduler-address", address, "--scheduler-port", port]);
         command.output().expect("the lrts command starts")
     }
@@ -222,9 +260,9 @@ impl Drop for Cluster {
 }
 
 /// A scheduler whose state is in the test's own directory.
-fn scheduler_command(directory: &Path, port: &str, flags: &[String]) -> Command {
-    let mut command = lrts(&["scheduler", "--port", port, "--state-dir"]);
-    command.arg(Cluster::scheduler_directory(directory)).args(flags);
+fn scheduler_command(keys: Option<&Path>, directory: &Path, port: &str, flags: &[String]) -> Command {
+    let mut command = lrts_with(keys, &["scheduler", "--port", port]);
+    command.arg("--state-dir").arg(Cluster::scheduler_directory(directory)).args(flags);
     command
 }
 

@@ -21,8 +21,8 @@ pub(crate) use cluster::Cluster;
 pub(crate) use daemon::Daemon;
 pub(crate) use disks::Disk;
 pub(crate) use marks::{Mark, Marks};
-pub(crate) use processes::{Part, descriptors, kill, parent, signal, status_kib, still_runs};
-pub(crate) use program::{argument, program};
+pub(crate) use processes::{Part, descriptors, forget_peak, kill, parent, signal, status_kib, still_runs};
+pub(crate) use program::{argument, program, program_at};
 pub(crate) use proxy::{Line, Proxy};
 pub(crate) use work::{Done, Steps, Work};
 
@@ -52,10 +52,18 @@ pub(crate) fn appears(file: &Path) {
 
 /// The `lrts` command with these arguments.
 pub(crate) fn lrts(arguments: &[&str]) -> Command {
+    lrts_with(Some(&keys()), arguments)
+}
+
+/// The same with these keys, or without any.
+pub(crate) fn lrts_with(keys: Option<&Path>, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lrts"));
     command.args(arguments).stdin(Stdio::null());
     without_settings(&mut command);
-    command.env("LRTS_KEYS", keys());
+    match keys {
+        Some(keys) => command.env("LRTS_KEYS", keys),
+        None => command.arg("--insecure"),
+    };
     command
 }
 

@@ -116,6 +116,11 @@ pub(crate) fn status_kib(pid: u32, name: &str) -> u64 {
     figure.parse().expect("a figure")
 }
 
+/// Lets the kernel measure `VmHWM`, the most memory that a process has had, from now on.
+pub(crate) fn forget_peak(pid: u32) {
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("the process runs and is this user's");
+}
+
 /// Open descriptors of a process.
 pub(crate) fn descriptors(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the process runs").count()

@@ -34,15 +34,26 @@ struct State {
     line: Line,
     /// What a cut has to close.
     connections: Vec<TcpStream>,
+    /// What went to the target on each connection, if it is recorded.
+    recordings: Option<Vec<Vec<u8>>>,
     ended: bool,
 }
 
 impl Proxy {
     /// A whole line to `host:port`.
     pub(crate) fn to(target: &str) -> Self {
+        Self::new(target, None)
+    }
+
+    /// The same, and whatever goes to the target is recorded.
+    pub(crate) fn recording(target: &str) -> Self {
+        Self::new(target, Some(Vec::new()))
+    }
+
+    fn new(target: &str, recordings: Option<Vec<Vec<u8>>>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
-        let state = State { line: Line::Whole, connections: Vec::new(), ended: false };
+        let state = State { line: Line::Whole, connections: Vec::new(), recordings, ended: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let (accepting, target) = (Arc::clone(&shared), target.to_owned());
         thread::spawn(move || accept(&listener, &target, &accepting));
@@ -52,6 +63,11 @@ impl Proxy {
     /// Where to connect.
     pub(crate) fn address(&self) -> &str {
         &self.address
+    }
+
+    /// What has gone to the target so far, connection by connection.
+    pub(crate) fn recorded(&self) -> Vec<Vec<u8>> {
+        self.shared.lock().recordings.clone().expect("it was made to record")
     }
 
     /// Changes the line, for connections that are there too.
@@ -90,6 +106,13 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn record(&self, tape: Option<usize>, bytes: &[u8]) {
+        let Some(tape) = tape else { return };
+        if let Some(recordings) = &mut self.lock().recordings {
+            recordings[tape].extend_from_slice(bytes);
+        }
+    }
+
     /// Waits while nothing may go on. What the line is then, none at the end.
     fn wait_until_open(&self) -> Option<Line> {
         let waits = |state: &mut State| state.line == Line::Blocked && !state.ended;
@@ -120,23 +143,28 @@ fn connect(near: TcpStream, target: &str, shared: &Arc<Shared>) -> io::Result<()
     near.set_nodelay(true)?;
     far.set_nodelay(true)?;
     let ends = [near.try_clone()?, far.try_clone()?];
-    {
+    let tape = {
         let mut state = shared.lock();
         state.connections.extend(ends);
+        let tape = state.recordings.as_mut().map(|recordings| {
+            recordings.push(Vec::new());
+            recordings.len() - 1
+        });
         // It may have been cut meanwhile.
         if state.line == Line::Cut || state.ended {
             state.close_all();
         }
-    }
+        tape
+    };
     let (from_near, to_far) = (near.try_clone()?, far.try_clone()?);
     let forth = Arc::clone(shared);
-    thread::spawn(move || pump(from_near, to_far, &forth));
-    pump(far, near, shared);
+    thread::spawn(move || pump(from_near, to_far, &forth, tape));
+    pump(far, near, shared, None);
     Ok(())
 }
 
-/// Passes bytes on until either end is closed, then closes both.
-fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
+/// Passes bytes on until either end is closed, then closes both. What passes is added to a recording, if there is one.
+fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared, tape: Option<usize>) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
         match shared.wait_until_open() {
@@ -144,6 +172,7 @@ fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
             Some(Line::Slow(delay)) => thread::sleep(delay),
             Some(Line::Whole | Line::Blocked) => {}
         }
+        shared.record(tape, &buffer[..length]);
         if to.write_all(&buffer[..length]).is_err() {
             break;
         }

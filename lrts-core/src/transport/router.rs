@@ -581,7 +581,7 @@ impl Shared {
             heartbeat: self.heartbeat,
         };
         let Some(peer) = peers.map.get_mut(&connection) else { return };
-        let session = Box::new(Session::new(Moment::now()));
+        let session = Box::new(Session::new(Moment::now()).holding_back());
         peer.state = PeerState::Joined { session, unsent: Some(Packet::Welcome(welcome)) };
         let user = peer.certified.as_ref().map(|certified| certified.identity.user.clone());
         let joined = ServerEvent::Joined { connection, hello, user, address: peer.address };

@@ -10,7 +10,7 @@ use super::chunks::{Assembly, Outbox, PieceError};
 use super::credit::{CreditError, ReceiveCredit, SendCredit};
 use super::packet::Packet;
 use crate::clock::Moment;
-use crate::limits::{SILENT_INTERVALS, STALL};
+use crate::limits::{SILENT_INTERVALS, STALL, WAITING_BYTES, WAITING_MESSAGES};
 
 /// Answers to pings that may wait; a peer that pings on without reading gets no more of them.
 const WAITING_CONTROL: usize = 256;
@@ -22,6 +22,8 @@ pub(crate) struct Session {
     send_credit: SendCredit,
     assembly: Assembly,
     receive_credit: ReceiveCredit,
+    /// Whether a peer that takes too little isn't heard for so long.
+    holds_back: bool,
     /// Pings, pongs and goodbyes that wait; they go before all messages.
     control: VecDeque<Packet>,
     last_heard: Moment,
@@ -68,11 +70,18 @@ impl Session {
             send_credit: SendCredit::new(),
             assembly: Assembly::default(),
             receive_credit: ReceiveCredit::new(),
+            holds_back: false,
             control: VecDeque::new(),
             last_heard: now,
             stalled_since: None,
             pings: Pings::default(),
         }
+    }
+
+    /// For servers: while much waits for the peer it is granted nothing, so that one that asks on without taking the answers
+    /// ends by being silent. If both ends did this, each might wait for the other.
+    pub(crate) fn holding_back(self) -> Self {
+        Self { holds_back: true, ..self }
     }
 
     /// Queues a message whose size was checked.
@@ -112,7 +121,10 @@ impl Session {
         if let Some(packet) = self.control.pop_front() {
             return Some(packet);
         }
-        if let Some(credit) = self.receive_credit.grant() {
+        let too_much_waits = self.outbox.messages() > WAITING_MESSAGES || self.outbox.bytes() > WAITING_BYTES;
+        if !(self.holds_back && too_much_waits)
+            && let Some(credit) = self.receive_credit.grant()
+        {
             return Some(Packet::Credit(credit));
         }
         match self.outbox.next_piece(&mut self.send_credit) {
@@ -263,6 +275,27 @@ mod tests {
         assert_eq!(carry(&mut here, &mut there, later).len(), 1);
         assert_eq!(here.next_packet(later), None);
         assert_eq!(here.check_progress(later), Ok(()));
+    }
+
+    #[test]
+    fn who_takes_no_answers_is_granted_no_more_questions_until_it_does() {
+        let (mut server, mut client) = (Session::new(T0).holding_back(), Session::new(T0));
+        for _ in 0..=WAITING_MESSAGES + WINDOW_MESSAGES as usize {
+            server.push(Message::new("answer", ""));
+        }
+        for _ in 0..WINDOW_MESSAGES {
+            client.push(Message::new("question", ""));
+        }
+        carry(&mut client, &mut server, T0).iter().for_each(|question| server.taken(false, question.size()));
+        client.push(Message::new("question", ""));
+        let answers = carry(&mut server, &mut client, T0);
+        assert_eq!((answers.len(), client.next_packet(T0)), (WINDOW_MESSAGES as usize, None));
+
+        answers.iter().for_each(|answer| client.taken(false, answer.size()));
+        carry(&mut client, &mut server, T0);
+        carry(&mut server, &mut client, T0);
+
+        assert_eq!(carry(&mut client, &mut server, T0).len(), 1);
     }
 
     #[test]
