@@ -17,6 +17,9 @@ const WAITS: usize = 8;
 
 /// The session of the jobs.
 pub(crate) const SESSION: SessionId = SessionId(5);
+/// Length of the program.
+const PROGRAM_BYTES: u64 = 3_000;
+
 /// The program.
 pub(crate) const DIGEST: BundleDigest = BundleDigest([7; 32]);
 
@@ -78,7 +81,7 @@ impl Program {
         };
         let now = Moment::default() + Duration::from_secs(1_000);
         let mut engine = Engine::new(settings, now);
-        let offer = Offer { digest: DIGEST, bytes: 3_000, platform: Platform::current() };
+        let offer = Offer { digest: DIGEST, bytes: PROGRAM_BYTES, platform: Platform::current() };
         engine.handle(Event::BundleKnown(BundleRef::Shipped(DIGEST), Some(offer)), now);
         Self {
             engine,
@@ -118,7 +121,8 @@ impl Program {
                     codec::encode(&message);
                 }
                 Step::ReadChunk(offset) => {
-                    self.happens(Event::ChunkRead(offset, Bytes::from_static(b"piece"), 5))
+                    let bytes = PROGRAM_BYTES.saturating_sub(offset).min(1_000) as u32;
+                    self.happens(Event::ChunkRead(offset, Bytes::from_static(b"piece"), bytes));
                 }
                 Step::Idle => return,
             }

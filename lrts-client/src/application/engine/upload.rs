@@ -71,8 +71,10 @@ impl Upload {
     }
 
     pub(super) fn wanted(&mut self, digest: BundleDigest, offset: u64) {
-        // A repeat while pieces are on their way changes nothing: they follow each other to the end anyway.
-        if self.is_ours(digest) && matches!(self.stage, Stage::Offered) {
+        // A repeat while pieces are on their way changes nothing: they follow each other to the end anyway. Behind the end there
+        // is nothing to send.
+        let is_there = self.offer.as_ref().is_some_and(|offer| offset <= offer.bytes);
+        if is_there && self.is_ours(digest) && matches!(self.stage, Stage::Offered) {
             self.stage = Stage::Read(offset);
         }
     }

@@ -242,6 +242,19 @@ fn a_program_travels_from_where_it_is_wanted_piece_by_piece() {
 }
 
 #[test]
+fn nothing_is_sent_of_a_program_from_behind_its_end() {
+    let mut engine = connected();
+    submit(&mut engine, 1);
+    said(&mut engine);
+    for offset in [3_001, u64::MAX] {
+        hear(&mut engine, ToApplication::BundleWanted { digest: DIGEST, offset });
+        assert_eq!(engine.next_step(T0), Step::Idle);
+    }
+    hear(&mut engine, ToApplication::BundleWanted { digest: DIGEST, offset: 2_999 });
+    assert_eq!(engine.next_step(T0), Step::ReadChunk(2_999));
+}
+
+#[test]
 fn a_refused_program_fails_its_jobs_until_the_next_connection() {
     let mut engine = connected();
     submit(&mut engine, 1);
