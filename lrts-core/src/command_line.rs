@@ -8,6 +8,9 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+#[cfg(feature = "commands")]
+use crate::terminal::{Keep, visible};
+
 /// Exit codes of every command.
 pub mod exit_code {
     /// Done.
@@ -90,7 +93,8 @@ pub fn run<C: clap::Parser, E: CommandError + 'static>(
 /// An error and its causes on one line, behind the program's name.
 #[cfg(feature = "commands")]
 fn error_line(program: &str, error: &(dyn Error + 'static)) -> String {
-    format!("{program}: {}", with_causes(error))
+    // Some of it others may have said.
+    visible(&format!("{program}: {}", with_causes(error)), Keep::Nothing)
 }
 
 /// An error and its causes on one line.

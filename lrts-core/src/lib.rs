@@ -25,5 +25,6 @@ pub mod spec;
 pub mod spool;
 pub mod status;
 pub mod telemetry;
+pub mod terminal;
 pub mod transport;
 pub mod worker_secret;

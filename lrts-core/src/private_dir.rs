@@ -56,6 +56,15 @@ pub enum PrivateDirError {
     },
 }
 
+impl From<PrivateDirError> for io::Error {
+    fn from(error: PrivateDirError) -> Self {
+        if let PrivateDirError::Io { source, .. } = error {
+            return source;
+        }
+        io::Error::new(io::ErrorKind::PermissionDenied, error)
+    }
+}
+
 /// Makes a directory of mode 0700, with all above it, or makes one that is there private: see [`find`] and [`close`].
 ///
 /// # Errors

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::environment;
 use crate::ids::BundleDigest;
-use crate::limits::{CRASH_LIMIT, ENV_BYTES, ENV_VARIABLES, KEY_BYTES, LABEL_BYTES, MEMORY_LIMIT_MIN, SLOTS};
+use crate::limits::{
+    BUNDLE_NAME_BYTES, CRASH_LIMIT, ENV_BYTES, ENV_VARIABLES, KEY_BYTES, LABEL_BYTES, MEMORY_LIMIT_MIN, SLOTS,
+};
 
 /// How one job is to be run. Built with [`JobOptions::new`] and the methods named after what they set.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -327,6 +329,12 @@ pub enum BundleRef {
     Installed(String),
 }
 
+/// Whether a program can be installed under this name: one that could be a file's in whatever directory, and stays on its line.
+pub fn is_bundle_name(name: &str) -> bool {
+    let is_file_name = !matches!(name, "" | "." | "..") && !name.contains('/');
+    is_file_name && name.len() <= BUNDLE_NAME_BYTES && !name.chars().any(char::is_control)
+}
+
 /// What becomes of an application's jobs when its connection has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -349,6 +357,16 @@ pub struct Platform {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_installed_programs_lead_nowhere_else() {
+        for name in ["tools", "tools-1.2", "my tools", "...", ".tools", "wörk", &"x".repeat(64)] {
+            assert!(is_bundle_name(name), "{name}");
+        }
+        for name in ["", ".", "..", "/", "a/b", "../a", "a\0", "a\n", "\x1b[2J", "\u{9b}A", &"x".repeat(65)] {
+            assert!(!is_bundle_name(name), "{name:?}");
+        }
+    }
 
     #[test]
     fn options_out_of_bounds_are_refused_by_name() {

@@ -1,8 +1,13 @@
 //! Logs: to stderr, filtered by `LRTS_LOG`.
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::terminal::{Keep, visible};
 
 /// How log lines look.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -49,6 +54,19 @@ impl LogOf {
     }
 }
 
+/// Values as they are, but each on the event's own line and without anything that steers a terminal: peers and jobs have
+/// written some of them.
+fn fields() -> impl for<'writer> FormatFields<'writer> + 'static {
+    debug_fn(|writer, field, value| {
+        let text = visible(&format!("{value:?}"), Keep::Nothing);
+        match field.name() {
+            "message" => write!(writer, "{text}"),
+            name => write!(writer, "{name}={text}"),
+        }
+    })
+    .delimited(" ")
+}
+
 /// Starts logging to stderr. `LRTS_LOG` filters as `RUST_LOG` does elsewhere (`debug`, `lrts_scheduler=trace,warn`). A second
 /// call does nothing.
 pub fn start(format: LogFormat, of: LogOf) {
@@ -59,8 +77,50 @@ pub fn start(format: LogFormat, of: LogOf) {
     let _already_started = match format {
         LogFormat::Text => {
             let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            registry.with(lines.with_ansi(colour)).try_init()
+            registry.with(lines.with_ansi(colour).fmt_fields(fields())).try_init()
         }
         LogFormat::Json => registry.with(lines.json()).try_init(),
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panics with it").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_peers_say_stays_on_its_line() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let layer = tracing_subscriber::fmt::layer().with_ansi(false).without_time();
+        let layer = layer.fmt_fields(fields()).with_writer(move || writer.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let reason = "gone\x1b[2J\n2026-01-01 ERROR forged";
+            let _span = tracing::info_span!("host", name = %"a\nb").entered();
+            tracing::info!(%reason, quoted = "a\tb", number = 7, "worker said");
+        });
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("host{name=a b}"), "{text}");
+        assert!(
+            text.contains("worker said reason=gone 2026-01-01 ERROR forged quoted=\"a\\tb\" number=7"),
+            "{text}"
+        );
+    }
 }

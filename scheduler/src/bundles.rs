@@ -3,20 +3,29 @@
 //! A file is written as `DIGEST.part`, continued where it ended, verified, synced, then renamed. One thread does all writing,
 //! each handing out is a task that reads a piece only when the worker has room for it: no bundle is ever in memory as a whole,
 //! and the event loop never waits for a disk.
+//!
+//! Several applications may have the same program; one of them sends it. Whether what it sends is right shows at the end only,
+//! so one that sends something else, or nothing, must not be in the way of the others: the next one is asked then.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc as blocking};
+mod disk;
+mod download;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lrts_core::bundle::{digest_file, read_chunk, restore_chunk};
-use lrts_core::clock::wall_clock;
+use lrts_core::bundle::{check_chunk, chunk_bytes};
+use lrts_core::clock::{Moment, sleep_until, wall_clock};
 use lrts_core::ids::BundleDigest;
-use lrts_core::limits::{BUNDLE_BYTES, BUNDLE_CHUNK_BYTES};
+use lrts_core::limits::{
+    BUNDLE_BACKLOG_BYTES, BUNDLE_BYTES, BUNDLE_ROOM_MIN, UPLOAD_STALL, UPLOADS_PER_PEER,
+};
+use lrts_core::private_dir;
 use lrts_core::protocol::application::ToApplication;
 use lrts_core::protocol::codec;
 use lrts_core::protocol::worker::ToWorker;
@@ -26,16 +35,12 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, info, warn};
 
+use self::disk::{Disk, Work, scan};
+use self::download::{Download, send_to_worker};
 use crate::engine::Event;
 
-/// How long a bundle that nobody needs is kept, if there is room.
+/// How long a bundle that nobody needs is kept, if there is room, and half of one that nobody goes on with.
 const KEPT: Duration = Duration::from_secs(24 * 3_600);
-
-/// Pieces are read for a worker while less than this waits for it in the transport.
-const SEND_AHEAD_BYTES: usize = 4 << 20;
-
-/// How soon a worker whose queue is full is looked at again.
-const PACE: Duration = Duration::from_millis(5);
 
 /// Pieces that are read and compressed at a time, for all workers.
 const READERS: usize = 4;
@@ -78,7 +83,9 @@ pub(crate) struct Bundles {
     complete: BTreeMap<BundleDigest, Complete>,
     in_use: BTreeSet<BundleDigest>,
     uploads: BTreeMap<BundleDigest, Upload>,
-    writer: blocking::Sender<Work>,
+    /// What was sent by applications that have left.
+    halves: BTreeMap<BundleDigest, Half>,
+    disk: Disk,
     outcomes: mpsc::UnboundedReceiver<Outcome>,
     downloads: JoinSet<()>,
     by_worker: BTreeMap<(ConnectionId, BundleDigest), AbortHandle>,
@@ -95,24 +102,60 @@ struct Complete {
     platform: Option<Platform>,
 }
 
+/// A part of a bundle that nobody is sending.
+#[derive(Debug)]
+struct Half {
+    bytes: u64,
+    /// Since when, by the wall clock.
+    left: Duration,
+}
+
+/// An application that has a bundle, and what it says of it.
+#[derive(Debug)]
+struct Source {
+    connection: ConnectionId,
+    bytes: u64,
+    platform: Platform,
+}
+
 /// A bundle that is on its way.
 #[derive(Debug)]
 struct Upload {
+    /// The first one sends it. Empty only while it is verified.
+    sources: VecDeque<Source>,
+    /// Who was asked last, and for the bundle from its start on.
+    sender: ConnectionId,
+    from_start: bool,
+    /// Its length, and what it was built for, by the sender's account.
     bytes: u64,
     platform: Platform,
     /// How much of it the writer was given.
     received: u64,
-    /// Applications that have it; the first one sends it.
-    sources: Vec<ConnectionId>,
+    /// A piece was passed over: the sender is asked again once it has sent its last one.
+    lags: bool,
+    /// When a piece came last; at first, when it was offered.
+    heard: Moment,
+    /// When it is looked at whether anything comes.
+    look: Moment,
 }
 
-/// What the writing thread does.
-enum Work {
-    Write { digest: BundleDigest, offset: u64, bytes: u32, compressed: Bytes },
-    Describe { digest: BundleDigest, platform: Platform },
-    Finish { digest: BundleDigest },
-    Abandon { digest: BundleDigest },
-    Remove { digest: BundleDigest },
+impl Upload {
+    /// Whether all has come, and it is being verified.
+    fn is_whole(&self) -> bool {
+        self.received == self.bytes
+    }
+
+    /// The room that is held for it: what somebody sends, else what is there.
+    fn room(&self, now: Moment) -> u64 {
+        let announced = self.sources.iter().map(|source| source.bytes).max().unwrap_or(0);
+        let comes = now.since(self.heard) < UPLOAD_STALL;
+        room(if comes { announced.max(self.received) } else { self.received })
+    }
+}
+
+/// What a file of this length takes of the room.
+fn room(bytes: u64) -> u64 {
+    bytes.max(BUNDLE_ROOM_MIN)
 }
 
 impl Bundles {
@@ -122,12 +165,9 @@ impl Bundles {
     ///
     /// If it can't be made or read, or the writing thread can't be started.
     pub(crate) fn open(directory: PathBuf, limit: u64, handle: ServerHandle) -> io::Result<Self> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
-        let complete = scan(&directory)?;
-        let (writer, work) = blocking::channel();
-        let (sender, outcomes) = mpsc::unbounded_channel();
-        let path = directory.clone();
-        std::thread::Builder::new().name("bundles".to_owned()).spawn(move || write(&path, &work, &sender))?;
+        private_dir::make(&directory)?;
+        let (complete, halves) = scan(&directory)?;
+        let (disk, outcomes) = Disk::start(directory.clone())?;
         Ok(Self {
             directory,
             limit,
@@ -135,7 +175,8 @@ impl Bundles {
             complete,
             in_use: BTreeSet::new(),
             uploads: BTreeMap::new(),
-            writer,
+            halves,
+            disk,
             outcomes,
             downloads: JoinSet::new(),
             by_worker: BTreeMap::new(),
@@ -163,57 +204,91 @@ impl Bundles {
             complete.last_used = wall_clock();
             if complete.platform.is_none() {
                 complete.platform = Some(platform.clone());
-                self.order(Work::Describe { digest, platform: platform.clone() });
+                self.disk.order(Work::Describe { digest, platform: platform.clone() });
             }
             self.tell(from, &ToApplication::BundleComplete { digest });
             return vec![Event::BundleCompleted { digest, platform }];
         }
-        let differs = |upload: &Upload| upload.sources.is_empty() && upload.bytes != bytes;
-        let differed = self.uploads.get(&digest).is_some_and(differs);
-        if differed {
-            // Who left it had another idea of its length.
-            self.uploads.remove(&digest);
-            self.order(Work::Abandon { digest });
-        }
-        if let Some(upload) = self.uploads.get_mut(&digest) {
-            upload.sources.retain(|&source| source != from);
-            upload.sources.push(from);
-            if upload.sources.len() == 1 {
-                let offset = upload.received;
-                self.tell(from, &ToApplication::BundleWanted { digest, offset });
-            }
-            return Vec::new();
-        }
+        let is_sent = self.uploads.contains_key(&digest);
+        // That one peer's offer is refused says nothing of what another is sending.
+        let refused =
+            |reason: String| if is_sent { vec![] } else { vec![Event::BundleFailed { digest, reason }] };
         if bytes == 0 || bytes > BUNDLE_BYTES {
             let reason = format!("an executable of {bytes} bytes: 1 to {BUNDLE_BYTES} are allowed");
-            return vec![self.refuse(from, digest, reason)];
+            self.refuse(from, digest, &reason);
+            return refused(reason);
         }
-        let (room, mut events) = self.make_room(bytes);
-        if !room {
+        let has = |upload: &&Upload| upload.sources.iter().any(|source| source.connection == from);
+        let others = self.uploads.iter().filter(|(other, _)| **other != digest).map(|(_, upload)| upload);
+        if others.filter(has).count() >= UPLOADS_PER_PEER {
+            let reason =
+                format!("{UPLOADS_PER_PEER} other executables of yours are on their way: wait for them");
+            self.refuse(from, digest, &reason);
+            return Vec::new();
+        }
+        let (fits, mut events) = self.make_room(digest, bytes);
+        if !fits {
             let limit = self.limit;
             let reason = format!(
                 "no room for an executable of {bytes} bytes: the scheduler keeps {limit} bytes of bundles (--bundle-store)"
             );
-            events.push(self.refuse(from, digest, reason));
+            self.refuse(from, digest, &reason);
+            events.extend(refused(reason));
             return events;
         }
-        // What a scheduler before this one was sent. A longer file isn't this bundle's.
-        let left = if differed {
-            0
-        } else {
-            fs::metadata(part(&self.directory, digest)).map_or(0, |file| file.len())
+        let source = Source { connection: from, bytes, platform };
+        if let Some(upload) = self.uploads.get_mut(&digest) {
+            let was_sending = upload.sender == from;
+            upload.sources.retain(|source| source.connection != from);
+            // Its answer may not have arrived.
+            if was_sending {
+                upload.sources.push_front(source)
+            } else {
+                upload.sources.push_back(source)
+            }
+            if !upload.is_whole() && (was_sending || upload.sources.len() == 1) {
+                self.ask(digest);
+            }
+            return events;
+        }
+        // What was sent before. A longer file isn't this bundle's.
+        let left = self.halves.remove(&digest).map_or(0, |half| half.bytes);
+        let now = Moment::now();
+        let upload = Upload {
+            sender: from,
+            from_start: false,
+            bytes,
+            platform: source.platform.clone(),
+            received: left,
+            lags: false,
+            heard: now,
+            look: now,
+            sources: VecDeque::from([source]),
         };
-        let offset = if left < bytes { left } else { 0 };
-        self.uploads.insert(digest, Upload { bytes, platform, received: offset, sources: vec![from] });
-        self.tell(from, &ToApplication::BundleWanted { digest, offset });
+        self.uploads.insert(digest, upload);
+        self.ask(digest);
         // If an earlier upload failed, this one may not.
         events.push(Event::BundleForgotten { digest });
         events
     }
 
-    fn refuse(&self, from: ConnectionId, digest: BundleDigest, reason: String) -> Event {
-        self.tell(from, &ToApplication::BundleRefused { digest, reason: reason.clone() });
-        Event::BundleFailed { digest, reason }
+    /// Asks the first one that has it for what is missing.
+    fn ask(&mut self, digest: BundleDigest) {
+        let Some(upload) = self.uploads.get_mut(&digest) else { return };
+        let Some(source) = upload.sources.front() else { return };
+        (upload.sender, upload.bytes) = (source.connection, source.bytes);
+        upload.platform = source.platform.clone();
+        if upload.received >= upload.bytes {
+            upload.received = 0;
+        }
+        upload.from_start = upload.received == 0;
+        upload.look = Moment::now() + UPLOAD_STALL;
+        let (to, offset) = (upload.sender, upload.received);
+        self.tell(to, &ToApplication::BundleWanted { digest, offset });
+    }
+
+    fn refuse(&self, from: ConnectionId, digest: BundleDigest, reason: &str) {
+        self.tell(from, &ToApplication::BundleRefused { digest, reason: reason.to_owned() });
     }
 
     /// A piece has come.
@@ -231,22 +306,33 @@ impl Bundles {
     ) -> Result<(), BadChunk> {
         // A repeat, or one of several sources of which another was asked, or its upload has failed.
         let Some(upload) = self.uploads.get_mut(&digest) else { return Ok(()) };
-        if upload.sources.first() != Some(&from) || offset < upload.received {
+        if upload.sender != from || offset < upload.received || upload.is_whole() {
             return Ok(());
         }
-        let end = offset.saturating_add(u64::from(bytes));
-        if offset > upload.received || end > upload.bytes || bytes == 0 || bytes as usize > BUNDLE_CHUNK_BYTES
-        {
+        let is_piece = bytes > 0 && bytes == chunk_bytes(offset, upload.bytes);
+        if !is_piece || offset > upload.received && !upload.lags || check_chunk(&compressed, bytes).is_err() {
             return Err(BadChunk { digest, offset, bytes, expected: upload.received, total: upload.bytes });
         }
-        upload.received = end;
-        let finished = end == upload.bytes;
+        upload.heard = Moment::now();
+        upload.look = upload.heard + UPLOAD_STALL;
+        // No overflow: a piece ends within the bundle.
+        let end = offset + u64::from(bytes);
+        let is_last = end == upload.bytes;
+        let has_room = self.disk.backlog() + compressed.len() <= BUNDLE_BACKLOG_BYTES;
+        if offset > upload.received || !has_room {
+            upload.lags = true;
+            if is_last {
+                self.ask(digest);
+            }
+            return Ok(());
+        }
+        (upload.received, upload.lags) = (end, false);
         let platform = upload.platform.clone();
-        self.order(Work::Write { digest, offset, bytes, compressed });
-        if finished {
+        self.disk.order(Work::Write { digest, offset, bytes, compressed });
+        if is_last {
             // First, so that whoever finds the bundle finds this too.
-            self.order(Work::Describe { digest, platform });
-            self.order(Work::Finish { digest });
+            self.disk.order(Work::Describe { digest, platform });
+            self.disk.order(Work::Finish { digest });
         }
         Ok(())
     }
@@ -254,10 +340,30 @@ impl Bundles {
     /// The end of an upload. Safe to cancel.
     pub(crate) async fn next(&mut self) -> Outcome {
         loop {
+            let waiting = self.uploads.values().filter(|upload| !upload.is_whole());
+            let look = waiting.map(|upload| upload.look).min();
             tokio::select! {
                 outcome = self.outcomes.recv() => return outcome.expect("the writer lives as long as its orders come"),
                 Some(_) = self.downloads.join_next() => self.by_worker.retain(|_, task| !task.is_finished()),
+                () = sleep_until(look) => self.pass_over_silent(Moment::now()),
             }
+        }
+    }
+
+    /// Where nothing has come for too long, the next one that has the bundle is asked; the same one again, if it is the only
+    /// one.
+    fn pass_over_silent(&mut self, now: Moment) {
+        let is_silent = |upload: &Upload| !upload.is_whole() && upload.look <= now;
+        let silent = self.uploads.iter_mut().filter(|(_, upload)| is_silent(upload));
+        let silent: Vec<_> = silent
+            .map(|(&digest, upload)| {
+                upload.sources.rotate_left(1);
+                digest
+            })
+            .collect();
+        for digest in silent {
+            debug!(bundle = %digest, "nothing comes of a bundle");
+            self.ask(digest);
         }
     }
 
@@ -271,20 +377,39 @@ impl Bundles {
                 self.complete
                     .insert(digest, Complete { bytes: upload.bytes, last_used: wall_clock(), platform });
                 for source in upload.sources {
-                    self.tell(source, &ToApplication::BundleComplete { digest });
+                    self.tell(source.connection, &ToApplication::BundleComplete { digest });
                 }
                 Some(Event::BundleCompleted { digest, platform: upload.platform })
             }
-            Outcome::Failed { digest, reason } => {
-                let upload = self.uploads.remove(&digest)?;
-                warn!(bundle = %digest, %reason, "bundle refused");
-                for source in upload.sources {
-                    let reason = reason.clone();
-                    self.tell(source, &ToApplication::BundleRefused { digest, reason });
-                }
-                Some(Event::BundleFailed { digest, reason })
-            }
+            Outcome::Failed { digest, reason } => self.failed(digest, reason),
         }
+    }
+
+    /// What was sent is of no use, or can't be kept. If it is one sender's alone, that one is refused; all others may have the
+    /// right bytes.
+    fn failed(&mut self, digest: BundleDigest, reason: String) -> Option<Event> {
+        warn!(bundle = %digest, %reason, "bundle refused");
+        // Its file is gone.
+        self.halves.remove(&digest);
+        let upload = self.uploads.get_mut(&digest)?;
+        (upload.received, upload.lags) = (0, true);
+        let sender = upload.sender;
+        let is_next = upload.sources.front().is_some_and(|source| source.connection == sender);
+        let is_to_blame = upload.from_start && is_next;
+        if is_to_blame {
+            upload.sources.pop_front();
+        }
+        let has_others = !upload.sources.is_empty();
+        if is_to_blame {
+            self.refuse(sender, digest, &reason);
+        }
+        if has_others {
+            self.ask(digest);
+            return None;
+        }
+        self.uploads.remove(&digest);
+        self.disk.order(Work::Abandon { digest });
+        is_to_blame.then_some(Event::BundleFailed { digest, reason })
     }
 
     /// A worker lacks a bundle: it is sent piece by piece, as fast as the worker takes them.
@@ -312,15 +437,24 @@ impl Bundles {
     /// for the next one who has it.
     pub(crate) fn left(&mut self, connection: ConnectionId) {
         let mut wanted = Vec::new();
+        let mut halves = Vec::new();
         for (&digest, upload) in &mut self.uploads {
-            let was_sending = upload.sources.first() == Some(&connection);
-            upload.sources.retain(|&source| source != connection);
-            if let (true, Some(&next)) = (was_sending, upload.sources.first()) {
-                wanted.push((next, digest, upload.received));
+            upload.sources.retain(|source| source.connection != connection);
+            if upload.is_whole() {
+                continue;
+            }
+            match upload.sources.front() {
+                None => halves.push((digest, upload.received)),
+                Some(_) if upload.sender == connection => wanted.push(digest),
+                Some(_) => {}
             }
         }
-        for (next, digest, offset) in wanted {
-            self.tell(next, &ToApplication::BundleWanted { digest, offset });
+        for digest in wanted {
+            self.ask(digest);
+        }
+        for (digest, bytes) in halves {
+            self.uploads.remove(&digest);
+            self.halves.insert(digest, Half { bytes, left: wall_clock() });
         }
     }
 
@@ -336,49 +470,65 @@ impl Bundles {
         }
     }
 
-    /// Deletes what nobody needs: all that is old, then what was used longest ago until this many bytes fit in.
-    fn make_room(&mut self, bytes: u64) -> (bool, Vec<Event>) {
-        let now = wall_clock();
-        let mut unused: Vec<(Duration, BundleDigest)> = self
-            .complete
-            .iter()
-            .filter(|(digest, _)| !self.in_use.contains(digest))
-            .map(|(&digest, complete)| (complete.last_used, digest))
-            .collect();
-        unused.sort_unstable();
+    /// Deletes what nobody needs until a bundle of this many bytes fits in: all that is old, then what was used longest ago,
+    /// then halves that nobody sends, and at last those of which nothing comes.
+    fn make_room(&mut self, wanted: BundleDigest, bytes: u64) -> (bool, Vec<Event>) {
+        let (now, today) = (Moment::now(), wall_clock());
         let mut events = Vec::new();
-        for (last_used, digest) in unused {
-            let old = now.saturating_sub(last_used) > KEPT;
-            if !old && self.fits(bytes) {
+        let complete: u64 = self.complete.values().map(|complete| room(complete.bytes)).sum();
+        let halves = self.halves.iter().filter(|(digest, _)| **digest != wanted);
+        let halves: u64 = halves.map(|(_, half)| room(half.bytes)).sum();
+        let uploads = self.uploads.iter().filter(|(digest, _)| **digest != wanted);
+        let uploads: u64 = uploads.map(|(_, upload)| upload.room(now)).sum();
+        let own = self.uploads.get(&wanted).map_or(0, |upload| upload.room(now));
+        let mut used = complete.saturating_add(halves).saturating_add(uploads);
+        used = used.saturating_add(room(bytes).max(own));
+
+        let unused = self.complete.iter().filter(|(digest, _)| !self.in_use.contains(digest));
+        let mut unused: Vec<_> =
+            unused.map(|(&digest, complete)| (complete.last_used, digest, room(complete.bytes))).collect();
+        unused.sort_unstable();
+        for (last_used, digest, freed) in unused {
+            if used <= self.limit && today.saturating_sub(last_used) <= KEPT {
                 break;
             }
             info!(bundle = %digest, "bundle deleted");
             self.complete.remove(&digest);
-            self.order(Work::Remove { digest });
+            self.disk.order(Work::Remove { digest });
             events.push(Event::BundleForgotten { digest });
+            used -= freed;
         }
-        // Last, since whoever began an upload may go on with it. What has come as a whole is being verified.
-        let left = |upload: &Upload| upload.sources.is_empty() && upload.received < upload.bytes;
-        while !self.fits(bytes)
-            && let Some(digest) =
-                self.uploads.iter().find(|(_, upload)| left(upload)).map(|(&digest, _)| digest)
+
+        let halves = self.halves.iter().filter(|(digest, _)| **digest != wanted);
+        let mut halves: Vec<_> =
+            halves.map(|(&digest, half)| (half.left, digest, room(half.bytes))).collect();
+        halves.sort_unstable();
+        for (left, digest, freed) in halves {
+            if used <= self.limit && today.saturating_sub(left) <= KEPT {
+                break;
+            }
+            self.halves.remove(&digest);
+            self.disk.order(Work::Abandon { digest });
+            used -= freed;
+        }
+
+        let is_stalled = |upload: &Upload| !upload.is_whole() && now.since(upload.heard) >= UPLOAD_STALL;
+        while used > self.limit
+            && let Some(digest) = self
+                .uploads
+                .iter()
+                .find(|(digest, upload)| **digest != wanted && is_stalled(upload))
+                .map(|(&digest, _)| digest)
+            && let Some(upload) = self.uploads.remove(&digest)
         {
-            self.uploads.remove(&digest);
-            self.order(Work::Abandon { digest });
+            self.disk.order(Work::Abandon { digest });
+            for source in &upload.sources {
+                let reason = "nothing of it came for long, and others needed the room: start again";
+                self.refuse(source.connection, digest, reason);
+            }
+            used -= upload.room(now);
         }
-        (self.fits(bytes), events)
-    }
-
-    fn fits(&self, bytes: u64) -> bool {
-        let complete: u64 = self.complete.values().map(|complete| complete.bytes).sum();
-        // Room is held for what somebody sends.
-        let room = |upload: &Upload| if upload.sources.is_empty() { upload.received } else { upload.bytes };
-        let coming: u64 = self.uploads.values().map(room).sum();
-        complete.saturating_add(coming).saturating_add(bytes) <= self.limit
-    }
-
-    fn order(&self, work: Work) {
-        self.writer.send(work).expect("the writer lives as long as its orders come");
+        (used <= self.limit, events)
     }
 
     fn tell(&self, to: ConnectionId, head: &ToApplication) {
@@ -386,211 +536,5 @@ impl Bundles {
         if let Err(error) = self.handle.send(to, Message::new(codec::encode(head), Bytes::new())) {
             debug!(connection = %to, %error, "message about a bundle not sent");
         }
-    }
-}
-
-/// What a bundle was built for, beside it.
-fn description(directory: &Path, digest: BundleDigest) -> PathBuf {
-    directory.join(format!("{digest}.platform"))
-}
-
-fn describe(directory: &Path, digest: BundleDigest, platform: &Platform) -> io::Result<()> {
-    let mut file = File::create(description(directory, digest))?;
-    file.write_all(&codec::encode(platform))?;
-    file.sync_all()
-}
-
-/// None if it isn't there or can't be read: an application that has the bundle says it again.
-fn read_platform(path: &Path) -> Option<Platform> {
-    codec::decode_local(&fs::read(path).ok()?).ok()
-}
-
-fn part(directory: &Path, digest: BundleDigest) -> PathBuf {
-    directory.join(format!("{digest}.part"))
-}
-
-/// The bundles that earlier schedulers left in a directory. Uploads that nobody has gone on with for long are deleted.
-fn scan(directory: &Path) -> io::Result<BTreeMap<BundleDigest, Complete>> {
-    let mut complete = BTreeMap::new();
-    let now = wall_clock();
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name.to_str().is_some_and(|name| name.ends_with(".part")) {
-            let modified =
-                entry.metadata()?.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-            if now.saturating_sub(modified) > KEPT {
-                fs::remove_file(entry.path())?;
-            }
-        } else if let Some(digest) = name.to_str().and_then(|name| name.parse().ok()) {
-            let metadata = entry.metadata()?;
-            let modified = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-            let platform = read_platform(&description(directory, digest));
-            complete.insert(digest, Complete { bytes: metadata.len(), last_used: modified, platform });
-        }
-    }
-    Ok(complete)
-}
-
-/// The writing thread.
-fn write(directory: &Path, work: &blocking::Receiver<Work>, outcomes: &mpsc::UnboundedSender<Outcome>) {
-    let mut open: BTreeMap<BundleDigest, File> = BTreeMap::new();
-    let mut failed: BTreeSet<BundleDigest> = BTreeSet::new();
-    for work in work {
-        let (digest, result) = match work {
-            Work::Write { digest, offset, bytes, compressed } => {
-                if offset == 0 {
-                    failed.remove(&digest);
-                }
-                if failed.contains(&digest) {
-                    continue;
-                }
-                (digest, write_piece(directory, &mut open, digest, offset, bytes, &compressed).map(|()| None))
-            }
-            Work::Describe { digest, platform } => {
-                (digest, describe(directory, digest, &platform).map(|()| None))
-            }
-            Work::Finish { digest } if failed.contains(&digest) => continue,
-            Work::Finish { digest } => {
-                let stored = finish(directory, open.remove(&digest), digest);
-                (digest, stored.map(|()| Some(Outcome::Stored { digest })))
-            }
-            Work::Abandon { digest } => {
-                open.remove(&digest);
-                // If it can't be deleted, what is wrong with it shows when it is verified.
-                let _ = fs::remove_file(part(directory, digest));
-                continue;
-            }
-            Work::Remove { digest } => {
-                // Without the bundle it says nothing.
-                let _ = fs::remove_file(description(directory, digest));
-                if let Err(error) = fs::remove_file(directory.join(digest.to_string())) {
-                    warn!(bundle = %digest, %error, "bundle not deleted");
-                }
-                continue;
-            }
-        };
-        let outcome = match result {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                failed.insert(digest);
-                open.remove(&digest);
-                // What can't be continued is of no use; if it can't be deleted either, the next upload overwrites it.
-                let _ = fs::remove_file(part(directory, digest));
-                Some(Outcome::Failed {
-                    digest,
-                    reason: format!("the scheduler can't store the bundle: {error}"),
-                })
-            }
-        };
-        if outcome.is_some_and(|outcome| outcomes.send(outcome).is_err()) {
-            return;
-        }
-    }
-}
-
-fn write_piece(
-    directory: &Path,
-    open: &mut BTreeMap<BundleDigest, File>,
-    digest: BundleDigest,
-    offset: u64,
-    bytes: u32,
-    compressed: &[u8],
-) -> io::Result<()> {
-    let piece = restore_chunk(compressed, bytes)?;
-    let file = match open.entry(digest) {
-        std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-        std::collections::btree_map::Entry::Vacant(entry) => {
-            let mut options = File::options();
-            options.read(true).write(true).create(true).truncate(offset == 0);
-            entry.insert(options.open(part(directory, digest))?)
-        }
-    };
-    file.write_all_at(&piece, offset)
-}
-
-/// Verifies an upload and gives it its name.
-fn finish(directory: &Path, file: Option<File>, digest: BundleDigest) -> io::Result<()> {
-    let file = file.ok_or_else(|| io::Error::other("nothing was uploaded"))?;
-    let (found, _) = digest_file(&file)?;
-    if found != digest {
-        return Err(io::Error::other(format!(
-            "the uploaded bytes have the digest {found}: upload the program again"
-        )));
-    }
-    file.sync_all()?;
-    fs::rename(part(directory, digest), directory.join(digest.to_string()))?;
-    File::open(directory)?.sync_all()
-}
-
-/// Hands a bundle out to one worker.
-struct Download {
-    handle: ServerHandle,
-    to: ConnectionId,
-    digest: BundleDigest,
-    path: PathBuf,
-    offset: u64,
-    total: u64,
-    readers: Arc<Semaphore>,
-}
-
-impl Download {
-    async fn run(self) {
-        let Self { handle, to, digest, path, mut offset, total, readers } = self;
-        let opened = tokio::task::spawn_blocking(move || File::open(path)).await;
-        let mut file = match opened.map_err(io::Error::other).flatten() {
-            Ok(file) => file,
-            Err(error) => {
-                warn!(bundle = %digest, %error, "bundle not readable");
-                return send_to_worker(&handle, to, &ToWorker::BundleMissing { digest }, Bytes::new());
-            }
-        };
-        while offset < total {
-            match handle.queued(to) {
-                None => return,
-                Some((_, bytes)) if bytes > SEND_AHEAD_BYTES => {
-                    tokio::time::sleep(PACE).await;
-                    continue;
-                }
-                Some(_) => {}
-            }
-            let permit = readers.acquire().await.expect("the semaphore is never closed");
-            let read = tokio::task::spawn_blocking(move || (read_chunk(&file, offset), file)).await;
-            drop(permit);
-            // The task can only have been cancelled, with the process.
-            let Ok((piece, same_file)) = read else { return };
-            file = same_file;
-            let (piece, bytes) = match piece {
-                Ok((piece, bytes)) if bytes > 0 => (piece, bytes),
-                Ok(_) => return warn!(bundle = %digest, offset, "bundle is shorter than it was"),
-                Err(error) => return warn!(bundle = %digest, offset, %error, "bundle not readable"),
-            };
-            send_to_worker(&handle, to, &ToWorker::BundleChunk { digest, offset, bytes, total }, piece);
-            offset += u64::from(bytes);
-        }
-    }
-}
-
-fn send_to_worker(handle: &ServerHandle, to: ConnectionId, head: &ToWorker, body: Bytes) {
-    if let Err(error) = handle.send(to, Message::new(codec::encode(head), body)) {
-        debug!(connection = %to, %error, "message about a bundle not sent");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn uploads_that_nobody_goes_on_with_are_deleted_at_the_next_start() {
-        let directory = tempfile::tempdir().unwrap();
-        let (old, new) = (BundleDigest([1; 32]), BundleDigest([2; 32]));
-        for digest in [old, new] {
-            fs::write(part(directory.path(), digest), "half").unwrap();
-        }
-        let file = File::options().write(true).open(part(directory.path(), old)).unwrap();
-        file.set_modified(std::time::UNIX_EPOCH + wall_clock() - 2 * KEPT).unwrap();
-        assert!(scan(directory.path()).unwrap().is_empty());
-        assert!(!part(directory.path(), old).exists() && part(directory.path(), new).exists());
     }
 }

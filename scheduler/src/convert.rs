@@ -523,6 +523,10 @@ pub(crate) fn status(
 
 #[cfg(test)]
 mod tests {
+    use lrts_core::ids::{AttemptId, BundleDigest};
+    use lrts_core::protocol::progress::{BarNumbers, BarText};
+    use lrts_core::worker_secret::WorkerSecret;
+
     use super::*;
 
     #[test]
@@ -542,5 +546,108 @@ mod tests {
         assert_eq!(bodies.bytes(), 1_000);
         let Bodies::Payloads(payloads) = bodies else { panic!("{bodies:?}") };
         assert_eq!(payloads.iter().map(Bytes::len).collect::<Vec<_>>(), [0, 1_000, 0]);
+    }
+
+    fn register() -> Register {
+        let secret = WorkerSecret::random();
+        Register {
+            worker: secret.worker(),
+            secret,
+            host: "here".into(),
+            pid: 1,
+            instance: 1,
+            slots: 1,
+            platform: Platform { target: "x86_64-linux-gnu".into(), glibc: None },
+            boot_id: "boot".into(),
+            installed: vec!["tools".into()],
+            ships: true,
+            attempts: Vec::new(),
+            store: None,
+        }
+    }
+
+    fn ended() -> Ended {
+        Ended {
+            attempt: AttemptId { job: SessionId(1).job(1), attempt: 1 },
+            end: AttemptEnd::Finished,
+            ran: std::time::Duration::ZERO,
+            peak_memory_bytes: 0,
+            body_bytes: (0, 0, 0),
+            bars: Vec::new(),
+        }
+    }
+
+    fn read(head: &FromWorker, body: usize) -> Result<Input, BadMessage> {
+        from_worker(Peer(1), &transport::Message::new(codec::encode(head), vec![7; body]))
+    }
+
+    #[test]
+    fn a_worker_shows_the_secret_of_its_id() {
+        assert!(read(&FromWorker::Register(register()), 0).is_ok());
+        let stolen = Register { worker: register().worker, ..register() };
+        let refused = read(&FromWorker::Register(stolen), 0).unwrap_err();
+        assert_eq!(refused.kind(), RefusalKind::Keys);
+    }
+
+    #[test]
+    fn texts_and_lists_of_a_worker_are_bounded() {
+        let long = |bytes: usize| "x".repeat(bytes + 1);
+        let platform = Platform { target: long(PLATFORM_BYTES), glibc: None };
+        let registers = [
+            Register { host: long(HELLO_HOST_BYTES), ..register() },
+            Register { boot_id: long(BOOT_ID_BYTES), ..register() },
+            Register { platform, ..register() },
+            Register { installed: vec![long(BUNDLE_NAME_BYTES)], ..register() },
+            Register { installed: vec![String::new(); INSTALLED_BUNDLES + 1], ..register() },
+        ];
+        for register in registers {
+            assert!(read(&FromWorker::Register(register), 0).is_err());
+        }
+        let bundle = BundleRef::Installed(long(BUNDLE_NAME_BYTES));
+        let refused = FromWorker::BundleRefused { bundle, reason: String::new(), attempts: Vec::new() };
+        assert!(read(&refused, 0).is_err());
+        let output = |bytes: usize| FromWorker::Output { request: 1, bytes: Some((bytes as u32, 0)) };
+        assert!(read(&output(OUTPUT_BYTES), OUTPUT_BYTES).is_ok());
+        assert!(read(&output(OUTPUT_BYTES + 1), OUTPUT_BYTES + 1).is_err());
+    }
+
+    #[test]
+    fn what_an_end_brings_is_bounded() {
+        let bar = |index, description: &str| BarRecord {
+            index,
+            text: BarText { description: description.to_owned(), ..BarText::default() },
+            numbers: BarNumbers::default(),
+        };
+        let with_bars = |bars| FromWorker::Ended(Ended { bars, ..ended() });
+        assert!(read(&with_bars(vec![bar(BARS_PER_ATTEMPT - 1, "load")]), 0).is_ok());
+        assert!(read(&with_bars(vec![bar(BARS_PER_ATTEMPT, "load")]), 0).is_err());
+        assert!(read(&with_bars(vec![bar(0, "\x1b[2J")]), 0).is_err());
+        assert!(read(&with_bars(vec![bar(0, "load"); BARS_PER_ATTEMPT as usize + 1]), 0).is_err());
+        let printed = OUTPUT_BYTES + 1;
+        for body_bytes in [(0, printed as u32, 0), (0, 0, printed as u32)] {
+            assert!(read(&FromWorker::Ended(Ended { body_bytes, ..ended() }), printed).is_err());
+        }
+        let end = AttemptEnd::Lost { reason: "x".repeat(FAILURE_MESSAGE_BYTES + 1) };
+        let read = read(&FromWorker::Ended(Ended { end, ..ended() }), 0).unwrap();
+        let Input::Event(Event::Ended { outcome: AttemptOutcome::Lost { reason }, .. }, _) = read else {
+            panic!("{read:?}")
+        };
+        assert_eq!(reason.len(), FAILURE_MESSAGE_BYTES);
+    }
+
+    #[test]
+    fn what_an_application_says_is_bounded() {
+        let read = |head: &FromApplication| {
+            from_application(Peer(1), None, &transport::Message::new(codec::encode(head), Bytes::new()))
+        };
+        let set = |count: u64| JobSet {
+            session: SessionId(1),
+            ranges: (0..count).map(|number| (2 * number, 2 * number)).collect(),
+        };
+        assert!(read(&FromApplication::Taken { jobs: set(JOB_SET_RANGES as u64) }).is_ok());
+        assert!(read(&FromApplication::Taken { jobs: set(JOB_SET_RANGES as u64 + 1) }).is_err());
+        let platform = Platform { target: "x".repeat(PLATFORM_BYTES + 1), glibc: None };
+        let digest = BundleDigest([7; 32]);
+        assert!(read(&FromApplication::OfferBundle { digest, bytes: 1, platform }).is_err());
     }
 }

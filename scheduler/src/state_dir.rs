@@ -1,12 +1,11 @@
 //! The scheduler's state directory: private, for one scheduler at a time, and recognised as such before anything is written.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use lrts_core::private_dir::PrivateDir;
+use lrts_core::private_dir::{self, PrivateDir, file_options};
 
 use crate::store::{DurableStore, StoreError};
 
@@ -57,12 +56,11 @@ impl StateDir {
             return Ok(Self { path, new: false, _lock: None, _temporary: Some(temporary) });
         };
         let failed = |source| StoreError::from_io(&path, source);
-        DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
-        if fs::metadata(&path).map_err(failed)?.mode() & 0o022 != 0 {
-            return Err(StoreError::NotPrivate { path });
-        }
+        private_dir::find(&path).map_err(StoreError::from_private_dir)?;
         let new = !check_marker(&path)?;
-        let lock = private_file().open(path.join(LOCK)).map_err(failed)?;
+        // Only now: one that is something else is left as it is.
+        private_dir::close(&path).map_err(StoreError::from_private_dir)?;
+        let lock = file_options().open(path.join(LOCK)).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path }),
@@ -145,18 +143,11 @@ fn part() -> String {
 /// Comes last, and whole: from then on the directory is a scheduler's.
 fn write_marker(directory: &Path) -> io::Result<()> {
     let part = directory.join(part());
-    let mut file = private_file().truncate(true).open(&part)?;
+    let mut file = file_options().truncate(true).open(&part)?;
     writeln!(file, "{MARKER_TEXT}{FORMAT}")?;
     file.sync_all()?;
     fs::rename(part, directory.join(MARKER))?;
     File::open(directory)?.sync_all()
-}
-
-/// A file for the owner alone, opened to be written and made if it isn't there.
-fn private_file() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false).mode(0o600);
-    options
 }
 
 #[cfg(test)]
@@ -170,6 +161,10 @@ mod tests {
         StateDir::open(Some(path.to_owned()))
     }
 
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
     fn names(path: &Path) -> Vec<String> {
         fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
@@ -179,7 +174,8 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("deep/state");
         let state = open(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(mode(&path), 0o700);
+        assert_eq!(mode(&path.join(LOCK)), 0o600);
         let identity = DurableStore::open(&state.store()).unwrap().identity();
         drop(state);
         // The first start was cut short before the marker.
@@ -222,8 +218,10 @@ mod tests {
     fn what_is_something_else_is_refused_and_left_alone() {
         let home = tempfile::tempdir().unwrap();
         fs::write(home.path().join("thesis.tex"), "").unwrap();
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
         assert!(matches!(open(home.path()), Err(StoreError::Foreign { .. })));
         assert_eq!(names(home.path()), ["thesis.tex"]);
+        assert_ne!(mode(home.path()), 0o700);
 
         let other = tempfile::tempdir().unwrap();
         fs::write(other.path().join(MARKER), format!("{MARKER_TEXT}7\n")).unwrap();
@@ -242,10 +240,18 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_that_others_read_is_closed_to_them() {
+        let home = tempfile::tempdir().unwrap();
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        open(home.path()).unwrap();
+        assert_eq!(mode(home.path()), 0o700);
+    }
+
+    #[test]
     fn a_directory_that_others_write_to_is_refused() {
         let home = tempfile::tempdir().unwrap();
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o770)).unwrap();
-        assert!(matches!(open(home.path()), Err(StoreError::NotPrivate { .. })));
+        assert!(matches!(open(home.path()), Err(StoreError::NotPrivate(_))));
         assert!(names(home.path()).is_empty());
     }
 

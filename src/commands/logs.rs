@@ -1,15 +1,17 @@
 //! `lrts logs`.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use lrts_core::protocol::codec::split_body;
 use lrts_core::protocol::command::{FromCommand, ToCommand};
+use lrts_core::terminal::visible_lines;
 
 use super::session::{Answers, CommandError};
 use super::table::print_json;
 use crate::cli::LogsArgs;
 
-/// Shows what a job has printed: its stdout on stdout, its stderr on stderr.
+/// Shows what a job has printed: its stdout on stdout, its stderr on stderr. A pipe or a file gets the very bytes, a terminal
+/// lines and colours, and nothing that would steer it.
 pub(crate) async fn logs(args: LogsArgs) -> Result<(), CommandError> {
     let (answer, body) = Answers::ask(&args.query, &FromCommand::Logs { job: args.job })?.next().await?;
     let ToCommand::Logs { bytes, note } = answer else { return Err(CommandError::Unexpected) };
@@ -26,8 +28,16 @@ pub(crate) async fn logs(args: LogsArgs) -> Result<(), CommandError> {
             "note": note,
         }))?;
     } else {
-        io::stdout().write_all(&parts[0])?;
-        io::stderr().write_all(&parts[1])?;
+        show(&mut io::stdout(), &parts[0])?;
+        show(&mut io::stderr(), &parts[1])?;
     }
     Ok(())
+}
+
+fn show(out: &mut (impl Write + IsTerminal), printed: &[u8]) -> io::Result<()> {
+    if out.is_terminal() {
+        out.write_all(visible_lines(&String::from_utf8_lossy(printed)).as_bytes())
+    } else {
+        out.write_all(printed)
+    }
 }

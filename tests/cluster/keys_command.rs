@@ -33,7 +33,7 @@ impl Keys {
     /// Runs `lrts keys` with the directory where the environment says that it is.
     fn run(&self, arguments: &[&str]) -> Output {
         let mut command = lrts(&[&["keys"], arguments].concat());
-        command.env("XDG_CONFIG_HOME", self.parent.path());
+        command.env_remove("LRTS_KEYS").env("XDG_CONFIG_HOME", self.parent.path());
         command.output().expect("the lrts command starts")
     }
 

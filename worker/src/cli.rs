@@ -8,8 +8,9 @@ use std::time::Duration;
 use lrts_core::command_line::{CommandError, KeyArgs, duration, exit_code, raise_open_file_limit, size};
 use lrts_core::ids::WorkerId;
 use lrts_core::keys::KeysError;
-use lrts_core::limits::SLOTS;
+use lrts_core::limits::{BUNDLE_NAME_BYTES, SLOTS};
 use lrts_core::shutdown::Shutdown;
+use lrts_core::spec::is_bundle_name;
 use lrts_core::telemetry::{self, LogFormat, LogOf};
 use tokio::runtime::Builder;
 
@@ -106,11 +107,13 @@ pub fn max_jobs(text: &str) -> Result<i32, String> {
 
 fn named_path(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
-        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+        Some((name, path)) if is_bundle_name(name) && !path.is_empty() => {
             let path = std::path::absolute(path).map_err(|error| error.to_string())?;
             Ok((name.to_owned(), path))
         }
-        _ => Err("expected NAME=PATH".to_owned()),
+        _ => Err(format!(
+            "expected NAME=PATH, the name of up to {BUNDLE_NAME_BYTES} bytes and without a slash"
+        )),
     }
 }
 
@@ -264,7 +267,9 @@ mod tests {
             assert!(refused(&format!("--max-jobs {count}")).contains("-1 to -4"), "{count}");
         }
         assert!(refused("--timeout 0").contains("--timeout"));
-        assert!(refused("--bundle x").contains("NAME=PATH"));
+        for bundle in ["x", "=/a", "x=", "..=/a", "a/b=/a", "\u{7f}=/a"] {
+            assert!(refused(&format!("--bundle {bundle}")).contains("NAME=PATH"), "{bundle:?}");
+        }
         assert!(refused("--bundle x=/a --bundle x=/b").contains("two programs"));
         assert!(refused("--bundles some").contains("installed-only"));
         assert!(refused("--on-term go").contains("`stop` or `leave`"));

@@ -246,7 +246,7 @@ mod tests {
         for name in ["work", "hosts", "spool", "bundles"] {
             assert_eq!(fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777, 0o700, "{name}");
         }
-        for name in ["id", "lock"] {
+        for name in ["secret", "lock"] {
             assert_eq!(fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
         }
         fs::create_dir_all(state.path().join("work/1.1/deep")).unwrap();
@@ -301,6 +301,6 @@ mod tests {
         fs::write(&secret, "nonsense").unwrap();
         assert!(matches!(StateDir::open(Some(home.path())), Err(StateDirError::BadSecret { .. })));
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(StateDir::open(Some(home.path())), Err(StateDirError::NotPrivate { .. })));
+        assert!(matches!(StateDir::open(Some(home.path())), Err(StateDirError::NotPrivate(_))));
     }
 }

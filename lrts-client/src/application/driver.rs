@@ -259,3 +259,18 @@ impl Background {
 fn unreadable(error: &io::Error) -> Event {
     Event::BundleUnreadable(format!("the executable can't be read: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_refused_for_his_key_or_his_name_is_told_why() {
+        for kind in [RefusalKind::Owner, RefusalKind::Keys, RefusalKind::Role] {
+            let event = refused(Refusal::new(kind, "not yours"));
+            let Event::Refused(Fatal::Unauthorised(reason)) = event else { panic!("{kind:?}") };
+            assert_eq!(reason, "not yours");
+            assert!(kind.is_permanent(), "{kind:?}");
+        }
+    }
+}

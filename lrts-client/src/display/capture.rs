@@ -11,11 +11,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use lrts_core::terminal::{Keep, visible};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{dup2_stderr, dup2_stdout, isatty, pipe2};
-
-use super::text::{Keep, visible};
 
 /// A line that is longer is printed in pieces.
 const LINE_BYTES: usize = 64 * 1024;

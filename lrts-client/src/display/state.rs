@@ -8,10 +8,10 @@ use lrts_core::clock::Moment;
 use lrts_core::ids::{AttemptId, BarId, JobId, SessionId};
 use lrts_core::protocol::application::Totals;
 use lrts_core::protocol::progress::{BarNumbers, BarRecord, BarText, BarUpdate};
+use lrts_core::terminal::{Keep, visible};
 
 use super::rate::Rate;
 use super::sink::{Bar, Inbox, LogLevel};
-use super::text::{Keep, visible};
 
 /// Memory of a bar's rate: what happened 10 s ago counts 37% of what happens now.
 const BAR_RATE_MEMORY: Duration = Duration::from_secs(10);

@@ -1,73 +1,8 @@
-//! Small pieces of text: what may reach a terminal, how wide it is there, how numbers read.
+//! Small pieces of text: how wide they are on a terminal, how numbers read.
 
-use std::iter::Peekable;
-use std::str::Chars;
 use std::time::Duration;
 
 use unicode_width::UnicodeWidthChar;
-
-/// What [`visible`] lets through beside printable characters.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Keep {
-    /// Nothing: for text of jobs, which is put into a layout of ours.
-    Nothing,
-    /// Colours and tabs: for lines that the program itself prints.
-    Colors,
-}
-
-/// The text without control characters, escape sequences and marks that turn the writing direction, so that it can neither
-/// move the cursor nor change the terminal's state. Line ends and tabs become spaces.
-pub(super) fn visible(text: &str, keep: Keep) -> String {
-    let mut kept = String::with_capacity(text.len());
-    let mut rest = text.chars().peekable();
-    while let Some(c) = rest.next() {
-        match c {
-            '\x1b' => skip_escape(&mut rest, keep, &mut kept),
-            '\u{9b}' => skip_control_sequence(&mut rest, keep, &mut kept),
-            '\t' if keep == Keep::Colors => kept.push(c),
-            '\t' | '\n' => kept.push(' '),
-            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {}
-            c if c.is_control() => {}
-            c => kept.push(c),
-        }
-    }
-    kept
-}
-
-/// Consumes what follows an escape character.
-fn skip_escape(rest: &mut Peekable<Chars<'_>>, keep: Keep, kept: &mut String) {
-    match rest.next() {
-        Some('[') => skip_control_sequence(rest, keep, kept),
-        // Strings (titles, links, device control) end with BEL or ESC \.
-        Some(']' | 'P' | 'X' | '^' | '_') => {
-            while let Some(c) = rest.next() {
-                if c == '\x07' || c == '\u{9c}' || (c == '\x1b' && rest.next_if_eq(&'\\').is_some()) {
-                    break;
-                }
-            }
-        }
-        Some(' '..='/') => {
-            while rest.next_if(|c| (' '..='/').contains(c)).is_some() {}
-            rest.next();
-        }
-        Some(_) | None => {}
-    }
-}
-
-/// Consumes parameters and final character of a control sequence; keeps it if it is a colour and those are wanted.
-fn skip_control_sequence(rest: &mut Peekable<Chars<'_>>, keep: Keep, kept: &mut String) {
-    let mut parameters = String::new();
-    while let Some(c) = rest.next_if(|c| (' '..='?').contains(c)) {
-        parameters.push(c);
-    }
-    let end = rest.next_if(|c| ('@'..='~').contains(c));
-    let plain = parameters.chars().all(|c| c.is_ascii_digit() || c == ';' || c == ':');
-    if end == Some('m') && keep == Keep::Colors && plain {
-        kept.push_str("\x1b[");
-        kept.push_str(&parameters);
-        kept.push('m');
-    }
-}
 
 /// Columns that the text takes. Characters count one by one, as terminals do that don't join emoji.
 pub(super) fn width(text: &str) -> usize {
@@ -148,27 +83,6 @@ pub(super) fn speed(per_second: f64, unit: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn text_of_jobs_cannot_steer_the_terminal() {
-        for (text, expected) in [
-            ("plain ü 漢字", "plain ü 漢字"),
-            ("a\x1b[2Jb\x1b[1;31mc\x1b[0m", "abc"),
-            ("a\x1b]0;title\x07b\x1b]8;;http://x\x1b\\c", "abc"),
-            ("a\u{9b}31mb", "ab"),
-            ("bell\x07 back\x08 del\x7f nul\0", "bell back del nul"),
-            ("two\nlines\tand\r", "two lines and"),
-            ("\u{202e}desrever\u{202c}", "desrever"),
-            ("cut off \x1b[31", "cut off "),
-            ("cut off \x1b", "cut off "),
-            ("never ends \x1b]0;title", "never ends "),
-            ("charset \x1b(B.", "charset ."),
-        ] {
-            assert_eq!(visible(text, Keep::Nothing), expected, "{text:?}");
-        }
-        let printed = "\x1b[1;31mred\x1b[0m\tand\x1b[2A \x1b[?25lmore\x1b[>4m";
-        assert_eq!(visible(printed, Keep::Colors), "\x1b[1;31mred\x1b[0m\tand more");
-    }
 
     #[test]
     fn text_is_cut_by_columns() {

@@ -177,22 +177,12 @@ impl Scheduler {
     }
 
     async fn worker(&self) -> TestPeer {
+        self.worker_with(secret()).await
+    }
+
+    async fn worker_with(&self, secret: WorkerSecret) -> TestPeer {
         let mut worker = self.connect(Role::Worker).await;
-        let register = Register {
-            worker: secret().worker(),
-            secret: secret(),
-            host: "here".into(),
-            pid: 1,
-            instance: 1,
-            slots: 2,
-            platform: Platform { target: "x86_64-linux-gnu".into(), glibc: None },
-            boot_id: "boot".into(),
-            installed: vec!["tools".into()],
-            ships: true,
-            attempts: Vec::new(),
-            store: None,
-        };
-        worker.say(&FromWorker::Register(register), "").await;
+        worker.say(&FromWorker::Register(register(secret)), "").await;
         assert!(matches!(worker.hear().await, (ToWorker::Registered { .. }, _)));
         worker
     }
@@ -216,6 +206,23 @@ impl Scheduler {
     async fn end(self) {
         self.shutdown.request();
         tokio::time::timeout(PATIENCE, self.task).await.expect("it ends in time").unwrap();
+    }
+}
+
+fn register(secret: WorkerSecret) -> Register {
+    Register {
+        worker: secret.worker(),
+        secret,
+        host: "here".into(),
+        pid: 1,
+        instance: 1,
+        slots: 2,
+        platform: Platform { target: "x86_64-linux-gnu".into(), glibc: None },
+        boot_id: "boot".into(),
+        installed: vec!["tools".into()],
+        ships: true,
+        attempts: Vec::new(),
+        store: None,
     }
 }
 
@@ -352,5 +359,66 @@ async fn a_full_disk_is_given_what_may_make_room() {
     for through in 1..=3 {
         assert_eq!(application.hear::<ToApplication>().await.0, ToApplication::Accepted { through });
     }
+    scheduler.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_takes_the_place_of_a_worker_whose_secret_he_lacks() {
+    let scheduler = Scheduler::start().await;
+    let mut worker = scheduler.worker().await;
+    let mut thief = scheduler.connect(Role::Worker).await;
+    let other = WorkerSecret::from_bytes([2; 32]);
+    let stolen = Register { worker: secret().worker(), ..register(other) };
+    thief.say(&FromWorker::Register(stolen), "").await;
+    let refusal = loop {
+        match thief.event().await {
+            LinkEvent::Refused(refusal) => break refusal,
+            LinkEvent::Down { .. } => {}
+            LinkEvent::Up { .. } | LinkEvent::Message(_) => panic!("he is taken"),
+        }
+    };
+    assert!(refusal.kind == RefusalKind::Keys && refusal.kind.is_permanent(), "{refusal}");
+
+    worker.say(&FromWorker::Heartbeat { number: 7 }, "").await;
+    assert_eq!(worker.hear::<ToWorker>().await.0, ToWorker::Renewed { number: 7 });
+    let mut command = scheduler.connect(Role::Admin).await;
+    command.say(&FromCommand::Status, "").await;
+    let ToCommand::Status(status) = command.hear().await.0 else { panic!("no status") };
+    assert_eq!(status.workers, 1);
+    let refused: Vec<_> = status.refused.into_iter().filter(|(_, count)| *count > 0).collect();
+    assert_eq!(refused, [("keys".to_owned(), 1)]);
+    scheduler.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_worker_that_was_asked_says_what_an_attempt_has_printed() {
+    let scheduler = Scheduler::start().await;
+    let mut worker = scheduler.worker().await;
+    let application = scheduler.application().await;
+    let (head, body) = submit(1, "one");
+    application.say(&head, body).await;
+    let (ToWorker::Start(start), _) = worker.hear().await else { panic!("no job") };
+    worker.say(&FromWorker::Began { attempt: start.attempt, pid: 9 }, "").await;
+    let other = WorkerSecret::from_bytes([2; 32]);
+    let mut rival = scheduler.worker_with(other.clone()).await;
+
+    let mut command = scheduler.connect(Role::Admin).await;
+    let request = loop {
+        command.say(&FromCommand::Logs { job: SESSION.job(1) }, "").await;
+        tokio::select! {
+            // That it has begun may not have been heard yet.
+            answer = command.hear::<ToCommand>() => assert!(matches!(answer.0, ToCommand::Logs { .. })),
+            asked = worker.hear::<ToWorker>() => {
+                let ToWorker::FetchOutput { request, .. } = asked.0 else { panic!("{asked:?}") };
+                break request;
+            }
+        }
+    };
+    rival.say(&FromWorker::Output { request, bytes: Some((5, 0)) }, "wrong").await;
+    // Its messages come in order, so that one was heard when this is answered.
+    rival.say(&FromWorker::Register(register(other)), "").await;
+    assert!(matches!(rival.hear().await, (ToWorker::Registered { .. }, _)));
+    worker.say(&FromWorker::Output { request, bytes: Some((5, 0)) }, "right").await;
+    assert_eq!(command.hear::<ToCommand>().await.1, "right");
     scheduler.end().await;
 }

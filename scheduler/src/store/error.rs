@@ -3,16 +3,15 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use lrts_core::private_dir::PrivateDirError;
+
 /// Why a scheduler's state can't be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// Others may write to it, so they could have their programs run in this scheduler's name.
-    #[error("state directory `{}` can be written to by others: `chmod go-w` it, or give another one", path.display())]
-    NotPrivate {
-        /// The directory.
-        path: PathBuf,
-    },
+    /// Others could have their programs run in this scheduler's name, or read what its jobs are given.
+    #[error(transparent)]
+    NotPrivate(PrivateDirError),
     /// This user may not write there.
     #[error("state directory `{}` can't be written to: run the scheduler as its owner, or give another directory", path.display())]
     NotWritable {
@@ -87,6 +86,14 @@ impl StoreError {
         } else {
             Self::Io { path, source }
         }
+    }
+
+    /// What is wrong with a directory that has to be private.
+    pub(crate) fn from_private_dir(error: PrivateDirError) -> Self {
+        if let PrivateDirError::Io { path, source } = error {
+            return Self::from_io(&path, source);
+        }
+        Self::NotPrivate(error)
     }
 
     /// What an error of the database means for its file.

@@ -82,7 +82,7 @@ pub(super) async fn start(
     // It executes by now, so that nobody can write to it any more.
     if !program.is_unchanged().unwrap_or(false) {
         child.kill().await?;
-        return Err(StartError::Unavailable("the program was written to while it was verified".to_owned()));
+        return Err(StartError::Unavailable("the program was changed while it was verified".to_owned()));
     }
     let log = state.host_log(number);
     let result = tokio::select! {
@@ -225,9 +225,13 @@ fn read_end(path: &Path) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
 
+    use lrts_core::bundle::digest_file;
+
     use super::*;
+    use crate::bundles::BundleCache;
 
     async fn try_program(content: &str) -> StartError {
         try_for(content, Duration::from_secs(60)).await
@@ -240,10 +244,14 @@ mod tests {
         std::fs::write(&path, content).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         let around = Surroundings::alone(state);
+        try_start(&Program::installed(path), &around, patience).await
+    }
+
+    async fn try_start(program: &Program, around: &Surroundings, patience: Duration) -> StartError {
         let bundle = BundleRef::Installed("program".to_owned());
         let process = std::cell::Cell::new(None);
         let started = |started| process.set(Some(started));
-        let result = start(1, &Program::installed(path), &bundle, &around, patience, started).await;
+        let result = start(1, program, &bundle, around, patience, started).await;
         assert!(process.get().is_none_or(|process| !process.is_alive()), "the program is still there");
         match result {
             Err(error) => error,
@@ -256,6 +264,53 @@ mod tests {
             StartError::Refused(reason) => reason,
             StartError::Unavailable(reason) => panic!("not refused for good: {reason}"),
         }
+    }
+
+    /// What becomes of a fetched program that is changed in some way between its verification and its start.
+    async fn try_fetched(content: &[u8], change: impl FnOnce(&Path)) -> StartError {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(Some(&directory.path().join("state"))).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        let digest = digest_file(&file).unwrap().0;
+        let path = state.bundles().join(digest.to_string());
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let program = BundleCache::new(state.bundles(), 1 << 30).find(digest).unwrap().unwrap();
+        change(&path);
+        try_start(&program, &Surroundings::alone(state), Duration::from_secs(60)).await
+    }
+
+    #[tokio::test]
+    async fn a_fetched_program_is_the_one_that_was_verified_or_is_not_started() {
+        let program = std::fs::read("/bin/false").unwrap();
+        let nothing = |_: &Path| {};
+        let StartError::Refused(reason) = try_fetched(&program, nothing).await else { panic!("not refused") };
+        assert!(reason.contains("exit code 1"), "{reason}");
+
+        let replace = |path: &Path| {
+            std::fs::remove_file(path).unwrap();
+            std::fs::copy("/bin/true", path).unwrap();
+        };
+        let append = |path: &Path| {
+            File::options().append(true).open(path).unwrap().write_all(b"more").unwrap();
+        };
+        for error in [try_fetched(&program, replace).await, try_fetched(&program, append).await] {
+            let StartError::Unavailable(reason) = error else { panic!("{error:?}") };
+            assert!(reason.contains("changed while it was verified"), "{reason}");
+        }
+
+        let mut writer = None;
+        let open = |path: &Path| writer = Some(File::options().write(true).open(path).unwrap());
+        let StartError::Unavailable(reason) = try_fetched(&program, open).await else { panic!("started") };
+        assert!(reason.contains("cannot start"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn a_fetched_script_is_refused_with_what_to_do() {
+        let error = try_fetched(b"#!/bin/sh\nexec sleep 600\n", |_| {}).await;
+        let StartError::Refused(reason) = error else { panic!("{error:?}") };
+        assert!(reason.contains("ship the program that it starts"), "{reason}");
     }
 
     #[tokio::test]

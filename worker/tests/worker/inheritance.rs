@@ -97,6 +97,7 @@ async fn a_worker_passes_on_neither_its_keys_nor_what_its_supervisor_told_it() {
         env!("CARGO_BIN_EXE_lrts-worker"),
     ]);
     command.args([
+        "-insecure",
         "-scheduler-port",
         &scheduler.port().to_string(),
         "-progress-port",

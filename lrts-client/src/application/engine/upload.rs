@@ -109,7 +109,10 @@ impl Upload {
             }
             Stage::Loaded(offset, body, bytes) => {
                 let (offset, body, bytes) = (*offset, body.clone(), *bytes);
-                self.stage = Stage::Read(offset + u64::from(bytes));
+                let end = offset + u64::from(bytes);
+                // After the last piece the scheduler may ask again at once.
+                let is_last = self.offer.as_ref().is_some_and(|offer| offer.bytes == end);
+                self.stage = if is_last { Stage::Offered } else { Stage::Read(end) };
                 Some(Step::Send(FromApplication::BundleChunk { digest, offset, bytes }, body))
             }
             Stage::Silent | Stage::Offered | Stage::Reading(_) | Stage::Refused(_) => None,

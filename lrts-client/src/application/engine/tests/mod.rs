@@ -360,6 +360,21 @@ fn a_refused_job_leaves_the_others_alone() {
 }
 
 #[test]
+fn a_job_beyond_what_an_application_may_have_is_refused_where_it_is_waited_for_and_flushed() {
+    let mut engine = connected();
+    submit(&mut engine, 1);
+    said(&mut engine);
+    let flush = engine.wait_for_flush(T0);
+    let wait = engine.wait_for_all(vec![1], T0);
+    let (reason, cause) = ("too many jobs".to_owned(), RefusalCause::Limit);
+    hear(&mut engine, ToApplication::Refused { sequence: 1, reason, cause });
+    hear(&mut engine, ToApplication::Accepted { through: 1 });
+    let refused = || job_error(1, JobFault::Refused("too many jobs".into()));
+    assert_eq!(engine.poll_flush(flush), Some(Err(refused())));
+    assert_eq!(engine.poll_all(wait), Some(Err(refused())));
+}
+
+#[test]
 fn an_unknown_job_is_lost_and_a_known_taken_one_is_taken() {
     let mut engine = connected();
     accepted(&mut engine, 2);

@@ -1,0 +1,306 @@
+//! Applications that have the same program, and some that only say so.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::Ordering;
+
+use lrts_core::limits::BUNDLE_CHUNK_BYTES;
+use lrts_core::transport::{
+    Hello, Link, LinkConfig, LinkEvent, LinkReceiver, LinkSender, Role, Server, ServerConfig, ServerEvent,
+    SocketDir,
+};
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const ROOM: u64 = 10 << 20;
+
+struct Store {
+    bundles: Bundles,
+    server: Server,
+    sockets: SocketDir,
+    directory: tempfile::TempDir,
+}
+
+struct Peer {
+    connection: ConnectionId,
+    receiver: LinkReceiver,
+    _sender: LinkSender,
+}
+
+impl Peer {
+    async fn hear(&mut self) -> ToApplication {
+        let event = tokio::time::timeout(PATIENCE, self.receiver.next()).await.expect("it is told in time");
+        let LinkEvent::Message(message) = event else { panic!("{event:?} where a message was due") };
+        codec::decode(&message.head).unwrap()
+    }
+
+    /// The next thing that it hears must be that the program is wanted. Returns from where on.
+    async fn is_asked(&mut self) -> u64 {
+        let heard = self.hear().await;
+        let ToApplication::BundleWanted { offset, .. } = heard else { panic!("{heard:?} instead of a wish") };
+        offset
+    }
+
+    async fn is_refused(&mut self) -> String {
+        let heard = self.hear().await;
+        let ToApplication::BundleRefused { reason, .. } = heard else {
+            panic!("{heard:?} instead of a refusal")
+        };
+        reason
+    }
+}
+
+impl Store {
+    async fn start() -> Self {
+        let sockets = SocketDir::create().unwrap();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let server =
+            Server::bind(ServerConfig::insecure(address, sockets.path(), vec![Role::Client])).await.unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let bundles = Bundles::open(directory.path().join("bundles"), ROOM, server.handle()).unwrap();
+        Self { bundles, server, sockets, directory }
+    }
+
+    async fn connect(&mut self) -> Peer {
+        let hello = Hello::new(Role::Client, "test", "here");
+        let address = self.server.local_address().to_string();
+        let (sender, mut receiver) = Link::open(LinkConfig::insecure(&address, hello, self.sockets.path()));
+        let joined = async {
+            let ServerEvent::Joined { connection, .. } = self.server.next().await else {
+                panic!("nobody joins")
+            };
+            let LinkEvent::Up { .. } = receiver.next().await else { panic!("no connection") };
+            connection
+        };
+        let connection = tokio::time::timeout(PATIENCE, joined).await.expect("it connects in time");
+        Peer { connection, receiver, _sender: sender }
+    }
+
+    fn offer(&mut self, peer: &Peer, program: &Program) -> Vec<&'static str> {
+        self.offer_bytes(peer, program.digest, program.content.len() as u64)
+    }
+
+    fn offer_bytes(&mut self, peer: &Peer, digest: BundleDigest, bytes: u64) -> Vec<&'static str> {
+        words(self.bundles.offer(peer.connection, digest, bytes, platform("x86_64-linux-gnu")))
+    }
+
+    /// Sends pieces of a program's content under some digest from an offset on.
+    fn send(&mut self, peer: &Peer, digest: BundleDigest, content: &[u8], from: u64) -> Result<(), BadChunk> {
+        let mut offset = from;
+        for piece in content[from as usize..].chunks(BUNDLE_CHUNK_BYTES) {
+            let bytes = piece.len() as u32;
+            let compressed = zstd_of(piece);
+            self.bundles.chunk(peer.connection, digest, offset, bytes, compressed)?;
+            offset += u64::from(bytes);
+        }
+        Ok(())
+    }
+
+    /// The next end of an upload, and what the engine is told.
+    async fn outcome(&mut self) -> Vec<&'static str> {
+        let outcome = tokio::time::timeout(PATIENCE, self.bundles.next()).await.expect("the disk answers");
+        words(self.bundles.uploaded(outcome))
+    }
+
+    fn files(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.directory.path().join("bundles")).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort_unstable();
+        names
+    }
+}
+
+struct Program {
+    digest: BundleDigest,
+    content: Vec<u8>,
+}
+
+impl Program {
+    fn new(bytes: usize) -> Self {
+        let content: Vec<u8> = (0..bytes).map(|index| (index % 251) as u8).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &content).unwrap();
+        Self { digest: lrts_core::bundle::digest_file(&file).unwrap().0, content }
+    }
+}
+
+fn zstd_of(piece: &[u8]) -> Bytes {
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut file, piece).unwrap();
+    lrts_core::bundle::read_chunk(&file, 0).unwrap().0
+}
+
+fn platform(target: &str) -> Platform {
+    Platform { target: target.to_owned(), glibc: None }
+}
+
+/// In a word each, what the engine is to know.
+fn words(events: impl IntoIterator<Item = Event>) -> Vec<&'static str> {
+    let word = |event| match event {
+        Event::BundleCompleted { platform, .. } if platform != self::platform("x86_64-linux-gnu") => {
+            "elsewhere"
+        }
+        Event::BundleCompleted { .. } => "completed",
+        Event::BundleFailed { .. } => "failed",
+        Event::BundleForgotten { .. } => "forgotten",
+        other => panic!("{other:?}"),
+    };
+    events.into_iter().map(word).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_who_sends_something_else_is_refused_and_the_next_one_is_asked() {
+    let mut store = Store::start().await;
+    let program = Program::new(2_500_000);
+    let (mut liar, mut honest) = (store.connect().await, store.connect().await);
+    let elsewhere = platform("sparc64-linux-gnu");
+    store.bundles.offer(liar.connection, program.digest, 2_000_000, elsewhere);
+    assert_eq!(liar.is_asked().await, 0);
+    assert!(store.offer(&honest, &program).is_empty());
+    store.send(&liar, program.digest, &vec![0; 2_000_000], 0).unwrap();
+    // A piece of one who wasn't asked, or a repeat, changes nothing.
+    store.send(&honest, program.digest, &program.content, 0).unwrap();
+
+    assert_eq!(store.outcome().await, [""; 0], "jobs of the program can still be run");
+    assert!(liar.is_refused().await.contains("upload the program again"));
+    assert_eq!(honest.is_asked().await, 0);
+    store.send(&honest, program.digest, &program.content, 0).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+    assert_eq!(honest.hear().await, ToApplication::BundleComplete { digest: program.digest });
+    let name = program.digest.to_string();
+    assert_eq!(store.files(), [name.clone(), format!("{name}.platform")]);
+
+    // Alone, it is the end of its upload, and nothing is left of it.
+    let other = Program::new(10);
+    assert_eq!(store.offer(&liar, &other), ["forgotten"]);
+    assert_eq!(liar.is_asked().await, 0);
+    store.send(&liar, other.digest, &[0; 10], 0).unwrap();
+    assert_eq!(store.outcome().await, ["failed"]);
+    liar.is_refused().await;
+    assert_eq!(store.files().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_else_has_begun_wrongly_is_sent_anew() {
+    let mut store = Store::start().await;
+    let program = Program::new(2_500_000);
+    let (mut liar, mut honest) = (store.connect().await, store.connect().await);
+    store.offer(&liar, &program);
+    assert_eq!(liar.is_asked().await, 0);
+    let chunk = BUNDLE_CHUNK_BYTES as u64;
+    let wrong = zstd_of(&vec![0; BUNDLE_CHUNK_BYTES]);
+    store.bundles.chunk(liar.connection, program.digest, 0, chunk as u32, wrong).unwrap();
+    store.bundles.left(liar.connection);
+
+    store.offer(&honest, &program);
+    assert_eq!(honest.is_asked().await, chunk, "it goes on where the other one ended");
+    store.send(&honest, program.digest, &program.content, chunk).unwrap();
+    assert_eq!(store.outcome().await, [""; 0], "that is nobody's fault yet");
+    assert_eq!(honest.is_asked().await, 0);
+    // As a client does that was in the middle of it: what doesn't fit is passed over, and then asked for.
+    store.send(&honest, program.digest, &program.content, chunk).unwrap();
+    assert_eq!(honest.is_asked().await, 0);
+    store.send(&honest, program.digest, &program.content, 0).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sends_nothing_makes_way_for_others_and_holds_no_room() {
+    let mut store = Store::start().await;
+    let program = Program::new(2_500_000);
+    let (mut silent, mut honest) = (store.connect().await, store.connect().await);
+    store.offer(&silent, &program);
+    silent.is_asked().await;
+    store.offer(&honest, &program);
+    store.bundles.pass_over_silent(Moment::now());
+    let later = Moment::now() + UPLOAD_STALL;
+    store.bundles.pass_over_silent(later);
+    assert_eq!(honest.is_asked().await, 0);
+    store.send(&honest, program.digest, &program.content, 0).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+
+    let huge = BundleDigest([1; 32]);
+    store.bundles.set_in_use(program.digest, true);
+    store.offer_bytes(&silent, huge, ROOM - 3_000_000);
+    assert!(matches!(silent.hear().await, ToApplication::BundleComplete { .. }));
+    silent.is_asked().await;
+    let other = Program::new(1_000_000);
+    assert_eq!(store.offer(&honest, &other), ["failed"]);
+    assert!(matches!(honest.hear().await, ToApplication::BundleComplete { .. }));
+    assert!(honest.is_refused().await.contains("--bundle-store"));
+    let upload = store.bundles.uploads.get_mut(&huge).unwrap();
+    upload.heard = upload.heard - UPLOAD_STALL;
+    assert_eq!(store.offer(&honest, &other), ["forgotten"]);
+    assert_eq!(honest.is_asked().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_sends_few_programs_at_a_time_and_small_ones_take_room_too() {
+    let mut store = Store::start().await;
+    let (mut peer, mut other) = (store.connect().await, store.connect().await);
+    for number in 0..3 {
+        let events = store.offer_bytes(&peer, BundleDigest([number; 32]), 100);
+        let taken = usize::from(number) < UPLOADS_PER_PEER;
+        assert_eq!(events.is_empty(), !taken, "nobody else's upload is touched");
+        if taken {
+            assert_eq!(peer.is_asked().await, 0)
+        } else {
+            assert!(peer.is_refused().await.contains("on their way"))
+        }
+    }
+    for bytes in [0, BUNDLE_BYTES + 1, u64::MAX] {
+        assert_eq!(store.offer_bytes(&other, BundleDigest([9; 32]), bytes), ["failed"]);
+        assert!(other.is_refused().await.contains("are allowed"));
+        assert!(store.offer_bytes(&other, BundleDigest([0; 32]), bytes).is_empty(), "that one is on its way");
+        other.is_refused().await;
+    }
+    store.bundles.left(peer.connection);
+    let most = ROOM / BUNDLE_ROOM_MIN;
+    for number in 0..2 * most {
+        let digest = BundleDigest(std::array::from_fn(|index| (number >> (8 * index.min(7))) as u8 ^ 0x55));
+        store.offer_bytes(&other, digest, 1);
+        store.bundles.left(other.connection);
+    }
+    assert!(store.bundles.halves.len() as u64 <= most, "{}", store.bundles.halves.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_disk_has_no_time_for_is_asked_for_again() {
+    let mut store = Store::start().await;
+    let program = Program::new(2_500_000);
+    let mut peer = store.connect().await;
+    store.offer(&peer, &program);
+    peer.is_asked().await;
+    store.bundles.disk.backlog.fetch_add(BUNDLE_BACKLOG_BYTES, Ordering::Relaxed);
+    store.send(&peer, program.digest, &program.content, 0).unwrap();
+    assert_eq!(peer.is_asked().await, 0);
+    store.bundles.disk.backlog.fetch_sub(BUNDLE_BACKLOG_BYTES, Ordering::Relaxed);
+    store.send(&peer, program.digest, &program.content, 0).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pieces_that_no_honest_application_sends_are_told_apart() {
+    let mut store = Store::start().await;
+    let program = Program::new(BUNDLE_CHUNK_BYTES + 5);
+    let mut peer = store.connect().await;
+    store.offer(&peer, &program);
+    peer.is_asked().await;
+    let (chunk, right) = (BUNDLE_CHUNK_BYTES as u32, zstd_of(&program.content[..BUNDLE_CHUNK_BYTES]));
+    let mut try_chunk = |offset, bytes, compressed: &Bytes| {
+        store.bundles.chunk(peer.connection, program.digest, offset, bytes, compressed.clone())
+    };
+    for (offset, bytes) in
+        [(0, 0), (0, 5), (0, chunk + 1), (0, u32::MAX), (5, chunk), (u64::MAX, 1), (u64::MAX - 1, u32::MAX)]
+    {
+        assert!(try_chunk(offset, bytes, &right).is_err(), "{offset} {bytes}");
+    }
+    for wrong in [Bytes::new(), Bytes::from_static(b"nonsense"), zstd_of(&[0; 5]), vec![0; 2 << 20].into()] {
+        assert!(try_chunk(0, chunk, &wrong).is_err());
+    }
+    try_chunk(0, chunk, &right).unwrap();
+    try_chunk(0, chunk, &right).unwrap();
+    assert!(try_chunk(u64::from(chunk), 6, &zstd_of(&[0; 6])).is_err());
+    assert!(store.bundles.disk.backlog() <= right.len());
+}
