@@ -218,8 +218,8 @@ impl Attacker {
     pub(crate) fn join(&mut self, role: Role, id: &str) -> io::Result<()> {
         match self.hello(role, id)? {
             Heard::Welcome => Ok(()),
-            other @ (Heard::Refusal { .. } | Heard::Message { .. } | Heard::Other) => {
-                Err(io::Error::other(format!("not welcome: {other:?}")))
+            heard @ (Heard::Refusal { .. } | Heard::Message { .. } | Heard::Other) => {
+                Err(io::Error::other(format!("not welcome: {heard:?}")))
             }
         }
     }
