@@ -360,10 +360,24 @@ mod tests {
 
     #[test]
     fn names_of_installed_programs_lead_nowhere_else() {
-        for name in ["tools", "tools-1.2", "my tools", "...", ".tools", "wörk", &"x".repeat(64)] {
+        for name in
+            ["tools", "tools-1.2", "my tools", "...", ".tools", "wörk", &"x".repeat(BUNDLE_NAME_BYTES)]
+        {
             assert!(is_bundle_name(name), "{name}");
         }
-        for name in ["", ".", "..", "/", "a/b", "../a", "a\0", "a\n", "\x1b[2J", "\u{9b}A", &"x".repeat(65)] {
+        for name in [
+            "",
+            ".",
+            "..",
+            "/",
+            "a/b",
+            "../a",
+            "a\0",
+            "a\n",
+            "\x1b[2J",
+            "\u{9b}A",
+            &"x".repeat(BUNDLE_NAME_BYTES + 1),
+        ] {
             assert!(!is_bundle_name(name), "{name:?}");
         }
     }

@@ -12,10 +12,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::router::Shared;
+use super::router::{Opened, Shared};
 use super::socket_dir::SocketPath;
 use super::splice::{End, splice, tune};
 use super::{ConnectionId, tls};
+use crate::clock::{Moment, sleep_until};
 use crate::keys::Security;
 use crate::limits::{FILES_PER_PEER, RESERVED_FILES};
 
@@ -25,6 +26,9 @@ const BACKLOG: u32 = 4_096;
 /// Backoff when accepting fails, which is mostly for want of descriptors: doubles from the first to the second.
 const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
 const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// Between connections while strangers crowd each other out, so that they don't take the time of those who are inside.
+const CROWDED_PAUSE: Duration = Duration::from_millis(1);
 
 /// Between attempts to reach the ROUTER's socket while its backlog is full, and how many there are.
 const IPC_RETRY: Duration = Duration::from_millis(10);
@@ -54,21 +58,25 @@ pub(crate) async fn run(
 ) {
     let mut connections = JoinSet::new();
     let mut backoff = ACCEPT_BACKOFF_MIN;
+    let mut paused_until = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => {}
-            accepted = listener.accept() => match accepted {
+            () = sleep_until(paused_until) => paused_until = None,
+            accepted = listener.accept(), if paused_until.is_none() => match accepted {
                 Ok((stream, address)) => {
                     backoff = ACCEPT_BACKOFF_MIN;
                     let connection = ConnectionId::next();
-                    if let Some(hang_up) = shared.opened(connection, address) {
+                    let Opened { hang_up, crowded } = shared.opened(connection, address);
+                    if let Some(hang_up) = hang_up {
                         connections.spawn(serve(connection, stream, hang_up, ipc.clone(), shared.clone()));
                     }
+                    paused_until = crowded.then(|| Moment::now() + CROWDED_PAUSE);
                 }
                 Err(error) => {
                     warn!(%error, ?backoff, "cannot accept connections, trying again");
-                    tokio::time::sleep(backoff).await;
+                    paused_until = Some(Moment::now() + backoff);
                     backoff = (backoff * 2).min(ACCEPT_BACKOFF_MAX);
                 }
             },

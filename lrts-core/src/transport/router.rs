@@ -373,6 +373,14 @@ pub(crate) struct Shared {
     peers: Mutex<Peers>,
 }
 
+/// What becomes of a connection that was just accepted.
+pub(crate) struct Opened {
+    /// Closes it; None if it must be closed at once.
+    pub(crate) hang_up: Option<CancellationToken>,
+    /// Whether there are more strangers than there is room for.
+    pub(crate) crowded: bool,
+}
+
 struct Peers {
     counters: Arc<Counters>,
     map: BTreeMap<ConnectionId, Peer>,
@@ -414,27 +422,27 @@ impl Shared {
         &self.security
     }
 
-    /// The gate has accepted a connection; None if it must be closed at once.
-    pub(crate) fn opened(&self, connection: ConnectionId, address: SocketAddr) -> Option<CancellationToken> {
+    /// The gate has accepted a connection.
+    pub(crate) fn opened(&self, connection: ConnectionId, address: SocketAddr) -> Opened {
         let mut peers = self.lock();
-        match peers.admission.admit(connection, address.ip()) {
-            Ok(None) => {}
-            Ok(Some(oldest)) => {
-                peers.counters.count(Cause::NoHello);
-                peers.leave(oldest, "made room for a newer connection: too many have not said hello");
-            }
+        let oldest = match peers.admission.admit(connection, address.ip()) {
+            Ok(oldest) => oldest,
             Err(too_many) => {
                 peers.counters.count(Cause::Full);
                 peers.turned_away.note(address, &too_many);
-                return None;
+                return Opened { hang_up: None, crowded: true };
             }
+        };
+        if let Some(oldest) = oldest {
+            peers.counters.count(Cause::NoHello);
+            peers.leave(oldest, "made room for a newer connection: too many have not said hello");
         }
         debug!(%connection, %address, "connection accepted");
         let hang_up = CancellationToken::new();
         let state = PeerState::New { since: Moment::now() };
         let peer = Peer { address, certified: None, hang_up: hang_up.clone(), state };
         peers.map.insert(connection, peer);
-        Some(hang_up)
+        Opened { hang_up: Some(hang_up), crowded: oldest.is_some() }
     }
 
     /// A stranger has shown a key that is accepted.
