@@ -220,15 +220,18 @@ impl ApplicationInformation {
             }
             None => ApplicationId::random(),
         };
-        let keys = match self.keys {
-            _ if self.insecure => None,
-            Some(path) => Some(path),
-            None => {
-                let default = keys::keys_home(|name| std::env::var_os(name));
-                Some(
-                    default
-                        .map_err(|error| ClientError::Setting { name: "keys", problem: error.to_string() })?,
-                )
+        let wrong_keys = |problem: String| ClientError::Setting { name: "keys", problem };
+        let keys = match (self.insecure, self.keys) {
+            (true, None) => None,
+            (true, Some(_)) => {
+                let problem = "both a key and insecure() or LRTS_INSECURE are set: leave one of them out";
+                return Err(wrong_keys(problem.to_owned()));
+            }
+            (false, given) => {
+                let default = || keys::keys_home(|name| std::env::var_os(name));
+                let path = given.map_or_else(default, Ok).map_err(|error| wrong_keys(error.to_string()))?;
+                // The program may go to another directory before it connects again.
+                Some(std::path::absolute(path).map_err(|error| wrong_keys(error.to_string()))?)
             }
         };
         let default = if nameless { OnDisconnect::CancelAfter(CANCEL_AFTER) } else { OnDisconnect::Keep };
@@ -359,7 +362,8 @@ mod tests {
         let keys = |information: ApplicationInformation| information.check().unwrap().keys;
         let information = || ApplicationInformation::new("node7", 1);
         assert_eq!(keys(information().keys("/k")), Some("/k".into()));
-        assert_eq!(keys(information().keys("/k").insecure()), None);
+        assert_eq!(keys(information().insecure()), None);
+        assert!(information().keys("/k").insecure().check().is_err());
         assert!(keys(information()).is_some());
     }
 

@@ -126,8 +126,9 @@ impl KeyArgs {
         if self.insecure {
             return Ok(None);
         }
-        let given = self.keys.clone().map(Ok);
-        given.unwrap_or_else(|| crate::keys::keys_home(|name| std::env::var_os(name))).map(Some)
+        let default = || crate::keys::keys_home(|name| std::env::var_os(name));
+        let path = self.keys.clone().map_or_else(default, Ok)?;
+        std::path::absolute(&path).map(Some).map_err(crate::keys::KeysError::io(path))
     }
 }
 

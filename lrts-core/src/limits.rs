@@ -167,6 +167,11 @@ pub const SUBMIT_OPTION_VALUES: usize = 30_000;
 /// See [`SUBMIT_OPTION_VALUES`].
 pub const SUBMIT_OPTION_BYTES: usize = 1 << 20;
 
+/// Outputs of jobs that commands may be waiting for at a time, and bytes of them that may wait for one command.
+pub const OUTPUTS_ASKED: usize = 64;
+/// See [`OUTPUTS_ASKED`].
+pub const OUTPUT_WAITING_BYTES: usize = 4 << 20;
+
 /// Rows in one answer to a command.
 pub const ROWS: usize = 500;
 
@@ -359,9 +364,9 @@ pub const FILES_PER_PEER: u64 = 3;
 
 /// Connections of peers that haven't been welcomed yet, in all and from one address: the oldest makes room for a newer one. In
 /// all they have at most a quarter of the server's connections.
-pub const STRANGERS: usize = 2_048;
+pub const STRANGERS: usize = 1_024;
 /// See [`STRANGERS`].
-pub const STRANGERS_PER_ADDRESS: usize = 512;
+pub const STRANGERS_PER_ADDRESS: usize = 256;
 
 /// A server checks the keys of connected peers anew at this interval, since they expire, and whenever its own file changes.
 pub const KEYS_CHECK_INTERVAL: Duration = Duration::from_mins(10);
@@ -369,8 +374,10 @@ pub const KEYS_CHECK_INTERVAL: Duration = Duration::from_mins(10);
 /// Connections beyond a server's bound that are still answered, with a refusal; any more are closed at once.
 pub const REFUSAL_CONNECTIONS: usize = 16;
 
-/// While more than this waits for a peer, in messages or bytes, a server grants it nothing: it must take what it asked for
-/// before it may ask on.
+/// While more than this waits for an application, in messages or bytes, a server grants it nothing: it must take what it asked
+/// for before it may ask on. More than [`RESULT_WINDOW_BYTES`], so that one that takes its results is always heard.
 pub const WAITING_MESSAGES: usize = 1 << 14;
+/// See [`WAITING_MESSAGES`]. A command asks one question, so it needs no more.
+pub const WAITING_ANSWERS: usize = 256;
 /// See [`WAITING_MESSAGES`].
-pub const WAITING_BYTES: usize = 16 << 20;
+pub const WAITING_BYTES: usize = 48 << 20;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use lrts_core::clock::Moment;
 use lrts_core::ids::JobId;
-use lrts_core::limits::ROWS;
+use lrts_core::limits::{OUTPUT_WAITING_BYTES, OUTPUTS_ASKED, ROWS};
 use lrts_core::protocol::codec;
 use lrts_core::protocol::command::{FromCommand, ToCommand};
 use lrts_core::protocol::worker::ToWorker;
@@ -146,6 +146,11 @@ impl Commands {
         store: &dyn Store,
         connection_of: impl Fn(Peer) -> Option<ConnectionId>,
     ) {
+        let waiting = self.handle.queued(from).map_or(0, |(_, bytes)| bytes);
+        if waiting > OUTPUT_WAITING_BYTES || self.reads.len() + self.outputs.len() >= OUTPUTS_ASKED {
+            let note = "too much output is asked for at a time: take what came, and ask again".to_owned();
+            return self.answer(from, &ToCommand::Logs { bytes: None, note }, Bytes::new());
+        }
         match engine.output_place(job) {
             OutputPlace::Unknown => {
                 let note = format!("no job {job} is known");

@@ -182,15 +182,21 @@ fn export(args: ExportKeyArgs) -> Result<(), KeysCommandError> {
     if args.file.as_os_str() == "-" {
         return Ok(io::stdout().write_all(make()?.as_bytes())?);
     }
-    // Before the key is made, which would stay on record for nothing.
-    let mut file = create(&args.file, args.force)?;
+    // Before the key is made, which would stay on record for nothing. An older file goes once the new one is whole.
+    let new = if args.force { with_new(&args.file) } else { args.file.clone() };
+    let mut file = create(&new, args.force)?;
     let failed = |source| KeysCommandError::Write { path: args.file.clone(), source };
-    let written = make()
-        .map_err(KeysCommandError::Keys)
-        .and_then(|text| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed));
+    let written = make().map_err(KeysCommandError::Keys).and_then(|text| {
+        let mut write = || {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            if args.force { fs::rename(&new, &args.file) } else { Ok(()) }
+        };
+        write().map_err(failed)
+    });
     if written.is_err() {
         // Nobody must take it for a key file. If it can't be removed, reading it says what it isn't.
-        let _ = fs::remove_file(&args.file);
+        let _ = fs::remove_file(&new);
         return written;
     }
     let (file, role) = (args.file.display(), args.role);
@@ -199,6 +205,13 @@ fn export(args: ExportKeyArgs) -> Result<(), KeysCommandError> {
         "{file} is all that a {role} needs, and whoever has it can be one: move it to where that runs, and name it there by --keys or LRTS_KEYS"
     )?;
     Ok(())
+}
+
+/// Where a file is written before it takes its place.
+fn with_new(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
 }
 
 /// Makes a file that nobody else can read.

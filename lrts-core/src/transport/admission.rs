@@ -51,9 +51,11 @@ impl Admission {
         }
     }
 
-    /// Whether more connections are there than the server can serve; some more are let in to be told so.
-    pub(crate) fn is_full(&self) -> bool {
+    /// Whether a connection is beyond what the server can serve, in all or for its address; some more are let in to be told so.
+    pub(crate) fn is_full(&self, connection: ConnectionId) -> bool {
+        let address = self.all.get(&connection).and_then(|from| self.addresses.get(from));
         self.all.len() > self.connections
+            || address.is_some_and(|address| address.all > self.connections_per_address)
     }
 
     /// Takes in a stranger. Gives another that must make room for it, if any.
@@ -172,6 +174,7 @@ mod tests {
                 Ok(evicted) => assert_eq!(evicted, None),
                 Err(refused) => break refused,
             }
+            assert_eq!(admission.is_full(id(number)), number > 75);
             admission.welcomed(id(number));
         };
         assert_eq!(refused, TooMany::OfAddress(75));

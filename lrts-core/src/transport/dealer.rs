@@ -24,8 +24,8 @@ use crate::clock::{Moment, sleep_until, wall_clock};
 use crate::command_line::with_causes;
 use crate::keys::{KeysError, Security};
 use crate::limits::{
-    CONNECT_BACKOFF_MAX, CONNECT_BACKOFF_MIN, FAREWELL_TIME, FLUSH_TIME, HANDSHAKE_TIME, LINK_QUEUE_BYTES,
-    LINK_QUEUE_MESSAGES,
+    CONNECT_BACKOFF_MAX, CONNECT_BACKOFF_MIN, FAREWELL_TIME, FLUSH_TIME, HANDSHAKE_TIME, KEYS_INTERVAL,
+    LINK_QUEUE_BYTES, LINK_QUEUE_MESSAGES,
 };
 
 /// How soon a packet that the DEALER could not take is tried again.
@@ -454,17 +454,40 @@ impl Shared {
     }
 }
 
+/// Since when a link's key has been refused in a row.
+#[derive(Default)]
+struct KeysPatience(Option<Moment>);
+
+impl KeysPatience {
+    fn has_begun(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Whether a refusal is final now: keys that are being replaced are in their places within two looks at them.
+    fn is_over(&mut self, now: Moment) -> bool {
+        let since = *self.0.get_or_insert(now);
+        now.since(since) >= 2 * KEYS_INTERVAL
+    }
+}
+
+fn epoch_of(shared: &Shared) -> u64 {
+    shared.lock().epoch
+}
+
 /// How a connection, or an attempt to make one, ended.
 enum Ended {
     Broken(String),
+    /// By the server, which is one of this cluster where there are keys.
     Refused(Refusal),
+    /// One side doesn't accept the other's key, so nobody knows who that is.
+    Distrusted(String),
     Closed,
 }
 
 impl From<End> for Ended {
     fn from(end: End) -> Self {
         match end {
-            End::Keys(reason) => Self::Refused(Refusal::new(RefusalKind::Keys, reason)),
+            End::Keys(reason) => Self::Distrusted(reason),
             end @ (End::Closed
             | End::ClosedHere
             | End::Network(_)
@@ -478,8 +501,10 @@ impl From<End> for Ended {
 impl From<OpenError> for Ended {
     fn from(error: OpenError) -> Self {
         match error {
-            OpenError::Keys(error @ KeysError::Missing { .. }) => Self::Broken(error.to_string()),
-            OpenError::Keys(error) => Self::Refused(Refusal::new(RefusalKind::Keys, with_causes(&error))),
+            OpenError::Keys(error @ (KeysError::Missing { .. } | KeysError::Io { .. })) => {
+                Self::Broken(with_causes(&error))
+            }
+            OpenError::Keys(error) => Self::Distrusted(with_causes(&error)),
             OpenError::Connection(end) => end.into(),
         }
     }
@@ -507,6 +532,7 @@ async fn run(config: LinkConfig, shared: Arc<Shared>, dropped: CancellationToken
 async fn keep_connected(config: &LinkConfig, shared: &Shared) {
     // In a row: attempts that failed, and connections that ended too soon to count as a success.
     let mut failures = 0;
+    let mut patience = KeysPatience::default();
     loop {
         let keys = config.keys_version();
         let attempt = tokio::select! {
@@ -518,8 +544,9 @@ async fn keep_connected(config: &LinkConfig, shared: &Shared) {
                 let since = Moment::now();
                 let ended = use_connection(config, connection, shared).await;
                 failures = if since.elapsed() < CONNECT_BACKOFF_MAX { failures + 1 } else { 0 };
+                patience = KeysPatience::default();
                 let ended_by = match &ended {
-                    Ended::Broken(reason) => reason.clone(),
+                    Ended::Broken(reason) | Ended::Distrusted(reason) => reason.clone(),
                     Ended::Refused(refusal) => refusal.message.clone(),
                     Ended::Closed => "link is closed".to_owned(),
                 };
@@ -537,18 +564,31 @@ async fn keep_connected(config: &LinkConfig, shared: &Shared) {
                 ended
             }
         };
+        let ended = match ended {
+            // Whoever answers there now may be a stranger to a link that was up: only the server itself ends it.
+            Ended::Distrusted(reason) if epoch_of(shared) > 0 && !patience.has_begun() => {
+                Ended::Broken(reason)
+            }
+            Ended::Distrusted(reason) => Ended::Refused(Refusal::new(RefusalKind::Keys, reason)),
+            ended @ (Ended::Broken(_) | Ended::Refused(_) | Ended::Closed) => ended,
+        };
         match ended {
             Ended::Closed => return,
-            // Other keys have come meanwhile: they are tried before this is final.
-            Ended::Refused(Refusal { kind: RefusalKind::Keys, .. }) if config.keys_version() != keys => {
-                debug!(address = config.address, "trying other keys");
+            // Other keys have come meanwhile, or may be just coming, to this side or the other: they are tried before this is final.
+            Ended::Refused(Refusal { kind: RefusalKind::Keys, message })
+                if config.keys_version() != keys || !patience.is_over(Moment::now()) =>
+            {
+                debug!(address = config.address, reason = message, "refused, trying again");
+                shared.lock().trouble = Some(message);
             }
             Ended::Refused(refusal) if refusal.kind.is_permanent() => {
                 shared.lock().trouble = Some(refusal.message.clone());
                 let _ = shared.normal.send(LinkEvent::Refused(refusal));
                 return;
             }
-            Ended::Refused(Refusal { message: reason, .. }) | Ended::Broken(reason) => {
+            Ended::Refused(Refusal { message: reason, .. })
+            | Ended::Broken(reason)
+            | Ended::Distrusted(reason) => {
                 // Once per outage for operators; each attempt for whoever looks closer.
                 if failures == 1 {
                     info!(address = config.address, reason, "not connected, trying again");

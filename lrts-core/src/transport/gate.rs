@@ -16,7 +16,7 @@ use super::router::{Opened, Shared};
 use super::socket_dir::SocketPath;
 use super::splice::{End, splice, tune};
 use super::{ConnectionId, tls};
-use crate::clock::{Moment, sleep_until};
+use crate::clock::{Moment, sleep_until, wall_clock};
 use crate::keys::Security;
 use crate::limits::{FILES_PER_PEER, RESERVED_FILES};
 
@@ -27,7 +27,9 @@ const BACKLOG: u32 = 4_096;
 const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
 const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
 
-/// Between connections while strangers crowd each other out, so that they don't take the time of those who are inside.
+/// While strangers crowd each other out, so many are accepted in a row before a pause, so that they don't take all the time of
+/// those who are inside, and the line of newcomers still moves.
+const CROWDED_BURST: u32 = 4;
 const CROWDED_PAUSE: Duration = Duration::from_millis(1);
 
 /// Between attempts to reach the ROUTER's socket while its backlog is full, and how many there are.
@@ -59,6 +61,7 @@ pub(crate) async fn run(
     let mut connections = JoinSet::new();
     let mut backoff = ACCEPT_BACKOFF_MIN;
     let mut paused_until = None;
+    let mut crowd = 0;
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
@@ -72,7 +75,11 @@ pub(crate) async fn run(
                     if let Some(hang_up) = hang_up {
                         connections.spawn(serve(connection, stream, hang_up, ipc.clone(), shared.clone()));
                     }
-                    paused_until = crowded.then(|| Moment::now() + CROWDED_PAUSE);
+                    crowd += u32::from(crowded);
+                    if crowd == CROWDED_BURST {
+                        crowd = 0;
+                        paused_until = Some(Moment::now() + CROWDED_PAUSE);
+                    }
                 }
                 Err(error) => {
                     warn!(%error, ?backoff, "cannot accept connections, trying again");
@@ -114,7 +121,15 @@ async fn join(connection: ConnectionId, stream: TcpStream, ipc: &SocketPath, sha
             };
             match tls::accept(stream, &ring).await {
                 Ok((stream, certified)) => {
+                    let chain = certified.chain.clone();
                     shared.certified(connection, certified);
+                    // The keys may have changed since the handshake began. From here on the watch over them sees this peer too.
+                    if let Ok(now) = source.current_or_last()
+                        && !Arc::ptr_eq(&now, &ring)
+                        && let Err(refusal) = now.check_client(&chain, wall_clock())
+                    {
+                        return End::Keys(refusal.to_string());
+                    }
                     pass(connection, stream, ipc).await
                 }
                 Err(end) => end,

@@ -30,7 +30,7 @@ use crate::ids::UserName;
 use crate::keys::{KeySource, KeysError, Security, role_word};
 use crate::limits::{
     FAREWELL_TIME, FLUSH_TIME, HANDSHAKE_TIME, KEYS_CHECK_INTERVAL, KEYS_INTERVAL, PEER_QUEUE_BYTES,
-    PEER_QUEUE_MESSAGES, PING_INTERVAL,
+    PEER_QUEUE_MESSAGES, PING_INTERVAL, WAITING_ANSWERS, WAITING_BYTES, WAITING_MESSAGES,
 };
 
 /// How soon a packet that the ROUTER could not take is tried again.
@@ -474,7 +474,7 @@ impl Shared {
     }
 
     /// Sends away whose key is no longer accepted.
-    fn check_keys(&self, source: &KeySource) {
+    async fn check_keys(&self, source: &KeySource) {
         let Ok(ring) = source.current_or_last() else { return };
         // Signatures take their time: checked without the lock.
         let all: Vec<_> = {
@@ -487,6 +487,8 @@ impl Shared {
                 let message = format!("the server no longer accepts this {identity}: {refusal}");
                 self.lock().refuse(connection, Refusal::new(RefusalKind::Keys, message));
             }
+            // Thousands of checks take seconds in all; nobody waits for that long.
+            tokio::task::yield_now().await;
         }
     }
 
@@ -566,6 +568,9 @@ impl Shared {
             );
             return Some(Refusal::new(RefusalKind::Role, message));
         }
+        if certified.is_none() && matches!(self.security, Security::Keys(_)) {
+            return Some(Refusal::new(RefusalKind::Keys, "this server wants a key"));
+        }
         if !self.accepts.contains(&hello.role) {
             let accepted: Vec<_> = self.accepts.iter().map(Role::to_string).collect();
             let message = format!(
@@ -575,7 +580,7 @@ impl Shared {
             );
             return Some(Refusal::new(RefusalKind::Role, message));
         }
-        if peers.admission.is_full() {
+        if peers.admission.is_full(connection) {
             let message = format!("the server is full: it can hold {} connections", self.connections);
             return Some(Refusal::new(RefusalKind::Full, message));
         }
@@ -589,7 +594,13 @@ impl Shared {
             heartbeat: self.heartbeat,
         };
         let Some(peer) = peers.map.get_mut(&connection) else { return };
-        let session = Box::new(Session::new(Moment::now()).holding_back());
+        let session = Session::new(Moment::now());
+        let session = Box::new(match hello.role {
+            Role::Admin => session.holding_back(WAITING_ANSWERS, WAITING_BYTES),
+            Role::Client => session.holding_back(WAITING_MESSAGES, WAITING_BYTES),
+            // A worker asks for nothing, and must be heard while its payloads are on their way.
+            Role::Worker | Role::Scheduler | Role::ProgressServer => session,
+        });
         peer.state = PeerState::Joined { session, unsent: Some(Packet::Welcome(welcome)) };
         let user = peer.certified.as_ref().map(|certified| certified.identity.user.clone());
         let joined = ServerEvent::Joined { connection, hello, user, address: peer.address };
@@ -807,7 +818,7 @@ async fn watch_keys(source: KeySource, shared: Arc<Shared>, stop: CancellationTo
                     info!(identity = %ring.identity(), "keys have changed");
                 }
                 if changed || checked.elapsed() > KEYS_CHECK_INTERVAL {
-                    shared.check_keys(&source);
+                    shared.check_keys(&source).await;
                     checked = Moment::now();
                 }
                 seen = Some(ring);

@@ -10,7 +10,7 @@ use super::chunks::{Assembly, Outbox, PieceError};
 use super::credit::{CreditError, ReceiveCredit, SendCredit};
 use super::packet::Packet;
 use crate::clock::Moment;
-use crate::limits::{SILENT_INTERVALS, STALL, WAITING_BYTES, WAITING_MESSAGES};
+use crate::limits::{SILENT_INTERVALS, STALL};
 
 /// Answers to pings that may wait; a peer that pings on without reading gets no more of them.
 const WAITING_CONTROL: usize = 256;
@@ -22,8 +22,8 @@ pub(crate) struct Session {
     send_credit: SendCredit,
     assembly: Assembly,
     receive_credit: ReceiveCredit,
-    /// Whether a peer that takes too little isn't heard for so long.
-    holds_back: bool,
+    /// While more messages or bytes than this wait for the peer, it isn't heard.
+    holds_back_at: Option<(usize, usize)>,
     /// Pings, pongs and goodbyes that wait; they go before all messages.
     control: VecDeque<Packet>,
     last_heard: Moment,
@@ -70,7 +70,7 @@ impl Session {
             send_credit: SendCredit::new(),
             assembly: Assembly::default(),
             receive_credit: ReceiveCredit::new(),
-            holds_back: false,
+            holds_back_at: None,
             control: VecDeque::new(),
             last_heard: now,
             stalled_since: None,
@@ -78,10 +78,10 @@ impl Session {
         }
     }
 
-    /// For servers: while much waits for the peer it is granted nothing, so that one that asks on without taking the answers
-    /// ends by being silent. If both ends did this, each might wait for the other.
-    pub(crate) fn holding_back(self) -> Self {
-        Self { holds_back: true, ..self }
+    /// For servers: while more than these messages or bytes wait for the peer it is granted nothing, so that one that asks on
+    /// without taking the answers ends by being silent. If both ends did this, each might wait for the other.
+    pub(crate) fn holding_back(self, messages: usize, bytes: usize) -> Self {
+        Self { holds_back_at: Some((messages, bytes)), ..self }
     }
 
     /// Queues a message whose size was checked.
@@ -121,8 +121,8 @@ impl Session {
         if let Some(packet) = self.control.pop_front() {
             return Some(packet);
         }
-        let too_much_waits = self.outbox.messages() > WAITING_MESSAGES || self.outbox.bytes() > WAITING_BYTES;
-        if !(self.holds_back && too_much_waits)
+        let waits = |(messages, bytes)| self.outbox.messages() > messages || self.outbox.bytes() > bytes;
+        if !self.holds_back_at.is_some_and(waits)
             && let Some(credit) = self.receive_credit.grant()
         {
             return Some(Packet::Credit(credit));
@@ -241,7 +241,7 @@ impl Pings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::{PING_INTERVAL, WINDOW_MESSAGES};
+    use crate::limits::{PING_INTERVAL, WAITING_BYTES, WAITING_MESSAGES, WINDOW_MESSAGES};
 
     const T0: Moment = Moment::from_nanos(1_000_000_000_000);
 
@@ -279,7 +279,8 @@ mod tests {
 
     #[test]
     fn who_takes_no_answers_is_granted_no_more_questions_until_it_does() {
-        let (mut server, mut client) = (Session::new(T0).holding_back(), Session::new(T0));
+        let (mut server, mut client) =
+            (Session::new(T0).holding_back(WAITING_MESSAGES, WAITING_BYTES), Session::new(T0));
         for _ in 0..=WAITING_MESSAGES + WINDOW_MESSAGES as usize {
             server.push(Message::new("answer", ""));
         }

@@ -49,7 +49,7 @@ impl Tunnel {
     pub(crate) async fn open(config: &LinkConfig) -> Result<Self, OpenError> {
         // First, so that whoever has no key yet leaves the server in peace.
         let ring = match &config.security {
-            Security::Keys(source) => Some(source.current()?),
+            Security::Keys(source) => Some(source.current_or_last()?),
             Security::Insecure => None,
         };
         let connecting = timeout(HANDSHAKE_TIME, TcpStream::connect(&config.address)).await;
