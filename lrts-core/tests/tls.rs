@@ -196,7 +196,7 @@ async fn a_key_is_good_for_its_own_role_only() {
 
     let (_sender, mut receiver) = cluster.connect(&server, Role::Worker, cluster.export(Role::Client, "ann"));
     let (kind, message) = refused(&mut receiver).await;
-    assert!(kind == RefusalKind::Keys && message.contains("not of a worker"), "{message}");
+    assert!(kind == RefusalKind::Keys && message.contains("for the role worker"), "{message}");
 
     let progress_server = cluster.serve(Role::ProgressServer).await;
     let (_sender, mut receiver) = cluster.connect(&progress_server, Role::Client, cluster.keys());

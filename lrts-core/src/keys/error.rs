@@ -64,7 +64,7 @@ pub enum KeysError {
     },
     /// It is a key of another role.
     #[error(
-        "{} is the key of a {role}, not of a {wanted}: make one by `lrts keys export --role {} FILE` where the keys are made",
+        "{} is a key for the role {role}, and one for the role {wanted} is needed: make one by `lrts keys export --role {} FILE` where the keys are made",
         path.display(), role_word(*wanted)
     )]
     OtherRole {
