@@ -361,7 +361,7 @@ impl EventLoop {
             }
             Reason::Full(what) => {
                 warn!(%connection, what, "no room for an application");
-                Some(Refusal::new(RefusalKind::Full, what))
+                Some(Refusal::new(RefusalKind::Limit, what))
             }
             Reason::LeaseExpired => None,
         };

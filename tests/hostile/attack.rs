@@ -40,7 +40,7 @@ const URGENT: u8 = 2;
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Kinds of REFUSAL, from 1.
-const KINDS: [RefusalKind; 8] = [
+const KINDS: [RefusalKind; 9] = [
     RefusalKind::Version,
     RefusalKind::Role,
     RefusalKind::Full,
@@ -49,6 +49,7 @@ const KINDS: [RefusalKind; 8] = [
     RefusalKind::Protocol,
     RefusalKind::Keys,
     RefusalKind::Owner,
+    RefusalKind::Limit,
 ];
 
 /// How far into a server an attacker has come.

@@ -201,6 +201,7 @@ fn refused(refusal: Refusal) -> Event {
         RefusalKind::Role
         | RefusalKind::Keys
         | RefusalKind::Owner
+        | RefusalKind::Limit
         | RefusalKind::Full
         | RefusalKind::ShuttingDown
         | RefusalKind::Protocol => Event::Refused(Fatal::Unauthorised(refusal.message)),
@@ -266,7 +267,7 @@ mod tests {
 
     #[test]
     fn who_is_refused_for_his_key_or_his_name_is_told_why() {
-        for kind in [RefusalKind::Owner, RefusalKind::Keys, RefusalKind::Role] {
+        for kind in [RefusalKind::Owner, RefusalKind::Keys, RefusalKind::Role, RefusalKind::Limit] {
             let event = refused(Refusal::new(kind, "not yours"));
             let Event::Refused(Fatal::Unauthorised(reason)) = event else { panic!("{kind:?}") };
             assert_eq!(reason, "not yours");

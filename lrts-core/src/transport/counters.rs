@@ -24,6 +24,8 @@ pub enum Cause {
     Keys,
     /// It asked for what belongs to another user.
     Owner,
+    /// It asked for more than may be kept.
+    Limit,
     /// It connected and didn't say hello in time.
     NoHello,
     /// Nothing was heard of it for too long.
@@ -36,7 +38,7 @@ pub enum Cause {
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Cause; 12] = [
+    pub const ALL: [Cause; 13] = [
         Cause::Version,
         Cause::Role,
         Cause::Full,
@@ -45,6 +47,7 @@ impl Cause {
         Cause::Protocol,
         Cause::Keys,
         Cause::Owner,
+        Cause::Limit,
         Cause::NoHello,
         Cause::Silent,
         Cause::Stalled,
@@ -62,6 +65,7 @@ impl Cause {
             Cause::Protocol => "protocol",
             Cause::Keys => "keys",
             Cause::Owner => "owner",
+            Cause::Limit => "limit",
             Cause::NoHello => "no_hello",
             Cause::Silent => "silent",
             Cause::Stalled => "stalled",
@@ -87,6 +91,7 @@ impl From<RefusalKind> for Cause {
             RefusalKind::Protocol => Cause::Protocol,
             RefusalKind::Keys => Cause::Keys,
             RefusalKind::Owner => Cause::Owner,
+            RefusalKind::Limit => Cause::Limit,
         }
     }
 }
@@ -124,7 +129,7 @@ mod tests {
         }
         counters.count(RefusalKind::Version);
         let counted: Vec<u64> = counters.snapshot().into_iter().map(|(_, count)| count).collect();
-        assert_eq!(counted, [1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
-        assert_eq!(counters.of(Cause::QueueFull), 11);
+        assert_eq!(counted, [1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+        assert_eq!(counters.of(Cause::QueueFull), 12);
     }
 }

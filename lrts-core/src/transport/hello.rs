@@ -109,13 +109,15 @@ pub enum RefusalKind {
     Keys,
     /// What the peer asks for belongs to another user.
     Owner,
+    /// What the peer asks for is more than may be kept: somebody has to make room first.
+    Limit,
 }
 
 impl RefusalKind {
     /// Whether trying again is pointless until something else changes. A link that is refused so ends.
     pub fn is_permanent(self) -> bool {
         match self {
-            Self::Version | Self::Role | Self::Superseded | Self::Keys | Self::Owner => true,
+            Self::Version | Self::Role | Self::Superseded | Self::Keys | Self::Owner | Self::Limit => true,
             Self::Full | Self::ShuttingDown | Self::Protocol => false,
         }
     }
@@ -130,6 +132,7 @@ impl RefusalKind {
             Self::Protocol => 6,
             Self::Keys => 7,
             Self::Owner => 8,
+            Self::Limit => 9,
         }
     }
 
@@ -143,6 +146,7 @@ impl RefusalKind {
             Self::Protocol,
             Self::Keys,
             Self::Owner,
+            Self::Limit,
         ]
         .into_iter()
         .find(|kind| kind.to_byte() == byte)

@@ -129,7 +129,8 @@ impl Engine {
     }
 
     pub(super) fn bundle_failed(&mut self, digest: BundleDigest, reason: String) {
-        let bundle = self.bundles.intern(BundleRef::Shipped(digest));
+        // No application has named it, and what peers offer makes no room for itself here.
+        let Some(bundle) = self.bundles.find(&BundleRef::Shipped(digest)) else { return };
         if self.bundles[bundle].availability == Availability::Here {
             return;
         }
@@ -140,7 +141,8 @@ impl Engine {
 
     /// It was deleted while nobody needed it: the next application offers it again.
     pub(super) fn bundle_forgotten(&mut self, digest: BundleDigest) {
-        let bundle = self.bundles.intern(BundleRef::Shipped(digest));
+        // No application has named it, and what peers offer makes no room for itself here.
+        let Some(bundle) = self.bundles.find(&BundleRef::Shipped(digest)) else { return };
         self.bundles[bundle].availability = Availability::Awaited;
         self.refresh_queues_of(bundle);
     }
