@@ -544,7 +544,10 @@ async fn keep_connected(config: &LinkConfig, shared: &Shared) {
                 let since = Moment::now();
                 let ended = use_connection(config, connection, shared).await;
                 failures = if since.elapsed() < CONNECT_BACKOFF_MAX { failures + 1 } else { 0 };
-                patience = KeysPatience::default();
+                // One that was refused as soon as it was up is still the same refusal.
+                if since.elapsed() >= CONNECT_BACKOFF_MAX {
+                    patience = KeysPatience::default();
+                }
                 let ended_by = match &ended {
                     Ended::Broken(reason) | Ended::Distrusted(reason) => reason.clone(),
                     Ended::Refused(refusal) => refusal.message.clone(),
@@ -576,7 +579,8 @@ async fn keep_connected(config: &LinkConfig, shared: &Shared) {
             Ended::Closed => return,
             // Other keys have come meanwhile, or may be just coming, to this side or the other: they are tried before this is final.
             Ended::Refused(Refusal { kind: RefusalKind::Keys, message })
-                if config.keys_version() != keys || !patience.is_over(Moment::now()) =>
+                if matches!(config.security, Security::Keys(_))
+                    && (config.keys_version() != keys || !patience.is_over(Moment::now())) =>
             {
                 debug!(address = config.address, reason = message, "refused, trying again");
                 shared.lock().trouble = Some(message);
