@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use super::socket_dir::SocketPath;
 use super::splice::{End, splice, tune};
 use super::{ConnectionId, tls};
 use crate::clock::{Moment, sleep_until, wall_clock};
-use crate::keys::Security;
+use crate::keys::{KeysError, Security};
 use crate::limits::{FILES_PER_PEER, RESERVED_FILES};
 
 /// Connections that the kernel keeps until the gate accepts them.
@@ -35,6 +36,40 @@ const CROWDED_PAUSE: Duration = Duration::from_millis(1);
 /// Between attempts to reach the ROUTER's socket while its backlog is full, and how many there are.
 const IPC_RETRY: Duration = Duration::from_millis(10);
 const IPC_ATTEMPTS: u32 = 100;
+
+/// Why a server can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The TCP address can't be listened on.
+    #[error("cannot listen on {address}: {}", listen_reason(error))]
+    Listen {
+        /// The address in question.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// Its key can't be used.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The directory for the ipc socket can't be used.
+    #[error("cannot use {path:?} for sockets: {error}")]
+    SocketDir {
+        /// The directory in question.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+fn listen_reason(error: &io::Error) -> String {
+    let reasons = [
+        (io::ErrorKind::AddrInUse, "the port is in use by another program"),
+        (io::ErrorKind::PermissionDenied, "permission denied (ports below 1024 are privileged)"),
+        (io::ErrorKind::AddrNotAvailable, "this machine has no such address"),
+    ];
+    let known = reasons.into_iter().find(|(kind, _)| *kind == error.kind());
+    known.map_or_else(|| error.to_string(), |(_, reason)| reason.to_owned())
+}
 
 /// Peers that this process can hold, by its limit of open files.
 pub(crate) fn connection_limit() -> usize {

@@ -33,6 +33,7 @@ pub(crate) mod fuzz;
 mod gate;
 mod guard;
 mod hello;
+mod key_watch;
 mod packet;
 mod router;
 mod session;
@@ -40,6 +41,7 @@ mod socket_dir;
 mod splice;
 mod tls;
 mod tunnel;
+mod turned_away;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -53,8 +55,9 @@ pub use self::counters::{Cause, Counters};
 pub use self::dealer::{
     Link, LinkConfig, LinkDown, LinkEvent, LinkReceiver, LinkSendError, LinkSender, TrySendError,
 };
+pub use self::gate::BindError;
 pub use self::hello::{Hello, Refusal, RefusalKind, Role, Welcome};
-pub use self::router::{BindError, SendError, Server, ServerConfig, ServerEvent, ServerHandle};
+pub use self::router::{SendError, Server, ServerConfig, ServerEvent, ServerHandle};
 pub use self::socket_dir::SocketDir;
 
 use self::chunks::Lengths;

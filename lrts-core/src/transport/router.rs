@@ -18,19 +18,21 @@ use zeromq::{RouterRecvHalf, RouterSendHalf, RouterSocket, Socket, SocketRecv};
 
 use super::admission::Admission;
 use super::counters::{Cause, Counters};
+use super::gate::BindError;
 use super::hello::{Hello, Refusal, RefusalKind, Role, Welcome};
 use super::packet::Packet;
 use super::session::{Dead, Received, Session};
 use super::socket_dir::SocketPath;
 use super::splice::End;
 use super::tls::Certified;
-use super::{ConnectionId, Message, Sent, gate, send_now};
+use super::turned_away::TurnedAway;
+use super::{ConnectionId, Message, Sent, gate, key_watch, send_now};
 use crate::clock::{Moment, sleep_until, wall_clock};
 use crate::ids::UserName;
-use crate::keys::{KeySource, KeysError, Security, role_word};
+use crate::keys::{KeySource, Security, role_word};
 use crate::limits::{
-    FAREWELL_TIME, FLUSH_TIME, HANDSHAKE_TIME, KEYS_CHECK_INTERVAL, KEYS_INTERVAL, PEER_QUEUE_BYTES,
-    PEER_QUEUE_MESSAGES, PING_INTERVAL, WAITING_ANSWERS, WAITING_BYTES, WAITING_MESSAGES,
+    FAREWELL_TIME, FLUSH_TIME, HANDSHAKE_TIME, PEER_QUEUE_BYTES, PEER_QUEUE_MESSAGES, PING_INTERVAL,
+    WAITING_ANSWERS, WAITING_BYTES, WAITING_MESSAGES,
 };
 
 /// How soon a packet that the ROUTER could not take is tried again.
@@ -38,9 +40,6 @@ const RETRY: Duration = Duration::from_millis(1);
 
 /// Shortest time between looks at the peers' deadlines.
 const SHORTEST_TICK: Duration = Duration::from_millis(5);
-
-/// Between two lines about strangers that were sent away.
-const TURNED_AWAY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How a server is set up.
 #[derive(Clone, Debug)]
@@ -87,40 +86,6 @@ impl ServerConfig {
     pub fn insecure(address: SocketAddr, socket_dir: impl Into<PathBuf>, accepts: Vec<Role>) -> Self {
         Self::new(address, socket_dir, accepts, Security::Insecure)
     }
-}
-
-/// Why a server can't start.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// The TCP address can't be listened on.
-    #[error("cannot listen on {address}: {}", listen_reason(error))]
-    Listen {
-        /// The address in question.
-        address: SocketAddr,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// Its key can't be used.
-    #[error(transparent)]
-    Keys(#[from] KeysError),
-    /// The directory for the ipc socket can't be used.
-    #[error("cannot use {path:?} for sockets: {error}")]
-    SocketDir {
-        /// The directory in question.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-}
-
-fn listen_reason(error: &io::Error) -> String {
-    let reasons = [
-        (io::ErrorKind::AddrInUse, "the port is in use by another program"),
-        (io::ErrorKind::PermissionDenied, "permission denied (ports below 1024 are privileged)"),
-        (io::ErrorKind::AddrNotAvailable, "this machine has no such address"),
-    ];
-    let known = reasons.into_iter().find(|(kind, _)| *kind == error.kind());
-    known.map_or_else(|| error.to_string(), |(_, reason)| reason.to_owned())
 }
 
 /// Why a message was not queued.
@@ -230,7 +195,7 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(gate::run(listener, Arc::new(ipc), shared.clone(), stop.clone()));
         if let Security::Keys(source) = &shared.security {
-            tasks.spawn(watch_keys(source.clone(), shared.clone(), stop.clone()));
+            tasks.spawn(key_watch::run(source.clone(), shared.clone(), stop.clone()));
         }
         tasks.spawn(run(receiver, shared.clone(), config.decode_budget, stop.clone()));
         let handle = ServerHandle { shared };
@@ -474,7 +439,7 @@ impl Shared {
     }
 
     /// Sends away whose key is no longer accepted.
-    async fn check_keys(&self, source: &KeySource) {
+    pub(crate) async fn check_keys(&self, source: &KeySource) {
         let Ok(ring) = source.current_or_last() else { return };
         // Signatures take their time: checked without the lock.
         let all: Vec<_> = {
@@ -766,70 +731,6 @@ impl Peers {
         let before = std::mem::replace(&mut peer.state, PeerState::Leaving { since: Moment::now() });
         if matches!(before, PeerState::Joined { .. }) {
             self.emit(ServerEvent::Left { connection, reason: reason.to_owned() });
-        }
-    }
-}
-
-/// Strangers that were sent away: told of at once, then in sums, so that a flood of them doesn't flood the log.
-#[derive(Debug, Default)]
-struct TurnedAway {
-    /// Since the last line about them.
-    count: u64,
-    last: Option<(SocketAddr, String)>,
-    told: Option<Moment>,
-}
-
-impl TurnedAway {
-    fn note(&mut self, address: SocketAddr, reason: &dyn std::fmt::Display) {
-        self.count += 1;
-        self.last = Some((address, reason.to_string()));
-        self.tell(Moment::now());
-    }
-
-    fn tell(&mut self, now: Moment) {
-        if self.told.is_some_and(|told| now.since(told) < TURNED_AWAY_INTERVAL) {
-            return;
-        }
-        if let Some((address, reason)) = self.last.take() {
-            warn!(%address, reason, count = self.count, "turned away a peer");
-            self.told = Some(now);
-            self.count = 0;
-        }
-    }
-}
-
-/// Looks for new keys and revocations.
-async fn watch_keys(source: KeySource, shared: Arc<Shared>, stop: CancellationToken) {
-    let mut tick = tokio::time::interval(KEYS_INTERVAL);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut seen = source.current_or_last().ok();
-    let mut checked = Moment::now();
-    let mut trouble = None;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
-        match source.current() {
-            Ok(ring) => {
-                trouble = None;
-                let changed = seen.as_ref().is_none_or(|seen| !Arc::ptr_eq(seen, &ring));
-                if changed {
-                    info!(identity = %ring.identity(), "keys have changed");
-                }
-                if changed || checked.elapsed() > KEYS_CHECK_INTERVAL {
-                    shared.check_keys(&source).await;
-                    checked = Moment::now();
-                }
-                seen = Some(ring);
-            }
-            Err(error) => {
-                let text = error.to_string();
-                if trouble.as_ref() != Some(&text) {
-                    warn!(%error, "keys can't be read, those from before go on");
-                    trouble = Some(text);
-                }
-            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
-use rustls::{AlertDescription, Error};
+use rustls::{AlertDescription, CommonState, Error};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -57,18 +57,11 @@ pub(crate) async fn accept(
         }
         Ok(Ok(stream)) => stream,
     };
-    let chain: Vec<_> = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .unwrap_or_default()
-        .iter()
-        .map(|it| it.clone().into_owned())
-        .collect();
+    let chain = chain_of(stream.get_ref().1);
     let Some(identity) = chain.first().and_then(Identity::of) else {
         return Err(End::Keys("its certificate names no role and user".to_owned()));
     };
-    Ok((stream, Certified { identity, chain: Arc::new(chain) }))
+    Ok((stream, Certified { identity, chain }))
 }
 
 /// The client's handshake with a server of this role.
@@ -88,15 +81,14 @@ pub(crate) async fn connect(
         }
         Ok(Ok(stream)) => stream,
     };
-    let chain = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .unwrap_or_default()
-        .iter()
-        .map(|it| it.clone().into_owned())
-        .collect();
-    Ok((stream, Arc::new(chain)))
+    let chain = chain_of(stream.get_ref().1);
+    Ok((stream, chain))
+}
+
+/// What the other side has shown in its handshake.
+fn chain_of(connection: &CommonState) -> Chain {
+    let shown = connection.peer_certificates().unwrap_or_default();
+    Arc::new(shown.iter().map(|certificate| certificate.clone().into_owned()).collect())
 }
 
 /// Whether a peer of a server without keys begins with TLS. It is told that there is none, and must go.
