@@ -1,8 +1,9 @@
 //! How long a scheduler takes to answer a worker's heartbeat while it is attacked.
 //!
-//! `cargo bench --bench hostile` prints p50 and p99 of the answers while nobody attacks, then under each kind of attack, and how
-//! much longer p99 is. Attackers are processes of the lowest priority: on their own machines, they wouldn't take the
-//! scheduler's cores either. It fails if a heartbeat isn't answered.
+//! `cargo bench --bench hostile` prints for each kind of attack p50 and p99 of the answers while nobody attacks and under it, and
+//! how much longer p99 is: medians of pairs. Attackers are processes that get only what nobody else wants of the cores
+//! (`SCHED_IDLE`): on their own machines, they wouldn't take the scheduler's either. It fails if a heartbeat isn't answered.
+//! `cargo bench --bench hostile -- churn` measures this kind alone.
 
 use std::error::Error;
 use std::io::Write;
@@ -35,7 +36,10 @@ use attack::{Attacker, COMMAND, LONG, Stage, Target, announced, client_hello};
 use support::{Cluster, keys};
 
 /// Between two heartbeats.
-const INTERVAL: Duration = Duration::from_millis(10);
+const INTERVAL: Duration = Duration::from_millis(5);
+
+/// Of each attack.
+const ROUNDS: usize = 5;
 
 /// How long an answer may take at all.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -55,31 +59,49 @@ fn main() -> Result<(), Box<dyn Error>> {
         attack_on(kind, &target);
     }
     // `cargo test` runs benches too, without this flag, where it wants a quick look only.
-    let (quiet, attacked) = match arguments.iter().any(|argument| argument == "--bench") {
-        true => (Duration::from_secs(20), Duration::from_secs(10)),
-        false => (Duration::from_millis(500), Duration::from_millis(500)),
+    let (rounds, time) = match arguments.iter().any(|argument| argument == "--bench") {
+        true => (ROUNDS, Duration::from_secs(4)),
+        false => (1, Duration::from_millis(200)),
     };
-    tokio::runtime::Runtime::new()?.block_on(measure(quiet, attacked))
+    let wanted = |kind: &&str| arguments.iter().any(|argument| argument == kind);
+    let named: Vec<_> = ATTACKS.into_iter().filter(wanted).collect();
+    let kinds = if named.is_empty() { ATTACKS.to_vec() } else { named };
+    tokio::runtime::Runtime::new()?.block_on(measure(&kinds, rounds, time))
 }
 
-async fn measure(quiet: Duration, attacked: Duration) -> Result<(), Box<dyn Error>> {
+async fn measure(kinds: &[&str], rounds: usize, time: Duration) -> Result<(), Box<dyn Error>> {
     let cluster = Cluster::without_workers(&[]);
     let mut worker = Worker::register(&cluster.scheduler_address).await?;
     let mut out = std::io::stdout().lock();
-    let before = worker.heartbeats(quiet).await?;
-    writeln!(out, "{:10}  p50 {:7.2} ms  p99 {:7.2} ms", "quiet", before.p50, before.p99)?;
-    for kind in ATTACKS {
-        let attackers = Attackers::start(kind, &cluster.scheduler_address)?;
-        // It is in full swing.
-        worker.heartbeats(attacked / 5).await?;
-        let during = worker.heartbeats(attacked).await?;
-        drop(attackers);
-        let ratio = during.p99 / before.p99;
-        writeln!(out, "{kind:10}  p50 {:7.2} ms  p99 {:7.2} ms  x {ratio:.2}", during.p50, during.p99)?;
+    for kind in kinds {
+        let (mut quiet, mut attacked) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            quiet.push(worker.heartbeats(time).await?);
+            let attackers = Attackers::start(kind, &cluster.scheduler_address)?;
+            // It is in full swing.
+            worker.heartbeats(time / 4).await?;
+            attacked.push(worker.heartbeats(time).await?);
+            drop(attackers);
+            // What it has left behind is gone.
+            worker.heartbeats(time / 4).await?;
+        }
+        let ratios = quiet.iter().zip(&attacked).map(|(quiet, attacked)| attacked.p99 / quiet.p99).collect();
+        writeln!(
+            out,
+            "{kind:10} p50 {:.2} -> {:.2} ms, p99 {:.2} -> {:.2} ms, x {:.2}",
+            median(quiet.iter().map(|times| times.p50).collect()),
+            median(attacked.iter().map(|times| times.p50).collect()),
+            median(quiet.iter().map(|times| times.p99).collect()),
+            median(attacked.iter().map(|times| times.p99).collect()),
+            median(ratios),
+        )?;
     }
-    let after = worker.heartbeats(quiet).await?;
-    writeln!(out, "{:10}  p50 {:7.2} ms  p99 {:7.2} ms", "afterwards", after.p50, after.p99)?;
     Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// A worker that says heartbeats and nothing else.
@@ -150,8 +172,8 @@ impl Attackers {
     fn start(kind: &str, address: &str) -> std::io::Result<Self> {
         let mut attackers = Self(Vec::new());
         for _ in 0..2 {
-            let mut command = Command::new("nice");
-            command.args(["-n", "19"]).arg(std::env::current_exe()?).args(["attack", kind, address]);
+            let mut command = Command::new("chrt");
+            command.args(["--idle", "0"]).arg(std::env::current_exe()?).args(["attack", kind, address]);
             attackers.0.push(command.stdin(Stdio::null()).spawn()?);
         }
         Ok(attackers)

@@ -1,4 +1,4 @@
-//! The gate: accepts TLS for a server, and joins each connection to the ROUTER's ipc socket under an identity of its choice.
+//! The gate: joins each connection that the acceptor lets in to the ROUTER's ipc socket, under an identity of its choice.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,30 +8,16 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
 
-use super::router::{Opened, Shared};
+use super::ConnectionId;
+use super::acceptor::{Network, Newcomer};
 use super::socket_dir::SocketPath;
-use super::splice::{End, splice, tune};
-use super::{ConnectionId, tls};
-use crate::clock::{Moment, sleep_until, wall_clock};
-use crate::keys::{KeysError, Security};
+use super::splice::{End, splice};
+use crate::keys::KeysError;
 use crate::limits::{FILES_PER_PEER, RESERVED_FILES};
-
-/// Connections that the kernel keeps until the gate accepts them.
-const BACKLOG: u32 = 4_096;
-
-/// Backoff when accepting fails, which is mostly for want of descriptors: doubles from the first to the second.
-const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
-const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
-
-/// While strangers crowd each other out, so many are accepted in a row before a pause, so that they don't take all the time of
-/// those who are inside, and the line of newcomers still moves.
-const CROWDED_BURST: u32 = 4;
-const CROWDED_PAUSE: Duration = Duration::from_millis(1);
 
 /// Between attempts to reach the ROUTER's socket while its backlog is full, and how many there are.
 const IPC_RETRY: Duration = Duration::from_millis(10);
@@ -59,6 +45,9 @@ pub enum BindError {
         /// What the system said.
         error: io::Error,
     },
+    /// The thread that accepts connections can't be started.
+    #[error("cannot start a thread to accept connections: {0}")]
+    Acceptor(io::Error),
 }
 
 fn listen_reason(error: &io::Error) -> String {
@@ -77,104 +66,38 @@ pub(crate) fn connection_limit() -> usize {
     usize::try_from(files.saturating_sub(RESERVED_FILES) / FILES_PER_PEER).unwrap_or(usize::MAX).max(1)
 }
 
-/// Listens on a TCP address.
-pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // A server that restarts must get its port back although old connections linger.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
-/// Accepts until told to stop; then all connections are closed.
-pub(crate) async fn run(
-    listener: TcpListener,
-    ipc: Arc<SocketPath>,
-    shared: Arc<Shared>,
-    stop: CancellationToken,
-) {
+/// Joins those to the ROUTER whom the acceptor lets in, until it ends; then all connections are closed.
+pub(crate) async fn run(mut newcomers: mpsc::UnboundedReceiver<Newcomer>, ipc: Arc<SocketPath>) {
     let mut connections = JoinSet::new();
-    let mut backoff = ACCEPT_BACKOFF_MIN;
-    let mut paused_until = None;
-    let mut crowd = 0;
     loop {
         tokio::select! {
-            () = stop.cancelled() => break,
             Some(_) = connections.join_next() => {}
-            () = sleep_until(paused_until) => paused_until = None,
-            accepted = listener.accept(), if paused_until.is_none() => match accepted {
-                Ok((stream, address)) => {
-                    backoff = ACCEPT_BACKOFF_MIN;
-                    let connection = ConnectionId::next();
-                    let Opened { hang_up, crowded } = shared.opened(connection, address);
-                    if let Some(hang_up) = hang_up {
-                        connections.spawn(serve(connection, stream, hang_up, ipc.clone(), shared.clone()));
-                    }
-                    crowd += u32::from(crowded);
-                    if crowd == CROWDED_BURST {
-                        crowd = 0;
-                        paused_until = Some(Moment::now() + CROWDED_PAUSE);
-                    }
+            newcomer = newcomers.recv() => match newcomer {
+                Some(newcomer) => {
+                    connections.spawn(serve(newcomer, ipc.clone()));
                 }
-                Err(error) => {
-                    warn!(%error, ?backoff, "cannot accept connections, trying again");
-                    paused_until = Some(Moment::now() + backoff);
-                    backoff = (backoff * 2).min(ACCEPT_BACKOFF_MAX);
-                }
-            },
+                None => break,
+            }
         }
     }
     connections.shutdown().await;
 }
 
-/// Serves one connection to its end, and says so.
-async fn serve(
-    connection: ConnectionId,
-    stream: TcpStream,
-    hang_up: CancellationToken,
-    ipc: Arc<SocketPath>,
-    shared: Arc<Shared>,
-) {
+/// Serves one connection to its end.
+async fn serve(Newcomer { place, mut stream }: Newcomer, ipc: Arc<SocketPath>) {
+    if let Err(error) = stream.move_here() {
+        return place.end(End::Network(error));
+    }
     let end = tokio::select! {
-        () = hang_up.cancelled() => End::ClosedHere,
-        end = join(connection, stream, &ipc, &shared) => end,
-    };
-    debug!(%connection, reason = %end, "connection ended");
-    shared.closed(connection, &end);
-}
-
-async fn join(connection: ConnectionId, stream: TcpStream, ipc: &SocketPath, shared: &Shared) -> End {
-    if let Err(error) = tune(&stream) {
-        return End::Network(error);
-    }
-    match shared.security() {
-        Security::Keys(source) => {
-            // Looked at for each handshake: a key that was made a moment ago already counts.
-            let ring = match source.current_or_last() {
-                Ok(ring) => ring,
-                Err(error) => return End::Keys(error.to_string()),
-            };
-            match tls::accept(stream, &ring).await {
-                Ok((stream, certified)) => {
-                    let chain = certified.chain.clone();
-                    shared.certified(connection, certified);
-                    // The keys may have changed since the handshake began. From here on the watch over them sees this peer too.
-                    if let Ok(now) = source.current_or_last()
-                        && !Arc::ptr_eq(&now, &ring)
-                        && let Err(refusal) = now.check_client(&chain, wall_clock())
-                    {
-                        return End::Keys(refusal.to_string());
-                    }
-                    pass(connection, stream, ipc).await
-                }
-                Err(end) => end,
+        () = place.hang_up.cancelled() => End::ClosedHere,
+        end = async {
+            match stream {
+                Network::Plain(stream) => pass(place.connection, stream, &ipc).await,
+                Network::Tls(stream) => pass(place.connection, stream, &ipc).await,
             }
-        }
-        Security::Insecure => match tls::turn_away(stream).await {
-            Some(stream) => pass(connection, stream, ipc).await,
-            None => End::Keys("it wants keys, and this server was started without (--insecure)".to_owned()),
-        },
-    }
+        } => end,
+    };
+    place.end(end);
 }
 
 async fn pass<N>(connection: ConnectionId, network: N, ipc: &SocketPath) -> End

@@ -23,6 +23,7 @@
 //! Needs a multi-threaded tokio runtime. [`Server`] and [`Link`] are the two ends; `session` is what both do alike, and
 //! decides without I/O, as do `guard`, `credit` and `chunks`.
 
+mod acceptor;
 mod admission;
 mod chunks;
 mod counters;

@@ -26,7 +26,7 @@ use super::socket_dir::SocketPath;
 use super::splice::End;
 use super::tls::Certified;
 use super::turned_away::TurnedAway;
-use super::{ConnectionId, Message, Sent, gate, key_watch, send_now};
+use super::{ConnectionId, Message, Sent, acceptor, gate, key_watch, send_now};
 use crate::clock::{Moment, sleep_until, wall_clock};
 use crate::ids::UserName;
 use crate::keys::{KeySource, Security, role_word};
@@ -157,7 +157,7 @@ impl Server {
         if let Security::Keys(source) = &config.security {
             source.current()?;
         }
-        let listener = gate::listen(config.address).map_err(listen_error)?;
+        let listener = acceptor::listen(config.address).map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         let ipc = SocketPath::within(&config.socket_dir).map_err(socket_dir_error)?;
         let mut router = RouterSocket::new();
@@ -193,7 +193,9 @@ impl Server {
         });
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        tasks.spawn(gate::run(listener, Arc::new(ipc), shared.clone(), stop.clone()));
+        let newcomers =
+            acceptor::start(listener, shared.clone(), stop.clone()).map_err(BindError::Acceptor)?;
+        tasks.spawn(gate::run(newcomers, Arc::new(ipc)));
         if let Security::Keys(source) = &shared.security {
             tasks.spawn(key_watch::run(source.clone(), shared.clone(), stop.clone()));
         }

@@ -1,0 +1,236 @@
+//! Accepts connections for the gate and does their TLS handshakes, on a thread of its own and of low priority: however many
+//! strangers come, and however much arithmetic they cause, those who are inside go first.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+use super::router::{Opened, Shared};
+use super::splice::{End, tune};
+use super::{ConnectionId, tls};
+use crate::clock::{Moment, sleep_until, wall_clock};
+use crate::keys::Security;
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 4_096;
+
+/// Niceness of the thread above the process's own: where all want the same core, it gets a tenth of it (`sched(7)`).
+const NICENESS: i32 = 10;
+
+/// How long it may keep a core from a thread that wakes up; kernels before 6.12 have one slice for all, of up to 3 ms.
+const SLICE: Duration = Duration::from_micros(100);
+
+/// Backoff when accepting fails, which is mostly for want of descriptors: doubles from the first to the second.
+const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
+const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// While strangers crowd each other out, so many are accepted in a row before a pause, so that they don't take all the time of
+/// those who are inside, and the line of newcomers still moves.
+const CROWDED_BURST: u32 = 4;
+const CROWDED_PAUSE: Duration = Duration::from_millis(1);
+
+/// Listens on a TCP address.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A server that restarts must get its port back although old connections linger.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// A connection whose key was accepted.
+pub(crate) struct Newcomer {
+    pub(crate) place: Place,
+    pub(crate) stream: Network,
+}
+
+/// A connection's place among the server's, until this is dropped, be it by a task that panics.
+pub(crate) struct Place {
+    pub(crate) connection: ConnectionId,
+    /// Closes it.
+    pub(crate) hang_up: CancellationToken,
+    shared: Arc<Shared>,
+    end: End,
+}
+
+impl Place {
+    /// Gives it up.
+    pub(crate) fn end(mut self, end: End) {
+        self.end = end;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            error!(connection = %self.connection, "the task of a connection has panicked");
+        }
+        debug!(connection = %self.connection, reason = %self.end, "connection ended");
+        self.shared.closed(self.connection, &self.end);
+    }
+}
+
+/// The network's side of a connection.
+pub(crate) enum Network {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Network {
+    /// Moves it from the runtime that accepted it to that of the caller.
+    pub(crate) fn move_here(&mut self) -> io::Result<()> {
+        let socket = match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(stream) => stream.get_mut().0,
+        };
+        let twin = std::net::TcpStream::from(socket.as_fd().try_clone_to_owned()?);
+        *socket = TcpStream::from_std(twin)?;
+        Ok(())
+    }
+}
+
+/// Starts the thread, which ends once it is told to stop; so does the channel then.
+pub(crate) fn start(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+) -> io::Result<mpsc::UnboundedReceiver<Newcomer>> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let listener = listener.into_std()?;
+    let (admitted, newcomers) = mpsc::unbounded_channel();
+    let acceptor = Acceptor { shared, admitted };
+    std::thread::Builder::new()
+        .name("acceptor".to_owned())
+        .spawn(move || run_thread(&runtime, listener, acceptor, &stop))?;
+    Ok(newcomers)
+}
+
+fn run_thread(
+    runtime: &Runtime,
+    listener: std::net::TcpListener,
+    acceptor: Acceptor,
+    stop: &CancellationToken,
+) {
+    lower_priority();
+    runtime.block_on(async {
+        match TcpListener::from_std(listener) {
+            Ok(listener) => acceptor.run(listener, stop).await,
+            Err(error) => error!(%error, "cannot accept connections"),
+        }
+    });
+}
+
+/// Of this thread.
+#[expect(unsafe_code, reason = "nix has neither call")]
+fn lower_priority() {
+    // SAFETY: it takes no pointers; 0 is the calling thread, whose own niceness it is on Linux.
+    let niceness = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    let attributes = libc::sched_attr {
+        size: size_of::<libc::sched_attr>() as u32,
+        sched_policy: libc::SCHED_OTHER as u32,
+        sched_flags: 0,
+        sched_nice: niceness.saturating_add(NICENESS).min(19),
+        sched_priority: 0,
+        sched_runtime: SLICE.as_nanos() as u64,
+        sched_deadline: 0,
+        sched_period: 0,
+    };
+    // SAFETY: the attributes outlive the call, and say their size.
+    let changed = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    if changed == -1 {
+        let error = io::Error::last_os_error();
+        warn!(%error, "newcomers can't be put behind those who are inside");
+    }
+}
+
+#[derive(Clone)]
+struct Acceptor {
+    shared: Arc<Shared>,
+    admitted: mpsc::UnboundedSender<Newcomer>,
+}
+
+impl Acceptor {
+    async fn run(self, listener: TcpListener, stop: &CancellationToken) {
+        let mut handshakes = JoinSet::new();
+        let mut backoff = ACCEPT_BACKOFF_MIN;
+        let mut paused_until = None;
+        let mut crowd = 0;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(_) = handshakes.join_next() => {}
+                () = sleep_until(paused_until) => paused_until = None,
+                accepted = listener.accept(), if paused_until.is_none() => match accepted {
+                    Ok((stream, address)) => {
+                        backoff = ACCEPT_BACKOFF_MIN;
+                        let connection = ConnectionId::next();
+                        let Opened { hang_up, crowded } = self.shared.opened(connection, address);
+                        if let Some(hang_up) = hang_up {
+                            let shared = self.shared.clone();
+                            let place = Place { connection, hang_up, shared, end: End::ClosedHere };
+                            handshakes.spawn(self.clone().admit(place, stream));
+                        }
+                        crowd += u32::from(crowded);
+                        if crowd == CROWDED_BURST {
+                            crowd = 0;
+                            paused_until = Some(Moment::now() + CROWDED_PAUSE);
+                        }
+                    }
+                    Err(error) => {
+                        warn!(%error, ?backoff, "cannot accept connections, trying again");
+                        paused_until = Some(Moment::now() + backoff);
+                        backoff = (backoff * 2).min(ACCEPT_BACKOFF_MAX);
+                    }
+                },
+            }
+        }
+    }
+
+    /// Hands on whoever has a key.
+    async fn admit(self, place: Place, stream: TcpStream) {
+        let entered = tokio::select! {
+            () = place.hang_up.cancelled() => Err(End::ClosedHere),
+            entered = self.shake_hands(place.connection, stream) => entered,
+        };
+        match entered {
+            Ok(stream) => {
+                // If the server has ended, so has this.
+                let _ = self.admitted.send(Newcomer { place, stream });
+            }
+            Err(end) => place.end(end),
+        }
+    }
+
+    async fn shake_hands(&self, connection: ConnectionId, stream: TcpStream) -> Result<Network, End> {
+        tune(&stream).map_err(End::Network)?;
+        let Security::Keys(source) = self.shared.security() else {
+            let stream = tls::turn_away(stream).await;
+            let wants_keys =
+                || End::Keys("it wants keys, and this server was started without (--insecure)".to_owned());
+            return stream.map(Network::Plain).ok_or_else(wants_keys);
+        };
+        // Looked at for each handshake: a key that was made a moment ago already counts.
+        let ring = source.current_or_last().map_err(|error| End::Keys(error.to_string()))?;
+        let (stream, certified) = tls::accept(stream, &ring).await?;
+        let chain = certified.chain.clone();
+        self.shared.certified(connection, certified);
+        // The keys may have changed since the handshake began. From here on the watch over them sees this peer too.
+        if let Ok(now) = source.current_or_last()
+            && !Arc::ptr_eq(&now, &ring)
+            && let Err(refusal) = now.check_client(&chain, wall_clock())
+        {
+            return Err(End::Keys(refusal.to_string()));
+        }
+        Ok(Network::Tls(Box::new(stream)))
+    }
+}
