@@ -343,12 +343,21 @@ pub const CONNECT_BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// See [`CONNECT_BACKOFF_MIN`].
 pub const CONNECT_BACKOFF_MAX: Duration = Duration::from_secs(5);
 
+/// Bytes that a client may send before its TLS handshake is complete. A key's part has under 4 KiB: a hello, at most two
+/// certificates, a signature.
+pub const TLS_HANDSHAKE_BYTES: usize = 16 * 1024;
+
 /// Frames in one ZMTP message, bytes in one such message in all, and bytes in the handshake's command.
 pub const WIRE_FRAMES: usize = 16;
 /// See [`WIRE_FRAMES`].
 pub const WIRE_MESSAGE_BYTES: u64 = CHUNK_BYTES as u64 + 4_096;
 /// See [`WIRE_FRAMES`].
 pub const WIRE_COMMAND_BYTES: usize = 1_024;
+
+/// Bytes of a message to a server before it has welcomed the peer: HELLO has two texts, and less than 32 bytes beside them. The
+/// rest is room for what later versions may say in it.
+pub const WIRE_HELLO_BYTES: u64 = 1_024;
+const _: () = assert!(HELLO_ID_BYTES + HELLO_HOST_BYTES + 32 <= WIRE_HELLO_BYTES as usize);
 
 /// Longest id and host name in a HELLO, longest text of a refusal or goodbye, in bytes.
 pub const HELLO_ID_BYTES: usize = 64;

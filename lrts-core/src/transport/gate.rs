@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -13,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::router::{Opened, Shared};
+use super::router::{Opened, Orders, Shared};
 use super::socket_dir::SocketPath;
 use super::splice::{End, splice, tune};
 use super::{ConnectionId, tls};
@@ -106,9 +107,9 @@ pub(crate) async fn run(
                 Ok((stream, address)) => {
                     backoff = ACCEPT_BACKOFF_MIN;
                     let connection = ConnectionId::next();
-                    let Opened { hang_up, crowded } = shared.opened(connection, address);
-                    if let Some(hang_up) = hang_up {
-                        connections.spawn(serve(connection, stream, hang_up, ipc.clone(), shared.clone()));
+                    let Opened { orders, crowded } = shared.opened(connection, address);
+                    if let Some(orders) = orders {
+                        connections.spawn(serve(connection, stream, orders, ipc.clone(), shared.clone()));
                     }
                     crowd += u32::from(crowded);
                     if crowd == CROWDED_BURST {
@@ -131,19 +132,25 @@ pub(crate) async fn run(
 async fn serve(
     connection: ConnectionId,
     stream: TcpStream,
-    hang_up: CancellationToken,
+    orders: Orders,
     ipc: Arc<SocketPath>,
     shared: Arc<Shared>,
 ) {
     let end = tokio::select! {
-        () = hang_up.cancelled() => End::ClosedHere,
-        end = join(connection, stream, &ipc, &shared) => end,
+        () = orders.hang_up.cancelled() => End::ClosedHere,
+        end = join(connection, stream, &orders.welcomed, &ipc, &shared) => end,
     };
     debug!(%connection, reason = %end, "connection ended");
     shared.closed(connection, &end);
 }
 
-async fn join(connection: ConnectionId, stream: TcpStream, ipc: &SocketPath, shared: &Shared) -> End {
+async fn join(
+    connection: ConnectionId,
+    stream: TcpStream,
+    welcomed: &AtomicBool,
+    ipc: &SocketPath,
+    shared: &Shared,
+) -> End {
     if let Err(error) = tune(&stream) {
         return End::Network(error);
     }
@@ -165,24 +172,24 @@ async fn join(connection: ConnectionId, stream: TcpStream, ipc: &SocketPath, sha
                     {
                         return End::Keys(refusal.to_string());
                     }
-                    pass(connection, stream, ipc).await
+                    pass(connection, stream, welcomed, ipc).await
                 }
                 Err(end) => end,
             }
         }
         Security::Insecure => match tls::turn_away(stream).await {
-            Some(stream) => pass(connection, stream, ipc).await,
+            Some(stream) => pass(connection, stream, welcomed, ipc).await,
             None => End::Keys("it wants keys, and this server was started without (--insecure)".to_owned()),
         },
     }
 }
 
-async fn pass<N>(connection: ConnectionId, network: N, ipc: &SocketPath) -> End
+async fn pass<N>(connection: ConnectionId, network: N, welcomed: &AtomicBool, ipc: &SocketPath) -> End
 where
     N: AsyncRead + AsyncWrite + Send + Unpin,
 {
     match connect(ipc).await {
-        Ok(router) => splice(network, router, "DEALER", Some(connection)).await,
+        Ok(router) => splice(network, router, "DEALER", Some(connection), welcomed).await,
         Err(error) => End::Network(error),
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -340,10 +341,19 @@ pub(crate) struct Shared {
 
 /// What becomes of a connection that was just accepted.
 pub(crate) struct Opened {
-    /// Closes it; None if it must be closed at once.
-    pub(crate) hang_up: Option<CancellationToken>,
+    /// By which the server tells the gate what to do with it; None if it must be closed at once.
+    pub(crate) orders: Option<Orders>,
     /// Whether there are more strangers than there is room for.
     pub(crate) crowded: bool,
+}
+
+/// What the gate must know of a connection that it serves.
+#[derive(Clone, Default)]
+pub(crate) struct Orders {
+    /// Closes the TCP side.
+    pub(crate) hang_up: CancellationToken,
+    /// Whether the peer may send messages of the full size.
+    pub(crate) welcomed: Arc<AtomicBool>,
 }
 
 struct Peers {
@@ -364,8 +374,7 @@ struct Peer {
     address: SocketAddr,
     /// None before its handshake has succeeded, and without keys.
     certified: Option<Certified>,
-    /// Closes the TCP side.
-    hang_up: CancellationToken,
+    orders: Orders,
     state: PeerState,
 }
 
@@ -395,7 +404,7 @@ impl Shared {
             Err(too_many) => {
                 peers.counters.count(Cause::Full);
                 peers.turned_away.note(address, &too_many);
-                return Opened { hang_up: None, crowded: true };
+                return Opened { orders: None, crowded: true };
             }
         };
         if let Some(oldest) = oldest {
@@ -403,11 +412,11 @@ impl Shared {
             peers.leave(oldest, "made room for a newer connection: too many have not said hello");
         }
         debug!(%connection, %address, "connection accepted");
-        let hang_up = CancellationToken::new();
+        let orders = Orders::default();
         let state = PeerState::New { since: Moment::now() };
-        let peer = Peer { address, certified: None, hang_up: hang_up.clone(), state };
+        let peer = Peer { address, certified: None, orders: orders.clone(), state };
         peers.map.insert(connection, peer);
-        Opened { hang_up: Some(hang_up), crowded: oldest.is_some() }
+        Opened { orders: Some(orders), crowded: oldest.is_some() }
     }
 
     /// A stranger has shown a key that is accepted.
@@ -567,6 +576,8 @@ impl Shared {
             Role::Worker | Role::Scheduler | Role::ProgressServer => session,
         });
         peer.state = PeerState::Joined { session, unsent: Some(Packet::Welcome(welcome)) };
+        // Before it hears of it, and sends more.
+        peer.orders.welcomed.store(true, Ordering::Release);
         let user = peer.certified.as_ref().map(|certified| certified.identity.user.clone());
         let joined = ServerEvent::Joined { connection, hello, user, address: peer.address };
         peers.admission.welcomed(connection);
@@ -621,7 +632,9 @@ impl Shared {
                 PeerState::New { since } if now.since(*since) > HANDSHAKE_TIME => {
                     dead.push((connection, Cause::NoHello, "no hello in time".to_owned()));
                 }
-                PeerState::Leaving { since } if now.since(*since) > FAREWELL_TIME => peer.hang_up.cancel(),
+                PeerState::Leaving { since } if now.since(*since) > FAREWELL_TIME => {
+                    peer.orders.hang_up.cancel()
+                }
                 PeerState::New { .. } | PeerState::Leaving { .. } => {}
                 PeerState::Joined { session, .. } => {
                     let check = session.check_silence(now, self.heartbeat);
@@ -697,7 +710,7 @@ impl Peers {
     /// Ends a connection now. The gate forgets it once its TCP side is closed.
     fn leave(&mut self, connection: ConnectionId, reason: &str) {
         let Some(peer) = self.map.get_mut(&connection) else { return };
-        peer.hang_up.cancel();
+        peer.orders.hang_up.cancel();
         self.set_leaving(connection, reason);
     }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -73,6 +74,9 @@ impl End {
             // Over TLS: closed without a word, as by a process that was killed.
             return Self::Closed;
         }
+        if let Some(violation) = error.get_ref().and_then(|inner| inner.downcast_ref::<GuardError>()) {
+            return Self::Violation(*violation);
+        }
         match tls::objection(&error) {
             Some(objection) => Self::Keys(objection.to_owned()),
             None => match tls::error_of(&error) {
@@ -85,12 +89,14 @@ impl End {
 
 /// Copies both ways until either side ends. What the network brought before its end is still delivered.
 ///
-/// The other side must be a ZeroMQ socket of type `peer`, and is given `identity`.
+/// The other side must be a ZeroMQ socket of type `peer`, and is given `identity`. Until it is `welcomed`, no message of it may
+/// be larger than a HELLO.
 pub(crate) async fn splice<N>(
     network: N,
     ipc: UnixStream,
     peer: &'static str,
     identity: Option<ConnectionId>,
+    welcomed: &AtomicBool,
 ) -> End
 where
     N: AsyncRead + AsyncWrite + Send + Unpin,
@@ -116,7 +122,13 @@ where
             Ok(Ok(())) => {}
         }
         let mut guard = FrameGuard::new();
-        match copy(&mut from_network, &mut to_ipc, |bytes| guard.check(bytes)).await {
+        let check = |bytes: &[u8]| {
+            if welcomed.load(Ordering::Acquire) {
+                guard.welcome();
+            }
+            guard.check(bytes)
+        };
+        match copy(&mut from_network, &mut to_ipc, check).await {
             Copied::SourceEnded => End::Closed,
             Copied::Failed(error) => End::failed(error),
             Copied::Violation(error) => End::Violation(error),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixListener};
@@ -95,5 +96,6 @@ where
         Err(error) => return End::Network(error),
     };
     drop(listener);
-    splice(network, dealer, "ROUTER", None).await
+    // It is the one server that this side has asked for.
+    splice(network, dealer, "ROUTER", None, &AtomicBool::new(true)).await
 }
