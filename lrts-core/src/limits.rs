@@ -272,17 +272,17 @@ pub const AUTHORITY_VALIDITY: Duration = Duration::from_hours(30 * 365 * 24);
 /// How long a key is valid unless asked for otherwise: 10 years.
 pub const KEY_VALIDITY: Duration = Duration::from_hours(10 * 365 * 24);
 
-/// How far the clocks of two machines may be apart: keys are valid since so long before they were made, and stay on record for
-/// so long after they have expired.
+/// How far the clocks of two machines may be apart: keys are valid since so long before they were made, and stay on record at
+/// least for so long after they have expired.
 pub const CLOCK_SKEW: Duration = Duration::from_hours(24);
 
-/// Most keys that an authority and the one before it may have issued. Expired keys don't count.
+/// Most keys that an authority and the one before it may have issued. Expired keys make room.
 pub const ISSUED_KEYS: usize = 100_000;
 
 /// Longest line of the index of issued keys, in bytes.
 pub const ISSUED_KEY_LINE_BYTES: usize = 512;
 
-/// Most revoked keys on record: their lists must leave room in [`KEY_FILE_BYTES`]. Expired keys don't count.
+/// Most revoked keys on record: their lists must leave room in [`KEY_FILE_BYTES`]. Expired keys make room.
 pub const REVOKED_KEYS: usize = 6_000;
 
 // --- transport ---
