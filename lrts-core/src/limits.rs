@@ -272,17 +272,17 @@ pub const AUTHORITY_VALIDITY: Duration = Duration::from_hours(30 * 365 * 24);
 /// How long a key is valid unless asked for otherwise: 10 years.
 pub const KEY_VALIDITY: Duration = Duration::from_hours(10 * 365 * 24);
 
-/// How far the clocks of two machines may be apart: keys are valid since so long before they were made, and stay on record for
-/// so long after they have expired.
+/// How far the clocks of two machines may be apart: keys are valid since so long before they were made, and stay on record at
+/// least for so long after they have expired.
 pub const CLOCK_SKEW: Duration = Duration::from_hours(24);
 
-/// Most keys that an authority and the one before it may have issued. Expired keys don't count.
+/// Most keys that an authority and the one before it may have issued. Expired keys make room.
 pub const ISSUED_KEYS: usize = 100_000;
 
 /// Longest line of the index of issued keys, in bytes.
 pub const ISSUED_KEY_LINE_BYTES: usize = 512;
 
-/// Most revoked keys on record: their lists must leave room in [`KEY_FILE_BYTES`]. Expired keys don't count.
+/// Most revoked keys on record: their lists must leave room in [`KEY_FILE_BYTES`]. Expired keys make room.
 pub const REVOKED_KEYS: usize = 6_000;
 
 // --- transport ---
@@ -343,12 +343,21 @@ pub const CONNECT_BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// See [`CONNECT_BACKOFF_MIN`].
 pub const CONNECT_BACKOFF_MAX: Duration = Duration::from_secs(5);
 
+/// Bytes that a client may send before its TLS handshake is complete. A key's part has under 4 KiB: a hello, at most two
+/// certificates, a signature.
+pub const TLS_HANDSHAKE_BYTES: usize = 16 * 1024;
+
 /// Frames in one ZMTP message, bytes in one such message in all, and bytes in the handshake's command.
 pub const WIRE_FRAMES: usize = 16;
 /// See [`WIRE_FRAMES`].
 pub const WIRE_MESSAGE_BYTES: u64 = CHUNK_BYTES as u64 + 4_096;
 /// See [`WIRE_FRAMES`].
 pub const WIRE_COMMAND_BYTES: usize = 1_024;
+
+/// Bytes of a message to a server before it has welcomed the peer: HELLO has two texts, and less than 32 bytes beside them. The
+/// rest is room for what later versions may say in it.
+pub const WIRE_HELLO_BYTES: u64 = 1_024;
+const _: () = assert!(HELLO_ID_BYTES + HELLO_HOST_BYTES + 32 <= WIRE_HELLO_BYTES as usize);
 
 /// Longest id and host name in a HELLO, longest text of a refusal or goodbye, in bytes.
 pub const HELLO_ID_BYTES: usize = 64;

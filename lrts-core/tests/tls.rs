@@ -16,7 +16,7 @@ use lrts_core::clock::{Moment, wall_clock};
 use lrts_core::keys::{
     Authority, Identity, Index, KeyFile, KeyId, KeySource, KeysDirectory, Security, ensure, role_word,
 };
-use lrts_core::limits::{KEY_VALIDITY, STRANGERS_PER_ADDRESS};
+use lrts_core::limits::{KEY_VALIDITY, STRANGERS_PER_ADDRESS, TLS_HANDSHAKE_BYTES, USER_NAME_BYTES};
 use lrts_core::transport::{
     BindError, Cause, ConnectionId, Hello, Link, LinkConfig, LinkEvent, LinkReceiver, LinkSender, Message,
     RefusalKind, Role, Server, ServerConfig, ServerEvent, SocketDir,
@@ -392,6 +392,40 @@ async fn without_a_key_nothing_is_answered() {
         let _ = within("the end", stream.read_to_end(&mut answer)).await;
         assert!(answer.len() <= 7 && answer.first().is_none_or(|&byte| byte == 0x15), "{answer:?}");
     }
+}
+
+/// One that rustls would go on collecting.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_does_not_end_is_cut_short() {
+    let cluster = Cluster::new();
+    let server = cluster.serve(Role::Scheduler).await;
+    let mut stream = TcpStream::connect(server.local_address()).await.unwrap();
+    let record = |content: &[u8]| {
+        [&[0x16, 3, 1][..], &u16::try_from(content.len()).unwrap().to_be_bytes(), content].concat()
+    };
+    // A ClientHello of 60,000 bytes.
+    let mut sent = record(&[1, 0, 0xea, 0x60]);
+    while sent.len() <= TLS_HANDSHAKE_BYTES {
+        sent.extend(record(&[0; 4_000]));
+    }
+    stream.write_all(&sent).await.unwrap();
+    let ended = within("the end", stream.read(&mut [0])).await;
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    let handle = server.handle();
+    let counted = async {
+        // Not for its silence, which takes longer.
+        while handle.counters().of(Cause::Protocol) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within("counted", counted).await;
+    assert_eq!(handle.counters().of(Cause::NoHello), 0);
+
+    // The longest that a key needs: two certificates, of which one names its holder as long as may be.
+    cluster.opened().rotate().unwrap();
+    let longest = KeyFile::read(&cluster.export(Role::Worker, &"a".repeat(USER_NAME_BYTES))).unwrap();
+    let bytes: usize = longest.chain.iter().map(|certificate| certificate.len()).sum();
+    assert!(longest.chain.len() == 2 && bytes < TLS_HANDSHAKE_BYTES / 4, "{bytes}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

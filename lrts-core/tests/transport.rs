@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
-use lrts_core::limits::{CHUNK_BYTES, PEER_QUEUE_BYTES, WINDOW_BYTES};
+use lrts_core::limits::{CHUNK_BYTES, PEER_QUEUE_BYTES, WINDOW_BYTES, WIRE_HELLO_BYTES};
 use lrts_core::transport::{
     BindError, Cause, ConnectionId, Hello, Link, LinkConfig, LinkEvent, LinkReceiver, LinkSendError,
     LinkSender, Message, Refusal, RefusalKind, Role, SendError, Server, ServerConfig, ServerEvent, SocketDir,
@@ -457,6 +457,27 @@ async fn garbage_ends_its_own_connection_only() {
 
     sender.send(Message::new("still", "alive")).await.unwrap();
     assert_eq!(message(&mut receiver).await, Message::new("still", "alive"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_its_welcome_a_peer_may_say_no_more_than_hello() {
+    let dir = SocketDir::create().unwrap();
+    let server = bind(&dir).await;
+    let handle = server.handle();
+    let announced = [vec![2], (WIRE_HELLO_BYTES + 1).to_be_bytes().to_vec()].concat();
+    // Also behind a HELLO that is refused, as the one of an unknown version is.
+    let foreign = [0, 3, 1, 0xff, 0xff];
+    for (count, first) in [&[][..], &foreign].into_iter().enumerate() {
+        attack(server.local_address(), &[&greeting()[..], &ready(b""), first, &announced].concat()).await;
+        let counted = async {
+            // Not for its silence, which takes longer.
+            while handle.counters().of(Cause::Protocol) <= count as u64 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        within("counted", counted).await;
+    }
+    assert_eq!(handle.counters().of(Cause::NoHello), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -139,7 +139,7 @@ impl KeysDirectory {
         let file = path.join(INDEX);
         let mut index = Index::parse(&read_private_up_to(&file, INDEX_BYTES)?).map_err(broken(file))?;
         let stored = authority.accepted();
-        index.forget(&stored, wall_clock());
+        index.keep_of(&stored);
         Ok(Self { path: path.to_owned(), authority, index, stored, _lock: lock })
     }
 
@@ -153,9 +153,9 @@ impl KeysDirectory {
         self.authority.previous()
     }
 
-    /// The keys on record. Those of dropped authorities and those that have expired aren't.
+    /// The keys on record, but for those that have expired.
     pub fn issued(&self) -> impl Iterator<Item = &IssuedKey> {
-        self.index.keys()
+        self.index.unexpired(wall_clock())
     }
 
     /// A key on record.
@@ -441,22 +441,23 @@ mod tests {
     }
 
     #[test]
-    fn keys_for_other_places_are_on_record_until_they_expire() {
+    fn keys_for_other_places_are_on_record_and_listed_until_they_expire() {
         let (_parent, path) = made();
         let mut directory = KeysDirectory::open(&path).unwrap();
         let user: UserName = "ann".parse().unwrap();
         let file = directory.issue(Role::Client, user.clone(), Duration::from_hours(1)).unwrap();
         let long = directory.issue(Role::Client, user.clone(), Duration::MAX).unwrap();
         drop(directory);
-        let mut directory = KeysDirectory::open(&path).unwrap();
+        let directory = KeysDirectory::open(&path).unwrap();
         let identity = file.identity().unwrap();
         assert_eq!((identity.role, &identity.user), (Role::Client, &user));
         let issued = directory.index.get(identity.key).unwrap();
         assert_eq!((issued.expires - issued.made, &issued.user), (Duration::from_hours(1), &user));
         let issued = directory.index.get(long.identity().unwrap().key).unwrap();
         assert_eq!(issued.expires - issued.made, AUTHORITY_VALIDITY);
-        directory.index.forget(&directory.stored, wall_clock() + Duration::from_hours(48));
-        assert_eq!(directory.issued().count(), ROLES.len() + 1);
+        assert_eq!(directory.issued().count(), ROLES.len() + 2);
+        let later = wall_clock() + Duration::from_hours(48);
+        assert_eq!(directory.index.unexpired(later).count(), ROLES.len() + 1);
     }
 
     #[test]

@@ -39,7 +39,8 @@ pub struct IssuedKey {
     pub revoked: Option<Duration>,
 }
 
-/// All keys of an authority and of the one before it.
+/// All keys of an authority and of the one before it. Those that have expired are forgotten only once their room is needed: that
+/// they have is a clock's word, and of a clock that was wrong once no revocation must be lost.
 ///
 /// As text it is JSON lines: the revision, then a key on each.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -105,6 +106,11 @@ impl Index {
         self.keys.values()
     }
 
+    /// Those that haven't expired by every clock.
+    pub fn unexpired(&self, now: Duration) -> impl Iterator<Item = &IssuedKey> {
+        self.keys().filter(move |key| !key.has_expired(now))
+    }
+
     /// A key by its id.
     pub fn get(&self, key: KeyId) -> Option<&IssuedKey> {
         self.keys.get(&key)
@@ -118,13 +124,14 @@ impl Index {
             .filter_map(|key| Some((key.key, key.revoked?)))
     }
 
-    /// Puts a new key on record.
+    /// Puts a new key on record, which was made now.
     ///
     /// # Errors
     ///
     /// [`KeysError::Full`].
     pub fn add(&mut self, key: IssuedKey) -> Result<(), KeysError> {
-        if self.keys.len() >= ISSUED_KEYS {
+        let missing = (self.keys.len() + 1).saturating_sub(ISSUED_KEYS);
+        if !self.forget_expired(missing, key.made, |_| true) {
             return Err(KeysError::Full { state: "issued", limit: ISSUED_KEYS });
         }
         self.keys.insert(key.key, key);
@@ -140,7 +147,8 @@ impl Index {
         let is_good = |key: &KeyId| self.keys.get(key).is_some_and(|key| key.revoked.is_none());
         let new: BTreeSet<KeyId> = keys.iter().copied().filter(is_good).collect();
         let revoked = self.keys.values().filter(|key| key.revoked.is_some()).count();
-        if revoked + new.len() > REVOKED_KEYS {
+        let missing = (revoked + new.len()).saturating_sub(REVOKED_KEYS);
+        if !self.forget_expired(missing, now, |key| key.revoked.is_some()) {
             return Err(KeysError::Full { state: "revoked", limit: REVOKED_KEYS });
         }
         for (_, key) in self.keys.iter_mut().filter(|(key, _)| new.contains(key)) {
@@ -149,9 +157,34 @@ impl Index {
         Ok(())
     }
 
-    /// Forgets keys that nobody accepts anyhow: of other authorities, and those that have expired by any clock.
-    pub fn forget(&mut self, authorities: &[AuthorityId], now: Duration) {
-        self.keys.retain(|_, key| authorities.contains(&key.authority) && now <= key.expires + CLOCK_SKEW);
+    /// Keeps the keys of these authorities: nobody accepts others.
+    pub fn keep_of(&mut self, authorities: &[AuthorityId]) {
+        self.keys.retain(|_, key| authorities.contains(&key.authority));
+    }
+
+    /// Forgets so many of these keys that have expired by any clock: first those that weren't revoked, and of these the earliest.
+    /// If there are fewer, none is forgotten.
+    fn forget_expired(&mut self, count: usize, now: Duration, of: impl Fn(&IssuedKey) -> bool) -> bool {
+        if count == 0 {
+            return true;
+        }
+        let expired = self.keys.values().filter(|key| key.has_expired(now) && of(key));
+        let mut expired: Vec<_> = expired.map(|key| (key.revoked.is_some(), key.expires, key.key)).collect();
+        if expired.len() < count {
+            return false;
+        }
+        expired.sort_unstable();
+        for (.., key) in &expired[..count] {
+            self.keys.remove(key);
+        }
+        true
+    }
+}
+
+impl IssuedKey {
+    /// Whether it has ended by every clock that is right to [`CLOCK_SKEW`], if this one is.
+    fn has_expired(&self, now: Duration) -> bool {
+        now > self.expires + CLOCK_SKEW
     }
 }
 
@@ -341,17 +374,55 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_accepts_is_forgotten() {
+    fn keys_of_authorities_that_nobody_accepts_are_forgotten() {
         let mut index = Index::default();
-        index.add(key(1, 7)).unwrap();
-        index.add(key(2, 8)).unwrap();
-        index.add(key(3, 9)).unwrap();
-        index.forget(&[AuthorityId(7), AuthorityId(8)], key(1, 7).expires + CLOCK_SKEW);
-        assert_eq!(
-            index.keys().map(|key| key.authority).collect::<Vec<_>>(),
-            [AuthorityId(7), AuthorityId(8)]
-        );
-        index.forget(&[AuthorityId(7), AuthorityId(8)], key(1, 7).expires + CLOCK_SKEW * 2);
-        assert_eq!(index.keys().count(), 0);
+        for id in 7..10 {
+            index.add(key(id, id)).unwrap();
+        }
+        index.keep_of(&[AuthorityId(7), AuthorityId(8)]);
+        assert_eq!(index.keys().map(|key| key.key).collect::<Vec<_>>(), [key(7, 7).key, key(8, 8).key]);
+    }
+
+    #[test]
+    fn no_clock_makes_a_revocation_vanish_before_its_room_is_needed() {
+        let mut index = Index::default();
+        let ids: Vec<KeyId> = (1..=REVOKED_KEYS as u64).map(|id| key(id, 7).key).collect();
+        for id in 1..=REVOKED_KEYS as u64 {
+            index.add(IssuedKey { expires: NOW + Duration::from_secs(id), ..key(id, 7) }).unwrap();
+        }
+        index.add(key(u64::MAX, 7)).unwrap();
+        index.revoke(&ids, NOW).unwrap();
+        // Years ahead, whatever is done then.
+        let ahead = NOW * 2;
+        index.add(IssuedKey { made: ahead, expires: ahead * 2, ..key(u64::MAX - 1, 7) }).unwrap();
+        index.revoke(&ids[..1], ahead).unwrap();
+        index.keep_of(&[AuthorityId(7)]);
+        assert_eq!(index.unexpired(ahead).map(|key| key.key).collect::<Vec<_>>(), [key(u64::MAX - 1, 7).key]);
+        assert_eq!(index.revoked(AuthorityId(7)).count(), REVOKED_KEYS);
+
+        // As many go as the new one needs, and only such as have expired by any clock.
+        let first = NOW + Duration::from_secs(1) + CLOCK_SKEW;
+        let late = key(u64::MAX, 7).key;
+        assert!(matches!(index.revoke(&[late], first), Err(KeysError::Full { state: "revoked", .. })));
+        assert_eq!(index.revoked(AuthorityId(7)).count(), REVOKED_KEYS);
+        index.revoke(&[late], first + Duration::from_secs(1)).unwrap();
+        assert_eq!((index.get(ids[0]), index.get(ids[1]).is_some()), (None, true));
+        assert_eq!(index.revoked(AuthorityId(7)).count(), REVOKED_KEYS);
+    }
+
+    #[test]
+    fn of_expired_keys_those_that_were_not_revoked_make_room_first() {
+        let mut index = Index::default();
+        for id in 1..=ISSUED_KEYS as u64 {
+            index.add(key(id, 7)).unwrap();
+        }
+        let [revoked, other] = [1, 2].map(|id| key(id, 7).key);
+        index.revoke(&[revoked], NOW).unwrap();
+        let expired = key(1, 7).expires + CLOCK_SKEW;
+        let late = |made| IssuedKey { made, expires: made * 2, ..key(u64::MAX, 7) };
+        assert!(matches!(index.add(late(expired)), Err(KeysError::Full { state: "issued", .. })));
+        index.add(late(expired + Duration::from_secs(1))).unwrap();
+        assert_eq!((index.get(revoked).is_some(), index.get(other)), (true, None));
+        assert_eq!(index.keys().count(), ISSUED_KEYS);
     }
 }

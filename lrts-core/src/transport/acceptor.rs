@@ -13,12 +13,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 
-use super::router::{Opened, Shared};
+use super::ConnectionId;
+use super::gate::caught;
+use super::router::{Opened, Orders, Shared};
 use super::splice::{End, tune};
-use super::{ConnectionId, tls};
-use crate::clock::{Moment, sleep_until, wall_clock};
+use super::tls::{self, Rationed};
+use crate::clock::{Moment, sleep_until};
 use crate::keys::Security;
 
 /// Connections that the kernel keeps until they are accepted.
@@ -50,52 +52,27 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// A connection whose key was accepted.
 pub(crate) struct Newcomer {
-    pub(crate) place: Place,
-    pub(crate) stream: Network,
-}
-
-/// A connection's place among the server's, until this is dropped, be it by a task that panics.
-pub(crate) struct Place {
     pub(crate) connection: ConnectionId,
-    /// Closes it.
-    pub(crate) hang_up: CancellationToken,
-    shared: Arc<Shared>,
-    end: End,
-}
-
-impl Place {
-    /// Gives it up.
-    pub(crate) fn end(mut self, end: End) {
-        self.end = end;
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            error!(connection = %self.connection, "the task of a connection has panicked");
-        }
-        debug!(connection = %self.connection, reason = %self.end, "connection ended");
-        self.shared.closed(self.connection, &self.end);
-    }
+    pub(crate) orders: Orders,
+    pub(crate) stream: Network,
 }
 
 /// The network's side of a connection.
 pub(crate) enum Network {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Rationed>>),
 }
 
 impl Network {
     /// Moves it from the runtime that accepted it to that of the caller.
-    pub(crate) fn move_here(&mut self) -> io::Result<()> {
-        let socket = match self {
+    pub(crate) fn move_here(mut self) -> io::Result<Self> {
+        let socket = match &mut self {
             Self::Plain(socket) => socket,
-            Self::Tls(stream) => stream.get_mut().0,
+            Self::Tls(stream) => stream.get_mut().0.socket(),
         };
         let twin = std::net::TcpStream::from(socket.as_fd().try_clone_to_owned()?);
         *socket = TcpStream::from_std(twin)?;
-        Ok(())
+        Ok(self)
     }
 }
 
@@ -174,11 +151,9 @@ impl Acceptor {
                     Ok((stream, address)) => {
                         backoff = ACCEPT_BACKOFF_MIN;
                         let connection = ConnectionId::next();
-                        let Opened { hang_up, crowded } = self.shared.opened(connection, address);
-                        if let Some(hang_up) = hang_up {
-                            let shared = self.shared.clone();
-                            let place = Place { connection, hang_up, shared, end: End::ClosedHere };
-                            handshakes.spawn(self.clone().admit(place, stream));
+                        let Opened { orders, crowded } = self.shared.opened(connection, address);
+                        if let Some(orders) = orders {
+                            handshakes.spawn(self.clone().admit(connection, stream, orders));
                         }
                         crowd += u32::from(crowded);
                         if crowd == CROWDED_BURST {
@@ -197,17 +172,17 @@ impl Acceptor {
     }
 
     /// Hands on whoever has a key.
-    async fn admit(self, place: Place, stream: TcpStream) {
+    async fn admit(self, connection: ConnectionId, stream: TcpStream, orders: Orders) {
         let entered = tokio::select! {
-            () = place.hang_up.cancelled() => Err(End::ClosedHere),
-            entered = self.shake_hands(place.connection, stream) => entered,
+            () = orders.hang_up.cancelled() => Err(End::ClosedHere),
+            entered = caught(self.shake_hands(connection, stream), Err(End::Fault)) => entered,
         };
         match entered {
             Ok(stream) => {
                 // If the server has ended, so has this.
-                let _ = self.admitted.send(Newcomer { place, stream });
+                let _ = self.admitted.send(Newcomer { connection, orders, stream });
             }
-            Err(end) => place.end(end),
+            Err(end) => self.shared.closed(connection, &end),
         }
     }
 
@@ -222,12 +197,12 @@ impl Acceptor {
         // Looked at for each handshake: a key that was made a moment ago already counts.
         let ring = source.current_or_last().map_err(|error| End::Keys(error.to_string()))?;
         let (stream, certified) = tls::accept(stream, &ring).await?;
-        let chain = certified.chain.clone();
+        let shown = certified.shown.clone();
         self.shared.certified(connection, certified);
         // The keys may have changed since the handshake began. From here on the watch over them sees this peer too.
         if let Ok(now) = source.current_or_last()
             && !Arc::ptr_eq(&now, &ring)
-            && let Err(refusal) = now.check_client(&chain, wall_clock())
+            && let Err(refusal) = shown.check_client(&now, Moment::now())
         {
             return Err(End::Keys(refusal.to_string()));
         }

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::Message;
 use super::credit::SendCredit;
-use crate::limits::{CHUNK_BYTES, HEAD_BYTES, MESSAGE_BODY_BYTES, URGENT_BYTES};
+use crate::limits::{CHUNK_BYTES, MESSAGE_BODY_BYTES, URGENT_BYTES};
 
 /// Assembly starts with room for this much at most; the buffer then grows with what has arrived.
 const FIRST_CAPACITY: usize = CHUNK_BYTES;
@@ -120,8 +120,10 @@ fn cut(message: &Message, start: usize, end: usize) -> Vec<Bytes> {
 }
 
 /// Joins one peer's pieces.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Assembly {
+    /// Longest head.
+    head_bytes: usize,
     partial: Option<Partial>,
 }
 
@@ -133,11 +135,16 @@ struct Partial {
 }
 
 impl Assembly {
+    pub(crate) fn new(head_bytes: usize) -> Self {
+        Self { head_bytes, partial: None }
+    }
+
     /// Takes a piece; gives the message that it completes. What it keeps is a copy, never part of a read buffer.
     pub(crate) fn push(&mut self, piece: &Piece) -> Result<Option<Message>, PieceError> {
         let length: usize = piece.parts.iter().map(Bytes::len).sum();
         if piece.urgent {
-            let mut partial = Partial::start(piece.lengths.ok_or(PieceError::UrgentInPieces)?)?;
+            let mut partial =
+                Partial::start(piece.lengths.ok_or(PieceError::UrgentInPieces)?, self.head_bytes)?;
             if partial.total != length || length > URGENT_BYTES {
                 return Err(PieceError::UrgentInPieces);
             }
@@ -145,7 +152,7 @@ impl Assembly {
             return Ok(Some(partial.finish(true)));
         }
         let mut partial = match (self.partial.take(), piece.lengths) {
-            (None, Some(lengths)) => Partial::start(lengths)?,
+            (None, Some(lengths)) => Partial::start(lengths, self.head_bytes)?,
             (Some(partial), None) => partial,
             (Some(_), Some(_)) => return Err(PieceError::Interrupted),
             (None, None) => return Err(PieceError::NotStarted),
@@ -163,10 +170,10 @@ impl Assembly {
 }
 
 impl Partial {
-    fn start(lengths: Lengths) -> Result<Self, PieceError> {
+    fn start(lengths: Lengths, head_bytes: usize) -> Result<Self, PieceError> {
         let head_length = usize::try_from(lengths.head).map_err(|_| PieceError::TooLarge)?;
         let body_length = usize::try_from(lengths.body).map_err(|_| PieceError::TooLarge)?;
-        if head_length > HEAD_BYTES || body_length > MESSAGE_BODY_BYTES {
+        if head_length > head_bytes || body_length > MESSAGE_BODY_BYTES {
             return Err(PieceError::TooLarge);
         }
         let total = head_length + body_length;
@@ -195,6 +202,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::limits::HEAD_BYTES;
 
     fn message(head: usize, body: usize) -> Message {
         let bytes =
@@ -213,7 +221,7 @@ mod tests {
         let large = message(10, 3 * CHUNK_BYTES);
         outbox.push(large.clone());
         let mut credit = SendCredit::new();
-        let mut assembly = Assembly::default();
+        let mut assembly = Assembly::new(HEAD_BYTES);
         assert_eq!(assembly.push(&outbox.next_piece(&mut credit).unwrap()), Ok(None));
 
         let urgent = message(5, 0).urgent();
@@ -248,7 +256,7 @@ mod tests {
             parts: vec![Bytes::from_static(part)],
         };
         let fails = |pieces: &[Piece]| {
-            let mut assembly = Assembly::default();
+            let mut assembly = Assembly::new(HEAD_BYTES);
             pieces.iter().find_map(|piece| assembly.push(piece).err())
         };
 
@@ -269,10 +277,21 @@ mod tests {
 
     #[test]
     fn an_announcement_alone_allocates_little() {
-        let mut assembly = Assembly::default();
+        let mut assembly = Assembly::new(HEAD_BYTES);
         let lengths = Some(Lengths { head: 0, body: MESSAGE_BODY_BYTES as u64 });
         assembly.push(&Piece { urgent: false, lengths, parts: vec![Bytes::from_static(b"x")] }).unwrap();
         assert!(assembly.partial.unwrap().data.capacity() <= 2 * FIRST_CAPACITY);
+    }
+
+    #[test]
+    fn a_head_that_is_longer_than_the_peers_role_ever_sends_is_refused_when_it_is_announced() {
+        let piece = |head, part: &'static [u8]| Piece {
+            urgent: false,
+            lengths: Some(Lengths { head, body: 1 << 20 }),
+            parts: vec![Bytes::from_static(part)],
+        };
+        assert_eq!(Assembly::new(1_000).push(&piece(1_000, b"it begins")), Ok(None));
+        assert_eq!(Assembly::new(1_000).push(&piece(1_001, b"it begins")), Err(PieceError::TooLarge));
     }
 
     proptest! {
@@ -289,7 +308,7 @@ mod tests {
             }
             let pieces = pieces(&mut outbox);
             prop_assert!(pieces.iter().all(|p| p.parts.iter().map(Bytes::len).sum::<usize>() <= CHUNK_BYTES));
-            let mut assembly = Assembly::default();
+            let mut assembly = Assembly::new(HEAD_BYTES);
             let received: Vec<_> = pieces.iter().filter_map(|piece| assembly.push(piece).unwrap()).collect();
             prop_assert_eq!(received, sent);
         }

@@ -2,10 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
@@ -14,6 +17,7 @@ use tokio::task::JoinSet;
 
 use super::ConnectionId;
 use super::acceptor::{Network, Newcomer};
+use super::router::Shared;
 use super::socket_dir::SocketPath;
 use super::splice::{End, splice};
 use crate::keys::KeysError;
@@ -67,14 +71,18 @@ pub(crate) fn connection_limit() -> usize {
 }
 
 /// Joins those to the ROUTER whom the acceptor lets in, until it ends; then all connections are closed.
-pub(crate) async fn run(mut newcomers: mpsc::UnboundedReceiver<Newcomer>, ipc: Arc<SocketPath>) {
+pub(crate) async fn run(
+    mut newcomers: mpsc::UnboundedReceiver<Newcomer>,
+    ipc: Arc<SocketPath>,
+    shared: Arc<Shared>,
+) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             Some(_) = connections.join_next() => {}
             newcomer = newcomers.recv() => match newcomer {
                 Some(newcomer) => {
-                    connections.spawn(serve(newcomer, ipc.clone()));
+                    connections.spawn(serve(newcomer, ipc.clone(), shared.clone()));
                 }
                 None => break,
             }
@@ -83,29 +91,36 @@ pub(crate) async fn run(mut newcomers: mpsc::UnboundedReceiver<Newcomer>, ipc: A
     connections.shutdown().await;
 }
 
-/// Serves one connection to its end.
-async fn serve(Newcomer { place, mut stream }: Newcomer, ipc: Arc<SocketPath>) {
-    if let Err(error) = stream.move_here() {
-        return place.end(End::Network(error));
-    }
+/// Serves one connection to its end, and says so.
+async fn serve(newcomer: Newcomer, ipc: Arc<SocketPath>, shared: Arc<Shared>) {
+    let Newcomer { connection, orders, stream } = newcomer;
     let end = tokio::select! {
-        () = place.hang_up.cancelled() => End::ClosedHere,
-        end = async {
-            match stream {
-                Network::Plain(stream) => pass(place.connection, stream, &ipc).await,
-                Network::Tls(stream) => pass(place.connection, stream, &ipc).await,
-            }
-        } => end,
+        () = orders.hang_up.cancelled() => End::ClosedHere,
+        end = caught(join(connection, stream, &orders.welcomed, &ipc), End::Fault) => end,
     };
-    place.end(end);
+    shared.closed(connection, &end);
 }
 
-async fn pass<N>(connection: ConnectionId, network: N, ipc: &SocketPath) -> End
+/// What becomes of a peer, also if that panics, which must not leave its place taken.
+pub(crate) async fn caught<T>(serving: impl Future<Output = T>, fault: T) -> T {
+    // What it has shared with others lies behind a lock that tells them.
+    AssertUnwindSafe(serving).catch_unwind().await.unwrap_or(fault)
+}
+
+async fn join(connection: ConnectionId, stream: Network, welcomed: &AtomicBool, ipc: &SocketPath) -> End {
+    match stream.move_here() {
+        Ok(Network::Plain(stream)) => pass(connection, stream, welcomed, ipc).await,
+        Ok(Network::Tls(stream)) => pass(connection, stream, welcomed, ipc).await,
+        Err(error) => End::Network(error),
+    }
+}
+
+async fn pass<N>(connection: ConnectionId, network: N, welcomed: &AtomicBool, ipc: &SocketPath) -> End
 where
     N: AsyncRead + AsyncWrite + Send + Unpin,
 {
     match connect(ipc).await {
-        Ok(router) => splice(network, router, "DEALER", Some(connection)).await,
+        Ok(router) => splice(network, router, "DEALER", Some(connection), welcomed).await,
         Err(error) => End::Network(error),
     }
 }
@@ -121,5 +136,18 @@ async fn connect(ipc: &SocketPath) -> io::Result<UnixStream> {
             }
             result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::Cause;
+
+    #[tokio::test]
+    async fn a_fault_in_serving_a_peer_is_an_end_that_counts() {
+        let end = caught(async { panic!("this is a test") }, End::Fault).await;
+        assert_eq!(end.cause(), Some(Cause::Fault));
+        assert_eq!(caught(async { End::Closed }, End::Fault).await.cause(), None);
     }
 }

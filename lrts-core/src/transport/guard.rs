@@ -5,7 +5,9 @@
 //! byte after it passes.
 
 use super::ConnectionId;
-use crate::limits::{WIRE_COMMAND_BYTES, WIRE_FRAMES, WIRE_MESSAGE_BYTES};
+use crate::limits::{
+    TLS_HANDSHAKE_BYTES, WIRE_COMMAND_BYTES, WIRE_FRAMES, WIRE_HELLO_BYTES, WIRE_MESSAGE_BYTES,
+};
 
 /// Length of a ZMTP greeting.
 pub(crate) const GREETING_BYTES: usize = 64;
@@ -17,6 +19,8 @@ const COMMAND: u8 = 0b100;
 /// What came over the network is no ZMTP, or more than is allowed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub(crate) enum GuardError {
+    #[error("TLS handshake is not complete after {TLS_HANDSHAKE_BYTES} bytes")]
+    TlsHandshake,
     #[error("not a ZMTP 3 greeting")]
     Greeting,
     #[error("security mechanism is not NULL")]
@@ -27,6 +31,8 @@ pub(crate) enum GuardError {
     SocketType,
     #[error("frame with unknown flags, or a command after the handshake")]
     Flags,
+    #[error("message over {WIRE_HELLO_BYTES} bytes before the welcome")]
+    Hello,
     #[error("message over {WIRE_MESSAGE_BYTES} bytes")]
     Length,
     #[error("message of more than {WIRE_FRAMES} frames")]
@@ -113,6 +119,8 @@ fn push_property(command: &mut Vec<u8>, name: &str, value: &[u8]) {
 #[derive(Debug)]
 pub(crate) struct FrameGuard {
     state: State,
+    /// Whether the server has welcomed the peer. Before, it must not make this side hold more than a HELLO.
+    welcomed: bool,
     /// Frames and bytes of the message that is passing.
     frames: usize,
     bytes: u64,
@@ -126,8 +134,14 @@ enum State {
 }
 
 impl FrameGuard {
+    /// The guard of a peer that nobody has welcomed yet.
     pub(crate) fn new() -> Self {
-        Self { state: State::Flags, frames: 0, bytes: 0 }
+        Self { state: State::Flags, welcomed: false, frames: 0, bytes: 0 }
+    }
+
+    /// From now on messages may have their full size.
+    pub(crate) fn welcome(&mut self) {
+        self.welcomed = true;
     }
 
     /// Checks the next bytes of the stream, wherever they are cut. Only if all is well may they be handed on.
@@ -181,6 +195,9 @@ impl FrameGuard {
         if self.bytes > WIRE_MESSAGE_BYTES {
             return Err(GuardError::Length);
         }
+        if self.bytes > WIRE_HELLO_BYTES && !self.welcomed {
+            return Err(GuardError::Hello);
+        }
         if length == 0 {
             self.end_frame(more);
         } else {
@@ -203,6 +220,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::limits::{HELLO_HOST_BYTES, HELLO_ID_BYTES};
+    use crate::transport::hello::{Hello, Role};
+    use crate::transport::packet::Packet;
 
     fn frame(more: bool, data: &[u8]) -> Vec<u8> {
         let mut bytes = vec![u8::from(more)];
@@ -214,6 +234,12 @@ mod tests {
         }
         bytes.extend_from_slice(data);
         bytes
+    }
+
+    fn welcomed() -> FrameGuard {
+        let mut guard = FrameGuard::new();
+        guard.welcome();
+        guard
     }
 
     fn greeting(mechanism: &[u8]) -> [u8; GREETING_BYTES] {
@@ -274,10 +300,29 @@ mod tests {
         }
         assert_eq!(guard.check(&frame(false, b"")), Err(GuardError::Frames));
 
-        let mut guard = FrameGuard::new();
+        let mut guard = welcomed();
         let half = vec![0; WIRE_MESSAGE_BYTES as usize / 2 + 1];
         assert_eq!(guard.check(&frame(true, &half)), Ok(()));
         assert_eq!(guard.check(&frame(true, &half)), Err(GuardError::Length));
+    }
+
+    #[test]
+    fn before_the_welcome_a_message_is_no_larger_than_a_hello() {
+        let (id, host) = ("x".repeat(HELLO_ID_BYTES), "x".repeat(HELLO_HOST_BYTES));
+        let [header, body] = &Packet::Hello(Hello::new(Role::ProgressServer, id, host)).encode()[..] else {
+            panic!("a HELLO has two frames")
+        };
+        let hello = [frame(true, header), frame(false, body)].concat();
+        let half = vec![0; WIRE_HELLO_BYTES as usize / 2];
+        let mut guard = FrameGuard::new();
+        assert_eq!(guard.check(&[&hello[..], &frame(true, &half), &frame(false, &half)].concat()), Ok(()));
+        assert_eq!(guard.check(&[&frame(true, &half)[..], &frame(true, &half)].concat()), Ok(()));
+        assert_eq!(guard.check(&frame(false, b"x")), Err(GuardError::Hello));
+
+        let mut guard = FrameGuard::new();
+        guard.check(&hello).unwrap();
+        guard.welcome();
+        assert_eq!(guard.check(&frame(false, &vec![0; WIRE_MESSAGE_BYTES as usize])), Ok(()));
     }
 
     #[test]
@@ -299,7 +344,7 @@ mod tests {
                     stream.extend(frame(index + 1 < frames.len(), &vec![0xff; length]));
                 }
             }
-            let mut guard = FrameGuard::new();
+            let mut guard = welcomed();
             for part in stream.chunks(cut) {
                 prop_assert_eq!(guard.check(part), Ok(()));
             }

@@ -1,9 +1,11 @@
 //! The server's end: one ROUTER behind the gate, a session for each peer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 use zeromq::{RouterRecvHalf, RouterSendHalf, RouterSocket, Socket, SocketRecv};
 
 use super::admission::Admission;
@@ -27,12 +29,12 @@ use super::splice::End;
 use super::tls::Certified;
 use super::turned_away::TurnedAway;
 use super::{ConnectionId, Message, Sent, acceptor, gate, key_watch, send_now};
-use crate::clock::{Moment, sleep_until, wall_clock};
+use crate::clock::{Moment, sleep_until};
 use crate::ids::UserName;
 use crate::keys::{KeySource, Security, role_word};
 use crate::limits::{
-    FAREWELL_TIME, FLUSH_TIME, HANDSHAKE_TIME, PEER_QUEUE_BYTES, PEER_QUEUE_MESSAGES, PING_INTERVAL,
-    WAITING_ANSWERS, WAITING_BYTES, WAITING_MESSAGES,
+    FAREWELL_TIME, FLUSH_TIME, FROM_APPLICATION, FROM_COMMAND, FROM_WORKER, HANDSHAKE_TIME, PEER_QUEUE_BYTES,
+    PEER_QUEUE_MESSAGES, PING_INTERVAL, WAITING_ANSWERS, WAITING_BYTES, WAITING_MESSAGES,
 };
 
 /// How soon a packet that the ROUTER could not take is tried again.
@@ -195,7 +197,7 @@ impl Server {
         let mut tasks = JoinSet::new();
         let newcomers =
             acceptor::start(listener, shared.clone(), stop.clone()).map_err(BindError::Acceptor)?;
-        tasks.spawn(gate::run(newcomers, Arc::new(ipc)));
+        tasks.spawn(gate::run(newcomers, Arc::new(ipc), shared.clone()));
         if let Security::Keys(source) = &shared.security {
             tasks.spawn(key_watch::run(source.clone(), shared.clone(), stop.clone()));
         }
@@ -294,9 +296,7 @@ impl ServerHandle {
         let session = peers.session(connection).ok_or(SendError::Gone)?;
         let (messages, bytes) = session.queued();
         if messages >= PEER_QUEUE_MESSAGES || bytes >= PEER_QUEUE_BYTES {
-            warn!(%connection, messages, bytes, "disconnecting a peer whose queue is full");
-            self.shared.counters.count(Cause::QueueFull);
-            peers.leave(connection, "queue is full");
+            peers.give_up(connection, Cause::QueueFull, "queue is full");
             return Err(SendError::Overrun);
         }
         session.push(message);
@@ -342,10 +342,19 @@ pub(crate) struct Shared {
 
 /// What becomes of a connection that was just accepted.
 pub(crate) struct Opened {
-    /// Closes it; None if it must be closed at once.
-    pub(crate) hang_up: Option<CancellationToken>,
+    /// By which the server tells the gate what to do with it; None if it must be closed at once.
+    pub(crate) orders: Option<Orders>,
     /// Whether there are more strangers than there is room for.
     pub(crate) crowded: bool,
+}
+
+/// What the gate must know of a connection that it serves.
+#[derive(Clone, Default)]
+pub(crate) struct Orders {
+    /// Closes the TCP side.
+    pub(crate) hang_up: CancellationToken,
+    /// Whether the peer may send messages of the full size.
+    pub(crate) welcomed: Arc<AtomicBool>,
 }
 
 struct Peers {
@@ -366,8 +375,7 @@ struct Peer {
     address: SocketAddr,
     /// None before its handshake has succeeded, and without keys.
     certified: Option<Certified>,
-    /// Closes the TCP side.
-    hang_up: CancellationToken,
+    orders: Orders,
     state: PeerState,
 }
 
@@ -395,9 +403,8 @@ impl Shared {
         let oldest = match peers.admission.admit(connection, address.ip()) {
             Ok(oldest) => oldest,
             Err(too_many) => {
-                peers.counters.count(Cause::Full);
-                peers.turned_away.note(address, &too_many);
-                return Opened { hang_up: None, crowded: true };
+                peers.turn_away(Cause::Full, address, &too_many);
+                return Opened { orders: None, crowded: true };
             }
         };
         if let Some(oldest) = oldest {
@@ -405,11 +412,11 @@ impl Shared {
             peers.leave(oldest, "made room for a newer connection: too many have not said hello");
         }
         debug!(%connection, %address, "connection accepted");
-        let hang_up = CancellationToken::new();
+        let orders = Orders::default();
         let state = PeerState::New { since: Moment::now() };
-        let peer = Peer { address, certified: None, hang_up: hang_up.clone(), state };
+        let peer = Peer { address, certified: None, orders: orders.clone(), state };
         peers.map.insert(connection, peer);
-        Opened { hang_up: Some(hang_up), crowded: oldest.is_some() }
+        Opened { orders: Some(orders), crowded: oldest.is_some() }
     }
 
     /// A stranger has shown a key that is accepted.
@@ -422,19 +429,13 @@ impl Shared {
 
     /// The TCP side of a connection has ended, and what it brought was read.
     pub(crate) fn closed(&self, connection: ConnectionId, end: &End) {
+        debug!(%connection, reason = %end, "connection ended");
         let mut peers = self.lock();
         peers.leave(connection, &end.to_string());
         peers.admission.gone(connection);
         let removed = peers.map.remove(&connection);
-        let cause = match end {
-            End::Violation(_) | End::Tls(_) => Some(Cause::Protocol),
-            End::Keys(_) => Some(Cause::Keys),
-            End::Handshake => Some(Cause::NoHello),
-            End::Closed | End::ClosedHere | End::Network(_) => None,
-        };
-        if let (Some(peer), Some(cause)) = (removed, cause) {
-            peers.counters.count(cause);
-            peers.turned_away.note(peer.address, end);
+        if let (Some(peer), Some(cause)) = (removed, end.cause()) {
+            peers.turn_away(cause, peer.address, end);
         }
         drop(peers);
         self.changed.notify_one();
@@ -448,8 +449,9 @@ impl Shared {
             let peers = self.lock();
             peers.map.iter().filter_map(|(&id, peer)| Some((id, peer.certified.clone()?))).collect()
         };
-        for (connection, Certified { identity, chain }) in all {
-            if let Err(refusal) = ring.check_client(&chain, wall_clock()) {
+        for (connection, Certified { identity, shown }) in all {
+            if let Err(refusal) = shown.check_client(&ring, Moment::now()) {
+                // A line of its own for each, since it had to be let in before and isn't any more.
                 warn!(%connection, %identity, reason = %refusal, "disconnecting a peer whose key is no longer accepted");
                 let message = format!("the server no longer accepts this {identity}: {refusal}");
                 self.lock().refuse(connection, Refusal::new(RefusalKind::Keys, message));
@@ -516,7 +518,6 @@ impl Shared {
             | Packet::Pong(_)
             | Packet::Goodbye(_) => return peers.violated(connection, "no HELLO first"),
         };
-        info!(%connection, reason = %refusal, "refused a peer");
         peers.refuse(connection, refusal);
     }
 
@@ -563,12 +564,15 @@ impl Shared {
         let Some(peer) = peers.map.get_mut(&connection) else { return };
         let session = Session::new(Moment::now());
         let session = Box::new(match hello.role {
-            Role::Admin => session.holding_back(WAITING_ANSWERS, WAITING_BYTES),
-            Role::Client => session.holding_back(WAITING_MESSAGES, WAITING_BYTES),
+            Role::Admin => session.hearing(FROM_COMMAND).holding_back(WAITING_ANSWERS, WAITING_BYTES),
+            Role::Client => session.hearing(FROM_APPLICATION).holding_back(WAITING_MESSAGES, WAITING_BYTES),
             // A worker asks for nothing, and must be heard while its payloads are on their way.
-            Role::Worker | Role::Scheduler | Role::ProgressServer => session,
+            Role::Worker => session.hearing(FROM_WORKER),
+            Role::Scheduler | Role::ProgressServer => session,
         });
         peer.state = PeerState::Joined { session, unsent: Some(Packet::Welcome(welcome)) };
+        // Before it hears of it, and sends more.
+        peer.orders.welcomed.store(true, Ordering::Release);
         let user = peer.certified.as_ref().map(|certified| certified.identity.user.clone());
         let joined = ServerEvent::Joined { connection, hello, user, address: peer.address };
         peers.admission.welcomed(connection);
@@ -616,14 +620,16 @@ impl Shared {
     fn tick(&self) {
         let now = Moment::now();
         let mut peers = self.lock();
-        peers.turned_away.tell(now);
+        peers.turned_away.due(now).for_each(|line| line.log());
         let mut dead = Vec::new();
         for (&connection, peer) in &peers.map {
             match &peer.state {
                 PeerState::New { since } if now.since(*since) > HANDSHAKE_TIME => {
                     dead.push((connection, Cause::NoHello, "no hello in time".to_owned()));
                 }
-                PeerState::Leaving { since } if now.since(*since) > FAREWELL_TIME => peer.hang_up.cancel(),
+                PeerState::Leaving { since } if now.since(*since) > FAREWELL_TIME => {
+                    peer.orders.hang_up.cancel()
+                }
                 PeerState::New { .. } | PeerState::Leaving { .. } => {}
                 PeerState::Joined { session, .. } => {
                     let check = session.check_silence(now, self.heartbeat);
@@ -638,9 +644,7 @@ impl Shared {
             }
         }
         for (connection, cause, reason) in dead {
-            info!(%connection, reason, "disconnecting a peer");
-            self.counters.count(cause);
-            peers.leave(connection, &reason);
+            peers.give_up(connection, cause, &reason);
         }
     }
 
@@ -699,15 +703,31 @@ impl Peers {
     /// Ends a connection now. The gate forgets it once its TCP side is closed.
     fn leave(&mut self, connection: ConnectionId, reason: &str) {
         let Some(peer) = self.map.get_mut(&connection) else { return };
-        peer.hang_up.cancel();
+        peer.orders.hang_up.cancel();
         self.set_leaving(connection, reason);
+    }
+
+    /// Ends a connection that is of no use any more.
+    fn give_up(&mut self, connection: ConnectionId, cause: Cause, reason: &str) {
+        if let Some(address) = self.map.get(&connection).map(|peer| peer.address) {
+            self.turn_away(cause, address, &reason);
+        }
+        self.leave(connection, reason);
+    }
+
+    /// Counts a peer that is sent away, and lets the log tell of it.
+    fn turn_away(&mut self, cause: Cause, address: SocketAddr, reason: &dyn Display) {
+        self.counters.count(cause);
+        if let Some(line) = self.turned_away.note(cause, address, reason, Moment::now()) {
+            line.log();
+        }
     }
 
     /// Tells a peer to go. It has [`FAREWELL_TIME`] to hang up by itself, so that it reads why.
     fn refuse(&mut self, connection: ConnectionId, refusal: Refusal) {
-        let is_here = |peer: &Peer| !matches!(peer.state, PeerState::Leaving { .. });
-        if self.map.get(&connection).is_some_and(is_here) {
-            self.counters.count(refusal.kind);
+        let is_here = |peer: &&Peer| !matches!(peer.state, PeerState::Leaving { .. });
+        if let Some(address) = self.map.get(&connection).filter(is_here).map(|peer| peer.address) {
+            self.turn_away(refusal.kind.into(), address, &refusal);
         }
         let reason = refusal.message.clone();
         if let (Some(socket), true) = (&mut self.socket, self.map.contains_key(&connection)) {
@@ -721,7 +741,6 @@ impl Peers {
     }
 
     fn violated(&mut self, connection: ConnectionId, error: &str) {
-        warn!(%connection, error, "disconnecting a peer that broke the protocol");
         self.refuse(connection, Refusal::new(RefusalKind::Protocol, format!("protocol broken: {error}")));
     }
 

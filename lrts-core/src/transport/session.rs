@@ -10,7 +10,7 @@ use super::chunks::{Assembly, Outbox, PieceError};
 use super::credit::{CreditError, ReceiveCredit, SendCredit};
 use super::packet::Packet;
 use crate::clock::Moment;
-use crate::limits::{SILENT_INTERVALS, STALL};
+use crate::limits::{HEAD_BYTES, HeadBounds, SILENT_INTERVALS, STALL};
 
 /// Answers to pings that may wait; a peer that pings on without reading gets no more of them.
 const WAITING_CONTROL: usize = 256;
@@ -68,7 +68,7 @@ impl Session {
         Self {
             outbox: Outbox::default(),
             send_credit: SendCredit::new(),
-            assembly: Assembly::default(),
+            assembly: Assembly::new(HEAD_BYTES),
             receive_credit: ReceiveCredit::new(),
             holds_back_at: None,
             control: VecDeque::new(),
@@ -76,6 +76,11 @@ impl Session {
             stalled_since: None,
             pings: Pings::default(),
         }
+    }
+
+    /// For servers: heads of longer messages than this peer's role ever sends are refused when they are announced.
+    pub(crate) fn hearing(self, bounds: HeadBounds) -> Self {
+        Self { assembly: Assembly::new(bounds.bytes), ..self }
     }
 
     /// For servers: while more than these messages or bytes wait for the peer it is granted nothing, so that one that asks on

@@ -2,13 +2,16 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
+use super::counters::Cause;
 use super::guard::{
     FrameGuard, GREETING_BYTES, GuardError, check_greeting, long_command_length, rewrite_ready,
     short_command_length,
@@ -64,14 +67,31 @@ pub(crate) enum End {
     /// One side doesn't accept the other's key, or has none.
     #[error("{0}")]
     Keys(String),
+    /// What serves the connection has panicked, and said so.
+    #[error("serving the connection failed: a fault of lrts")]
+    Fault,
 }
 
 impl End {
+    /// Whether, and for what, the peer counts as turned away.
+    pub(crate) fn cause(&self) -> Option<Cause> {
+        match self {
+            Self::Violation(_) | Self::Tls(_) => Some(Cause::Protocol),
+            Self::Keys(_) => Some(Cause::Keys),
+            Self::Handshake => Some(Cause::NoHello),
+            Self::Fault => Some(Cause::Fault),
+            Self::Closed | Self::ClosedHere | Self::Network(_) => None,
+        }
+    }
+
     /// Why reading from a peer failed, or writing to it.
     pub(crate) fn failed(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::UnexpectedEof {
             // Over TLS: closed without a word, as by a process that was killed.
             return Self::Closed;
+        }
+        if let Some(violation) = error.get_ref().and_then(|inner| inner.downcast_ref::<GuardError>()) {
+            return Self::Violation(*violation);
         }
         match tls::objection(&error) {
             Some(objection) => Self::Keys(objection.to_owned()),
@@ -85,12 +105,14 @@ impl End {
 
 /// Copies both ways until either side ends. What the network brought before its end is still delivered.
 ///
-/// The other side must be a ZeroMQ socket of type `peer`, and is given `identity`.
+/// The other side must be a ZeroMQ socket of type `peer`, and is given `identity`. Until it is `welcomed`, no message of it may
+/// be larger than a HELLO.
 pub(crate) async fn splice<N>(
     network: N,
     ipc: UnixStream,
     peer: &'static str,
     identity: Option<ConnectionId>,
+    welcomed: &AtomicBool,
 ) -> End
 where
     N: AsyncRead + AsyncWrite + Send + Unpin,
@@ -116,7 +138,13 @@ where
             Ok(Ok(())) => {}
         }
         let mut guard = FrameGuard::new();
-        match copy(&mut from_network, &mut to_ipc, |bytes| guard.check(bytes)).await {
+        let check = |bytes: &[u8]| {
+            if welcomed.load(Ordering::Acquire) {
+                guard.welcome();
+            }
+            guard.check(bytes)
+        };
+        match copy(&mut from_network, &mut to_ipc, check).await {
             Copied::SourceEnded => End::Closed,
             Copied::Failed(error) => End::failed(error),
             Copied::Violation(error) => End::Violation(error),
@@ -175,6 +203,24 @@ enum Copied {
     Violation(GuardError),
 }
 
+/// Reads what is there, at least a byte unless the source ends: TLS gives no more than a record at a time.
+async fn fill(source: &mut (impl AsyncRead + Unpin), buffer: &mut [u8]) -> (usize, Option<Copied>) {
+    let mut length = 0;
+    let mut read = Some(source.read(buffer).await);
+    loop {
+        match read {
+            Some(Ok(0)) => return (length, Some(Copied::SourceEnded)),
+            Some(Ok(more)) => length += more,
+            Some(Err(error)) => return (length, Some(Copied::Failed(error))),
+            None => return (length, None),
+        }
+        if length == buffer.len() {
+            return (length, None);
+        }
+        read = source.read(&mut buffer[length..]).now_or_never();
+    }
+}
+
 /// Copies until the source ends, handing on only what `check` allows.
 async fn copy(
     source: &mut (impl AsyncRead + Unpin),
@@ -184,20 +230,21 @@ async fn copy(
     let mut buffer = vec![0; BUFFER_MIN];
     let mut small_reads = 0;
     loop {
-        let length = match source.read(&mut buffer).await {
-            Ok(0) => return Copied::SourceEnded,
-            Ok(length) => length,
-            Err(error) => return Copied::Failed(error),
-        };
-        let bytes = &buffer[..length];
-        if let Err(error) = check(bytes) {
-            return Copied::Violation(error);
+        let (length, end) = fill(source, &mut buffer).await;
+        if length > 0 {
+            let bytes = &buffer[..length];
+            if let Err(error) = check(bytes) {
+                return Copied::Violation(error);
+            }
+            if let Err(error) = sink.write_all(bytes).await {
+                return Copied::Failed(error);
+            }
+            if let Err(error) = sink.flush().await {
+                return Copied::Failed(error);
+            }
         }
-        if let Err(error) = sink.write_all(bytes).await {
-            return Copied::Failed(error);
-        }
-        if let Err(error) = sink.flush().await {
-            return Copied::Failed(error);
+        if let Some(end) = end {
+            return end;
         }
         if length == buffer.len() {
             small_reads = 0;

@@ -18,7 +18,8 @@ use super::{ConnectionId, Message};
 use crate::clock::Moment;
 use crate::fuzz::Input;
 use crate::limits::{
-    FAREWELL_BYTES, WINDOW_BYTES, WINDOW_MESSAGES, WINDOW_URGENT, WIRE_FRAMES, WIRE_MESSAGE_BYTES,
+    FAREWELL_BYTES, WINDOW_BYTES, WINDOW_MESSAGES, WINDOW_URGENT, WIRE_FRAMES, WIRE_HELLO_BYTES,
+    WIRE_MESSAGE_BYTES,
 };
 
 const NOW: Moment = Moment::from_nanos(1 << 40);
@@ -48,10 +49,16 @@ pub fn wire_passed(bytes: &[u8]) -> Vec<u8> {
     if let Some(frames) = in_parts.frames {
         let again = Passed::of(&in_parts.handshake, 1, kind);
         assert!(again.frames.is_some() && again.handshake == in_parts.handshake, "it is what it asks for");
-        assert_eq!(in_parts.verdict, verdict(&stream[stream.len() - in_parts.behind..]).err());
+        let behind = &stream[stream.len() - in_parts.behind..];
+        assert_eq!(in_parts.verdict, verdict(behind, is_welcome(kind)).err());
         return [in_parts.handshake, frames].concat();
     }
     in_parts.handshake
+}
+
+/// Whether the peer has been welcomed before its first message.
+fn is_welcome(kind: u8) -> bool {
+    kind & 2 == 0
 }
 
 /// What came of a stream.
@@ -85,6 +92,9 @@ impl Passed {
         }
         passed.behind = network.rest.len();
         let mut guard = FrameGuard::new();
+        if is_welcome(kind) {
+            guard.welcome();
+        }
         let frames = passed.frames.insert(Vec::new());
         for part in network.rest.chunks(cut) {
             if let Err(error) = guard.check(part) {
@@ -98,7 +108,7 @@ impl Passed {
 }
 
 /// What the guard should say of frames, if it could see all of them at once.
-fn verdict(mut stream: &[u8]) -> Result<(), GuardError> {
+fn verdict(mut stream: &[u8], welcome: bool) -> Result<(), GuardError> {
     let (mut frames, mut bytes) = (0, 0_u64);
     while let Some((&flags, rest)) = stream.split_first() {
         frames += 1;
@@ -113,6 +123,9 @@ fn verdict(mut stream: &[u8]) -> Result<(), GuardError> {
         bytes = bytes.saturating_add(length);
         if bytes > WIRE_MESSAGE_BYTES {
             return Err(GuardError::Length);
+        }
+        if bytes > WIRE_HELLO_BYTES && !welcome {
+            return Err(GuardError::Hello);
         }
         stream = rest.get(length as usize..).unwrap_or_default();
         if flags & 1 == 0 {

@@ -112,6 +112,10 @@ pub(crate) async fn wire() -> Vec<Vec<u8>> {
         behind(&[4, 5, 4, b'P', b'I', b'N', b'G']),
         behind(&[0x80, 0]),
         behind(&[3, 0, 0, 0, 0, 0, 0, 0, 1, 9, 0, 2, 8, 7, 0, 0]),
+        behind(&[0, 0, 2, 0, 0, 0, 0, 0, 4, 0, 1]),
+        input(2, 255, &traffic),
+        input(2, 255, &[&traffic[..ready_end], &[0, 0, 2, 0, 0, 0, 0, 0, 0, 4, 0]].concat()),
+        input(2, 255, &[&traffic[..ready_end], &[0, 0, 3, 0, 0, 0, 0, 0, 0, 4, 1]].concat()),
     ]
 }
 
