@@ -388,5 +388,9 @@ pub const REFUSAL_CONNECTIONS: usize = 16;
 pub const WAITING_MESSAGES: usize = 1 << 14;
 /// See [`WAITING_MESSAGES`]. A command asks one question, so it needs no more.
 pub const WAITING_ANSWERS: usize = 256;
+
 /// See [`WAITING_MESSAGES`].
 pub const WAITING_BYTES: usize = 48 << 20;
+
+/// Questions of one connection that a server has not begun to answer. A command asks one.
+pub const QUESTIONS: usize = 16;

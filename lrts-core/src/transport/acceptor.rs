@@ -15,11 +15,11 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::ConnectionId;
 use super::gate::caught;
 use super::router::{Opened, Orders, Shared};
 use super::splice::{End, tune};
-use super::tls::{self, Rationed};
+use super::tls_socket::TlsSocket;
+use super::{ConnectionId, tls};
 use crate::clock::{Moment, sleep_until};
 use crate::keys::Security;
 
@@ -29,8 +29,9 @@ const BACKLOG: u32 = 4_096;
 /// Niceness of the thread above the process's own: where all want the same core, it gets a tenth of it (`sched(7)`).
 const NICENESS: i32 = 10;
 
-/// How long it may keep a core from a thread that wakes up; kernels before 6.12 have one slice for all, of up to 3 ms.
-const SLICE: Duration = Duration::from_micros(100);
+/// How long its turns are: longer than anybody else's, so that whoever wakes up goes first even in the middle of one (EEVDF, since
+/// Linux 6.12; before, all turns are alike, up to 3 ms).
+const SLICE: Duration = Duration::from_millis(20);
 
 /// Backoff when accepting fails, which is mostly for want of descriptors: doubles from the first to the second.
 const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
@@ -60,7 +61,7 @@ pub(crate) struct Newcomer {
 /// The network's side of a connection.
 pub(crate) enum Network {
     Plain(TcpStream),
-    Tls(Box<TlsStream<Rationed>>),
+    Tls(Box<TlsStream<TlsSocket>>),
 }
 
 impl Network {
@@ -68,7 +69,7 @@ impl Network {
     pub(crate) fn move_here(mut self) -> io::Result<Self> {
         let socket = match &mut self {
             Self::Plain(socket) => socket,
-            Self::Tls(stream) => stream.get_mut().0.socket(),
+            Self::Tls(stream) => stream.get_mut().0.stream(),
         };
         let twin = std::net::TcpStream::from(socket.as_fd().try_clone_to_owned()?);
         *socket = TcpStream::from_std(twin)?;

@@ -41,6 +41,7 @@ mod session;
 mod socket_dir;
 mod splice;
 mod tls;
+mod tls_socket;
 mod tunnel;
 mod turned_away;
 

@@ -34,7 +34,7 @@ use crate::ids::UserName;
 use crate::keys::{KeySource, Security, role_word};
 use crate::limits::{
     FAREWELL_TIME, FLUSH_TIME, FROM_APPLICATION, FROM_COMMAND, FROM_WORKER, HANDSHAKE_TIME, PEER_QUEUE_BYTES,
-    PEER_QUEUE_MESSAGES, PING_INTERVAL, WAITING_ANSWERS, WAITING_BYTES, WAITING_MESSAGES,
+    PEER_QUEUE_MESSAGES, PING_INTERVAL, QUESTIONS, WAITING_ANSWERS, WAITING_BYTES, WAITING_MESSAGES,
 };
 
 /// How soon a packet that the ROUTER could not take is tried again.
@@ -564,7 +564,10 @@ impl Shared {
         let Some(peer) = peers.map.get_mut(&connection) else { return };
         let session = Session::new(Moment::now());
         let session = Box::new(match hello.role {
-            Role::Admin => session.hearing(FROM_COMMAND).holding_back(WAITING_ANSWERS, WAITING_BYTES),
+            Role::Admin => session
+                .hearing(FROM_COMMAND)
+                .asking_at_most(QUESTIONS)
+                .holding_back(WAITING_ANSWERS, WAITING_BYTES),
             Role::Client => session.hearing(FROM_APPLICATION).holding_back(WAITING_MESSAGES, WAITING_BYTES),
             // A worker asks for nothing, and must be heard while its payloads are on their way.
             Role::Worker => session.hearing(FROM_WORKER),

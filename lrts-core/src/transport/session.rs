@@ -22,6 +22,9 @@ pub(crate) struct Session {
     send_credit: SendCredit,
     assembly: Assembly,
     receive_credit: ReceiveCredit,
+    /// Normal messages that the consumer hasn't taken, and how many there may be.
+    unheard: usize,
+    most_unheard: usize,
     /// While more messages or bytes than this wait for the peer, it isn't heard.
     holds_back_at: Option<(usize, usize)>,
     /// Pings, pongs and goodbyes that wait; they go before all messages.
@@ -50,6 +53,8 @@ pub(crate) enum SessionError {
     Credit(#[from] CreditError),
     #[error(transparent)]
     Piece(#[from] PieceError),
+    #[error("asked {0} questions without waiting for an answer")]
+    Impatient(usize),
     #[error("sent {0} in the middle of a conversation")]
     OutOfPlace(&'static str),
 }
@@ -70,6 +75,8 @@ impl Session {
             send_credit: SendCredit::new(),
             assembly: Assembly::new(HEAD_BYTES),
             receive_credit: ReceiveCredit::new(),
+            unheard: 0,
+            most_unheard: usize::MAX,
             holds_back_at: None,
             control: VecDeque::new(),
             last_heard: now,
@@ -81,6 +88,11 @@ impl Session {
     /// For servers: heads of longer messages than this peer's role ever sends are refused when they are announced.
     pub(crate) fn hearing(self, bounds: HeadBounds) -> Self {
         Self { assembly: Assembly::new(bounds.bytes), ..self }
+    }
+
+    /// For servers: a peer that has so many messages wait for the consumer, and sends another, breaks the protocol.
+    pub(crate) fn asking_at_most(self, messages: usize) -> Self {
+        Self { most_unheard: messages, ..self }
     }
 
     /// For servers: while more than these messages or bytes wait for the peer it is granted nothing, so that one that asks on
@@ -165,6 +177,10 @@ impl Session {
                 let Some(message) = self.assembly.push(&piece)? else { return Ok(Received::Nothing) };
                 if !urgent {
                     self.receive_credit.completed(message.size());
+                    self.unheard += 1;
+                    if self.unheard > self.most_unheard {
+                        return Err(SessionError::Impatient(self.unheard));
+                    }
                 }
                 Ok(Received::Message(message))
             }
@@ -195,6 +211,7 @@ impl Session {
             self.receive_credit.taken_urgent();
         } else {
             self.receive_credit.taken(size);
+            self.unheard -= 1;
         }
     }
 
@@ -280,6 +297,21 @@ mod tests {
         assert_eq!(carry(&mut here, &mut there, later).len(), 1);
         assert_eq!(here.next_packet(later), None);
         assert_eq!(here.check_progress(later), Ok(()));
+    }
+
+    #[test]
+    fn who_asks_on_without_waiting_for_any_answer_breaks_the_protocol() {
+        let (mut server, mut client) = (Session::new(T0).asking_at_most(3), Session::new(T0));
+        let mut ask = |server: &mut Session| {
+            client.push(Message::new("question", ""));
+            server.receive(client.next_packet(T0).unwrap(), T0)
+        };
+        for _ in 0..3 {
+            assert!(ask(&mut server).is_ok());
+        }
+        server.taken(false, "question".len());
+        assert!(ask(&mut server).is_ok());
+        assert!(matches!(ask(&mut server), Err(SessionError::Impatient(4))));
     }
 
     #[test]

@@ -1,24 +1,22 @@
 //! TLS 1.3 below ZMTP: the handshakes of gate and tunnel, and what a failed one means.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use rustls::{AlertDescription, CommonState, Error};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use super::guard::GuardError;
 use super::hello::Role;
 use super::splice::End;
+use super::tls_socket::TlsSocket;
 use crate::clock::{Moment, wall_clock};
 use crate::keys::{Identity, KeyRefusal, KeyRing, tls_server_name};
-use crate::limits::{FAREWELL_TIME, HANDSHAKE_TIME, TLS_HANDSHAKE_BYTES};
+use crate::limits::{FAREWELL_TIME, HANDSHAKE_TIME};
 
 /// First byte of a TLS record that begins a handshake, and of one that is an alert.
 pub(crate) const HANDSHAKE: u8 = 0x16;
@@ -84,19 +82,18 @@ pub(crate) struct Certified {
 pub(crate) async fn accept(
     stream: TcpStream,
     ring: &KeyRing,
-) -> Result<(server::TlsStream<Rationed>, Certified), End> {
-    let stream = Rationed { stream, left: Some(TLS_HANDSHAKE_BYTES) };
-    let accepting = TlsAcceptor::from(ring.server()).accept(stream).into_fallible();
+) -> Result<(server::TlsStream<TlsSocket>, Certified), End> {
+    let accepting = TlsAcceptor::from(ring.server()).accept(TlsSocket::rationed(stream)).into_fallible();
     let mut stream = match timeout(HANDSHAKE_TIME, accepting).await {
         Err(_) => return Err(End::Handshake),
         Ok(Err((error, stream))) => {
             let refusal = refusal(&error).map(|refusal| End::Keys(refusal.to_string()));
-            take_leave(stream.stream).await;
+            take_leave(stream.into_stream()).await;
             return Err(refusal.unwrap_or_else(|| End::failed(error)));
         }
         Ok(Ok(stream)) => stream,
     };
-    stream.get_mut().0.left = None;
+    stream.get_mut().0.lift_ration();
     let shown = Shown::now(stream.get_ref().1);
     let Some(identity) = shown.chain.first().and_then(Identity::of) else {
         return Err(End::Keys("its certificate names no role and user".to_owned()));
@@ -104,74 +101,13 @@ pub(crate) async fn accept(
     Ok((stream, Certified { identity, shown }))
 }
 
-/// A stranger's connection, of which only so much is read before its handshake is complete: rustls would collect 64 KiB of each.
-pub(crate) struct Rationed {
-    stream: TcpStream,
-    /// Bytes after which there is no more of it; None once it is nobody's business any more.
-    left: Option<usize>,
-}
-
-impl Rationed {
-    pub(crate) fn socket(&mut self) -> &mut TcpStream {
-        &mut self.stream
-    }
-}
-
-impl AsyncRead for Rationed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.left == Some(0) {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, GuardError::TlsHandshake)));
-        }
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        if let Some(left) = &mut self.left {
-            *left = left.saturating_sub(buffer.filled().len() - before);
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Rationed {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
-
 /// The client's handshake with a server of this role.
 pub(crate) async fn connect(
     stream: TcpStream,
     ring: &KeyRing,
     role: Role,
-) -> Result<(client::TlsStream<TcpStream>, Shown), End> {
-    let connecting = TlsConnector::from(ring.client()).connect(tls_server_name(role), stream);
+) -> Result<(client::TlsStream<TlsSocket>, Shown), End> {
+    let connecting = TlsConnector::from(ring.client()).connect(tls_server_name(role), TlsSocket::new(stream));
     let stream = match timeout(HANDSHAKE_TIME, connecting).await {
         Err(_) => return Err(End::Handshake),
         Ok(Err(error)) => {
