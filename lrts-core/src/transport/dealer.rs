@@ -20,7 +20,7 @@ use super::session::{Received, Session};
 use super::splice::End;
 use super::tunnel::{OpenError, Tunnel};
 use super::{Message, Sent, send_now};
-use crate::clock::{Moment, sleep_until, wall_clock};
+use crate::clock::{Moment, sleep_until};
 use crate::command_line::with_causes;
 use crate::keys::{KeysError, Security};
 use crate::limits::{
@@ -730,14 +730,14 @@ async fn use_connection(config: &LinkConfig, connection: Connection, shared: &Sh
 
 /// Whether the server's key is still accepted, after this side's own has changed.
 fn check_server(config: &LinkConfig, tunnel: &mut Tunnel) -> Result<(), Ended> {
-    let (Security::Keys(source), Some((ring, chain))) = (&config.security, tunnel.server_mut()) else {
+    let (Security::Keys(source), Some((ring, shown))) = (&config.security, tunnel.server_mut()) else {
         return Ok(());
     };
     // While the file can't be read, what was found before holds.
     let Ok(current) = source.current() else { return Ok(()) };
     if !Arc::ptr_eq(ring, &current) {
         *ring = current;
-        let checked = ring.check_server(chain, config.server, wall_clock());
+        let checked = shown.check_server(ring, config.server, Moment::now());
         checked.map_err(|refusal| {
             Ended::Broken(format!("the {} is no longer trusted: {refusal}", config.server))
         })?;

@@ -18,7 +18,7 @@ use super::router::{Opened, Orders, Shared};
 use super::socket_dir::SocketPath;
 use super::splice::{End, splice, tune};
 use super::{ConnectionId, tls};
-use crate::clock::{Moment, sleep_until, wall_clock};
+use crate::clock::{Moment, sleep_until};
 use crate::keys::{KeysError, Security};
 use crate::limits::{FILES_PER_PEER, RESERVED_FILES};
 
@@ -163,12 +163,12 @@ async fn join(
             };
             match tls::accept(stream, &ring).await {
                 Ok((stream, certified)) => {
-                    let chain = certified.chain.clone();
+                    let shown = certified.shown.clone();
                     shared.certified(connection, certified);
                     // The keys may have changed since the handshake began. From here on the watch over them sees this peer too.
                     if let Ok(now) = source.current_or_last()
                         && !Arc::ptr_eq(&now, &ring)
-                        && let Err(refusal) = now.check_client(&chain, wall_clock())
+                        && let Err(refusal) = shown.check_client(&now, Moment::now())
                     {
                         return End::Keys(refusal.to_string());
                     }

@@ -28,7 +28,7 @@ use super::splice::End;
 use super::tls::Certified;
 use super::turned_away::TurnedAway;
 use super::{ConnectionId, Message, Sent, gate, key_watch, send_now};
-use crate::clock::{Moment, sleep_until, wall_clock};
+use crate::clock::{Moment, sleep_until};
 use crate::ids::UserName;
 use crate::keys::{KeySource, Security, role_word};
 use crate::limits::{
@@ -455,8 +455,8 @@ impl Shared {
             let peers = self.lock();
             peers.map.iter().filter_map(|(&id, peer)| Some((id, peer.certified.clone()?))).collect()
         };
-        for (connection, Certified { identity, chain }) in all {
-            if let Err(refusal) = ring.check_client(&chain, wall_clock()) {
+        for (connection, Certified { identity, shown }) in all {
+            if let Err(refusal) = shown.check_client(&ring, Moment::now()) {
                 warn!(%connection, %identity, reason = %refusal, "disconnecting a peer whose key is no longer accepted");
                 let message = format!("the server no longer accepts this {identity}: {refusal}");
                 self.lock().refuse(connection, Refusal::new(RefusalKind::Keys, message));

@@ -4,6 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use rustls::{AlertDescription, CommonState, Error};
@@ -15,6 +16,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use super::guard::GuardError;
 use super::hello::Role;
 use super::splice::End;
+use crate::clock::{Moment, wall_clock};
 use crate::keys::{Identity, KeyRefusal, KeyRing, tls_server_name};
 use crate::limits::{FAREWELL_TIME, HANDSHAKE_TIME, TLS_HANDSHAKE_BYTES};
 
@@ -34,15 +36,48 @@ const FAREWELL_READ: u64 = 64 * 1024;
 pub(crate) const WANTED: &str =
     "the server wants a key, but this side was asked to connect without (--insecure)";
 
-/// Certificates of a peer, its own first.
-pub(crate) type Chain = Arc<Vec<CertificateDer<'static>>>;
+/// What a peer has shown in its handshake, to be checked anew when keys are revoked.
+#[derive(Clone, Debug)]
+pub(crate) struct Shown {
+    /// Certificates, its own first.
+    chain: Arc<Vec<CertificateDer<'static>>>,
+    /// When they were accepted, by the wall clock and by the one that doesn't jump.
+    accepted: Duration,
+    since: Moment,
+}
+
+impl Shown {
+    fn now(connection: &CommonState) -> Self {
+        let shown = connection.peer_certificates().unwrap_or_default();
+        Self {
+            chain: Arc::new(shown.iter().map(|certificate| certificate.clone().into_owned()).collect()),
+            accepted: wall_clock(),
+            since: Moment::now(),
+        }
+    }
+
+    /// The time by which the certificates of this connection are judged: that of their handshake and what has passed since. So
+    /// they expire, but what was accepted once can't become invalid because somebody sets a clock.
+    fn time(&self, now: Moment) -> Duration {
+        self.accepted + now.since(self.since)
+    }
+
+    /// Whether a client is still accepted.
+    pub(crate) fn check_client(&self, ring: &KeyRing, now: Moment) -> Result<(), KeyRefusal> {
+        ring.check_client(&self.chain, self.time(now)).map(drop)
+    }
+
+    /// Whether a server of this role still is.
+    pub(crate) fn check_server(&self, ring: &KeyRing, role: Role, now: Moment) -> Result<(), KeyRefusal> {
+        ring.check_server(&self.chain, role, self.time(now))
+    }
+}
 
 /// Who stands behind a secured connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Certified {
     pub(crate) identity: Identity,
-    /// Kept to be checked anew when keys are revoked.
-    pub(crate) chain: Chain,
+    pub(crate) shown: Shown,
 }
 
 /// The server's handshake with a stranger. A refused one is told why, as far as TLS has words for it.
@@ -62,11 +97,11 @@ pub(crate) async fn accept(
         Ok(Ok(stream)) => stream,
     };
     stream.get_mut().0.left = None;
-    let chain = chain_of(stream.get_ref().1);
-    let Some(identity) = chain.first().and_then(Identity::of) else {
+    let shown = Shown::now(stream.get_ref().1);
+    let Some(identity) = shown.chain.first().and_then(Identity::of) else {
         return Err(End::Keys("its certificate names no role and user".to_owned()));
     };
-    Ok((stream, Certified { identity, chain }))
+    Ok((stream, Certified { identity, shown }))
 }
 
 /// A stranger's connection, of which only so much is read before its handshake is complete: rustls would collect 64 KiB of each.
@@ -129,7 +164,7 @@ pub(crate) async fn connect(
     stream: TcpStream,
     ring: &KeyRing,
     role: Role,
-) -> Result<(client::TlsStream<TcpStream>, Chain), End> {
+) -> Result<(client::TlsStream<TcpStream>, Shown), End> {
     let connecting = TlsConnector::from(ring.client()).connect(tls_server_name(role), stream);
     let stream = match timeout(HANDSHAKE_TIME, connecting).await {
         Err(_) => return Err(End::Handshake),
@@ -141,14 +176,8 @@ pub(crate) async fn connect(
         }
         Ok(Ok(stream)) => stream,
     };
-    let chain = chain_of(stream.get_ref().1);
-    Ok((stream, chain))
-}
-
-/// What the other side has shown in its handshake.
-fn chain_of(connection: &CommonState) -> Chain {
-    let shown = connection.peer_certificates().unwrap_or_default();
-    Arc::new(shown.iter().map(|certificate| certificate.clone().into_owned()).collect())
+    let shown = Shown::now(stream.get_ref().1);
+    Ok((stream, shown))
 }
 
 /// Whether a peer of a server without keys begins with TLS. It is told that there is none, and must go.
@@ -209,4 +238,55 @@ pub(crate) fn objection(error: &io::Error) -> Option<&'static str> {
 /// What TLS has against the other side's bytes, if that is what failed.
 pub(crate) fn error_of(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
+}
+
+#[cfg(all(test, feature = "authority"))]
+mod tests {
+    use rustls::CertificateError;
+
+    use super::*;
+    use crate::keys::{Authority, Index, IssuedKey, KeyFile, KeyId};
+
+    const MADE: Duration = Duration::from_secs(1_800_000_000);
+    const DAY: Duration = Duration::from_hours(24);
+    const T0: Moment = Moment::from_nanos(1_000_000_000_000);
+
+    /// A key that is valid for ten days, and was shown in a handshake on the third of them.
+    fn shown(file: &KeyFile) -> Shown {
+        Shown { chain: Arc::new(file.chain.clone()), accepted: MADE + 3 * DAY, since: T0 }
+    }
+
+    /// Whatever the wall clock of whoever runs this says: the key's ten days are of 2027.
+    #[test]
+    fn a_connection_lasts_as_long_as_its_key_and_no_clock_that_is_set_ends_it() {
+        let (authority, mut index) = (Authority::create(MADE).unwrap(), Index::default());
+        let mut issue = |role| {
+            let (key, user) = (KeyId::random(), "ann".parse().unwrap());
+            let expires = MADE + 10 * DAY;
+            let issued =
+                IssuedKey { key, role, user, made: MADE, expires, authority: authority.id(), revoked: None };
+            let identity = Identity { role, user: issued.user.clone(), key };
+            index.add(issued).unwrap();
+            authority.issue(&identity, MADE, expires, &index).unwrap()
+        };
+        let (client, mut server) = (issue(Role::Client), issue(Role::Scheduler));
+        let ring = |file: &KeyFile| KeyRing::new(KeyFile::parse(file.to_text().as_bytes()).unwrap()).unwrap();
+        let sides = |server: &KeyFile, now| {
+            [
+                shown(&client).check_client(&ring(server), now),
+                shown(server).check_server(&ring(&client), Role::Scheduler, now),
+            ]
+        };
+        for passed in [Duration::ZERO, DAY, 6 * DAY] {
+            assert_eq!(sides(&server, T0 + passed), [Ok(()), Ok(())], "{passed:?}");
+        }
+        for side in sides(&server, T0 + 8 * DAY) {
+            assert!(side.unwrap_err().to_string().contains("has expired"));
+        }
+
+        index.revoke(&[client.identity().unwrap().key], MADE).unwrap();
+        authority.renew(&mut server, MADE, &index).unwrap();
+        let revoked = Err(KeyRefusal(CertificateError::Revoked.into()));
+        assert_eq!(shown(&client).check_client(&ring(&server), T0), revoked);
+    }
 }

@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::dealer::LinkConfig;
 use super::socket_dir::SocketPath;
 use super::splice::{End, splice, tune};
-use super::tls::{self, Chain};
+use super::tls::{self, Shown};
 use crate::keys::{KeyRing, KeysError, Security};
 use crate::limits::HANDSHAKE_TIME;
 
@@ -21,7 +21,7 @@ pub(crate) struct Tunnel {
     socket: SocketPath,
     task: AbortOnDropHandle<End>,
     /// How the server was checked; None on an insecure connection.
-    server: Option<(Arc<KeyRing>, Chain)>,
+    server: Option<(Arc<KeyRing>, Shown)>,
 }
 
 /// Why a tunnel can't be opened.
@@ -60,8 +60,8 @@ impl Tunnel {
         let listener = UnixListener::from_std(socket.listen()?)?;
         let (task, server) = match ring {
             Some(ring) => {
-                let (stream, chain) = tls::connect(stream, &ring, config.server).await?;
-                (tokio::spawn(serve(stream, listener)), Some((ring, chain)))
+                let (stream, shown) = tls::connect(stream, &ring, config.server).await?;
+                (tokio::spawn(serve(stream, listener)), Some((ring, shown)))
             }
             None => (tokio::spawn(serve(stream, listener)), None),
         };
@@ -69,7 +69,7 @@ impl Tunnel {
     }
 
     /// How the server was checked: by which of this side's keys, and what it showed.
-    pub(crate) fn server_mut(&mut self) -> Option<&mut (Arc<KeyRing>, Chain)> {
+    pub(crate) fn server_mut(&mut self) -> Option<&mut (Arc<KeyRing>, Shown)> {
         self.server.as_mut()
     }
 
