@@ -14,7 +14,7 @@ use lrts_core::transport::{
     ConnectionId, Message, Refusal, RefusalKind, Role, Server, ServerEvent, ServerHandle,
 };
 use serde::Serialize;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::engine::{Action, Engine, Event};
 
@@ -97,7 +97,7 @@ impl EventLoop {
     fn server_event(&mut self, event: ServerEvent, now: Moment) {
         match event {
             ServerEvent::Joined { connection, hello, address, user } => {
-                info!(%connection, role = %hello.role, id = hello.id, host = hello.host, ?user, %address, "peer joined");
+                debug!(%connection, role = %hello.role, id = hello.id, host = hello.host, ?user, %address, "peer joined");
                 self.peers.known.insert(connection, Peer { role: hello.role, user });
             }
             ServerEvent::Message { connection, message } => {
@@ -106,7 +106,7 @@ impl EventLoop {
                 }
             }
             ServerEvent::Left { connection, reason } => {
-                info!(%connection, reason, "peer left");
+                debug!(%connection, reason, "peer left");
                 self.peers.known.remove(&connection);
                 self.decide(Event::Left(connection), now);
             }
@@ -181,7 +181,7 @@ impl Peers {
     }
 
     fn disconnect(&mut self, connection: ConnectionId, reason: &'static str) {
-        warn!(%connection, reason, "disconnecting a peer that breaks the rules");
+        debug!(%connection, reason, "disconnecting a peer that breaks the rules");
         self.known.remove(&connection);
         self.handle.disconnect(connection, Some(Refusal::new(RefusalKind::Protocol, reason)));
     }

@@ -200,7 +200,7 @@ impl EventLoop {
 
     /// Parts from a peer that talks nonsense.
     fn refuse(&mut self, connection: ConnectionId, kind: RefusalKind, what: &str) {
-        warn!(%connection, what, "disconnecting a peer that broke the protocol");
+        debug!(%connection, what, "disconnecting a peer that broke the protocol");
         self.handle.disconnect(connection, Some(Refusal::new(kind, what)));
         self.forget(connection);
     }
@@ -350,7 +350,7 @@ impl EventLoop {
                 Some(Refusal::new(RefusalKind::Superseded, message))
             }
             Reason::Protocol(what) => {
-                warn!(%connection, what, "disconnecting a peer that broke the protocol");
+                debug!(%connection, what, "disconnecting a peer that broke the protocol");
                 Some(Refusal::new(RefusalKind::Protocol, what))
             }
             Reason::Owner(application) => {
@@ -360,7 +360,7 @@ impl EventLoop {
                 Some(Refusal::new(RefusalKind::Owner, message))
             }
             Reason::Full(what) => {
-                warn!(%connection, what, "no room for an application");
+                debug!(%connection, what, "no room for an application");
                 Some(Refusal::new(RefusalKind::Limit, what))
             }
             Reason::LeaseExpired => None,
@@ -423,7 +423,7 @@ fn log(note: Note) {
             debug!(%worker, %attempt, "worker speaks of an attempt that it doesn't have");
         }
         Note::ForeignApplication { application } => {
-            warn!(%application, "an application of this name belongs to another user");
+            debug!(%application, "an application of this name belongs to another user");
         }
         Note::JobEnded { job, failed } => debug!(%job, failed, "job ended"),
     }

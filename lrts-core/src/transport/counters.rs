@@ -34,11 +34,13 @@ pub enum Cause {
     Stalled,
     /// More messages waited for it than may.
     QueueFull,
+    /// The server failed to serve it, which is a fault of lrts.
+    Fault,
 }
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Cause; 13] = [
+    pub const ALL: [Cause; 14] = [
         Cause::Version,
         Cause::Role,
         Cause::Full,
@@ -52,6 +54,7 @@ impl Cause {
         Cause::Silent,
         Cause::Stalled,
         Cause::QueueFull,
+        Cause::Fault,
     ];
 
     /// The name in `lrts status --json`.
@@ -70,6 +73,7 @@ impl Cause {
             Cause::Silent => "silent",
             Cause::Stalled => "stalled",
             Cause::QueueFull => "queue_full",
+            Cause::Fault => "fault",
         }
     }
 }
@@ -129,7 +133,7 @@ mod tests {
         }
         counters.count(RefusalKind::Version);
         let counted: Vec<u64> = counters.snapshot().into_iter().map(|(_, count)| count).collect();
-        assert_eq!(counted, [1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
-        assert_eq!(counters.of(Cause::QueueFull), 12);
+        assert_eq!(counted, [1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]);
+        assert_eq!(counters.of(Cause::Fault), 13);
     }
 }

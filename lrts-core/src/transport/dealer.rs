@@ -493,7 +493,8 @@ impl From<End> for Ended {
             | End::Network(_)
             | End::Handshake
             | End::Tls(_)
-            | End::Violation(_)) => Self::Broken(end.to_string()),
+            | End::Violation(_)
+            | End::Fault) => Self::Broken(end.to_string()),
         }
     }
 }

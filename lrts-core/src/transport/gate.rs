@@ -2,11 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
@@ -128,7 +130,7 @@ pub(crate) async fn run(
     connections.shutdown().await;
 }
 
-/// Serves one connection to its end, and says so.
+/// Serves one connection to its end, and says so; also if that has panicked, which must not leave its place taken.
 async fn serve(
     connection: ConnectionId,
     stream: TcpStream,
@@ -138,10 +140,16 @@ async fn serve(
 ) {
     let end = tokio::select! {
         () = orders.hang_up.cancelled() => End::ClosedHere,
-        end = join(connection, stream, &orders.welcomed, &ipc, &shared) => end,
+        end = caught(join(connection, stream, &orders.welcomed, &ipc, &shared)) => end,
     };
     debug!(%connection, reason = %end, "connection ended");
     shared.closed(connection, &end);
+}
+
+/// How a connection ends, whatever happens.
+async fn caught(serving: impl Future<Output = End>) -> End {
+    // What it has shared with others lies behind a lock that tells them.
+    AssertUnwindSafe(serving).catch_unwind().await.unwrap_or(End::Fault)
 }
 
 async fn join(
@@ -205,5 +213,18 @@ async fn connect(ipc: &SocketPath) -> io::Result<UnixStream> {
             }
             result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::Cause;
+
+    #[tokio::test]
+    async fn a_fault_in_serving_a_peer_is_an_end_that_counts() {
+        let end = caught(async { panic!("this is a test") }).await;
+        assert_eq!(end.cause(), Some(Cause::Fault));
+        assert_eq!(caught(async { End::Closed }).await.cause(), None);
     }
 }

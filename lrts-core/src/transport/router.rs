@@ -1,6 +1,7 @@
 //! The server's end: one ROUTER behind the gate, a session for each peer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 use zeromq::{RouterRecvHalf, RouterSendHalf, RouterSocket, Socket, SocketRecv};
 
 use super::admission::Admission;
@@ -293,9 +294,7 @@ impl ServerHandle {
         let session = peers.session(connection).ok_or(SendError::Gone)?;
         let (messages, bytes) = session.queued();
         if messages >= PEER_QUEUE_MESSAGES || bytes >= PEER_QUEUE_BYTES {
-            warn!(%connection, messages, bytes, "disconnecting a peer whose queue is full");
-            self.shared.counters.count(Cause::QueueFull);
-            peers.leave(connection, "queue is full");
+            peers.give_up(connection, Cause::QueueFull, "queue is full");
             return Err(SendError::Overrun);
         }
         session.push(message);
@@ -402,8 +401,7 @@ impl Shared {
         let oldest = match peers.admission.admit(connection, address.ip()) {
             Ok(oldest) => oldest,
             Err(too_many) => {
-                peers.counters.count(Cause::Full);
-                peers.turned_away.note(address, &too_many);
+                peers.turn_away(Cause::Full, address, &too_many);
                 return Opened { orders: None, crowded: true };
             }
         };
@@ -433,15 +431,8 @@ impl Shared {
         peers.leave(connection, &end.to_string());
         peers.admission.gone(connection);
         let removed = peers.map.remove(&connection);
-        let cause = match end {
-            End::Violation(_) | End::Tls(_) => Some(Cause::Protocol),
-            End::Keys(_) => Some(Cause::Keys),
-            End::Handshake => Some(Cause::NoHello),
-            End::Closed | End::ClosedHere | End::Network(_) => None,
-        };
-        if let (Some(peer), Some(cause)) = (removed, cause) {
-            peers.counters.count(cause);
-            peers.turned_away.note(peer.address, end);
+        if let (Some(peer), Some(cause)) = (removed, end.cause()) {
+            peers.turn_away(cause, peer.address, end);
         }
         drop(peers);
         self.changed.notify_one();
@@ -457,6 +448,7 @@ impl Shared {
         };
         for (connection, Certified { identity, shown }) in all {
             if let Err(refusal) = shown.check_client(&ring, Moment::now()) {
+                // A line of its own for each, since it had to be let in before and isn't any more.
                 warn!(%connection, %identity, reason = %refusal, "disconnecting a peer whose key is no longer accepted");
                 let message = format!("the server no longer accepts this {identity}: {refusal}");
                 self.lock().refuse(connection, Refusal::new(RefusalKind::Keys, message));
@@ -523,7 +515,6 @@ impl Shared {
             | Packet::Pong(_)
             | Packet::Goodbye(_) => return peers.violated(connection, "no HELLO first"),
         };
-        info!(%connection, reason = %refusal, "refused a peer");
         peers.refuse(connection, refusal);
     }
 
@@ -625,7 +616,7 @@ impl Shared {
     fn tick(&self) {
         let now = Moment::now();
         let mut peers = self.lock();
-        peers.turned_away.tell(now);
+        peers.turned_away.due(now).for_each(|line| line.log());
         let mut dead = Vec::new();
         for (&connection, peer) in &peers.map {
             match &peer.state {
@@ -649,9 +640,7 @@ impl Shared {
             }
         }
         for (connection, cause, reason) in dead {
-            info!(%connection, reason, "disconnecting a peer");
-            self.counters.count(cause);
-            peers.leave(connection, &reason);
+            peers.give_up(connection, cause, &reason);
         }
     }
 
@@ -714,11 +703,27 @@ impl Peers {
         self.set_leaving(connection, reason);
     }
 
+    /// Ends a connection that is of no use any more.
+    fn give_up(&mut self, connection: ConnectionId, cause: Cause, reason: &str) {
+        if let Some(address) = self.map.get(&connection).map(|peer| peer.address) {
+            self.turn_away(cause, address, &reason);
+        }
+        self.leave(connection, reason);
+    }
+
+    /// Counts a peer that is sent away, and lets the log tell of it.
+    fn turn_away(&mut self, cause: Cause, address: SocketAddr, reason: &dyn Display) {
+        self.counters.count(cause);
+        if let Some(line) = self.turned_away.note(cause, address, reason, Moment::now()) {
+            line.log();
+        }
+    }
+
     /// Tells a peer to go. It has [`FAREWELL_TIME`] to hang up by itself, so that it reads why.
     fn refuse(&mut self, connection: ConnectionId, refusal: Refusal) {
-        let is_here = |peer: &Peer| !matches!(peer.state, PeerState::Leaving { .. });
-        if self.map.get(&connection).is_some_and(is_here) {
-            self.counters.count(refusal.kind);
+        let is_here = |peer: &&Peer| !matches!(peer.state, PeerState::Leaving { .. });
+        if let Some(address) = self.map.get(&connection).filter(is_here).map(|peer| peer.address) {
+            self.turn_away(refusal.kind.into(), address, &refusal);
         }
         let reason = refusal.message.clone();
         if let (Some(socket), true) = (&mut self.socket, self.map.contains_key(&connection)) {
@@ -732,7 +737,6 @@ impl Peers {
     }
 
     fn violated(&mut self, connection: ConnectionId, error: &str) {
-        warn!(%connection, error, "disconnecting a peer that broke the protocol");
         self.refuse(connection, Refusal::new(RefusalKind::Protocol, format!("protocol broken: {error}")));
     }
 

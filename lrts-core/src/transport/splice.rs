@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
+use super::counters::Cause;
 use super::guard::{
     FrameGuard, GREETING_BYTES, GuardError, check_greeting, long_command_length, rewrite_ready,
     short_command_length,
@@ -65,9 +66,23 @@ pub(crate) enum End {
     /// One side doesn't accept the other's key, or has none.
     #[error("{0}")]
     Keys(String),
+    /// What serves the connection has panicked, and said so.
+    #[error("serving the connection failed: a fault of lrts")]
+    Fault,
 }
 
 impl End {
+    /// Whether, and for what, the peer counts as turned away.
+    pub(crate) fn cause(&self) -> Option<Cause> {
+        match self {
+            Self::Violation(_) | Self::Tls(_) => Some(Cause::Protocol),
+            Self::Keys(_) => Some(Cause::Keys),
+            Self::Handshake => Some(Cause::NoHello),
+            Self::Fault => Some(Cause::Fault),
+            Self::Closed | Self::ClosedHere | Self::Network(_) => None,
+        }
+    }
+
     /// Why reading from a peer failed, or writing to it.
     pub(crate) fn failed(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::UnexpectedEof {
