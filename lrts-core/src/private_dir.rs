@@ -7,6 +7,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
+use nix::unistd::{Gid, Group, User, geteuid};
+
 /// The mode of directories.
 const DIRECTORY_MODE: u32 = 0o700;
 
@@ -16,6 +18,9 @@ const FILE_MODE: u32 = 0o600;
 /// Bits that let others in, and those that let them change what is there.
 const OTHERS: u32 = 0o077;
 const OTHERS_WRITE: u32 = 0o022;
+
+/// Bit of a directory in which only the owner of something may rename or remove it, as in `/tmp`.
+const STICKY: u32 = 0o1000;
 
 /// Most symbolic links on the way to a directory, as many as the kernel follows.
 const LINKS: u32 = 40;
@@ -46,6 +51,23 @@ pub enum PrivateDirError {
         /// Whose it is.
         owner: u32,
     },
+    /// Others can put something else in the place of what is in it, however private that is.
+    #[error(
+        "directory `{}` can be written to by others, who could replace what lies in it: `chmod go-w {}` as its owner (`chmod +t` \
+         if they are to write there), or give a directory elsewhere", path.display(), path.display()
+    )]
+    WritableAbove {
+        /// The directory, which is above the one that was asked for.
+        path: PathBuf,
+    },
+    /// Its owner can do the same.
+    #[error("directory `{}` belongs to user number {owner}, who could replace what lies in it: give a directory elsewhere", path.display())]
+    AboveOfAnother {
+        /// The directory, which is above the one that was asked for.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
     /// The system says no.
     #[error("cannot use directory `{}`", path.display())]
     Io {
@@ -62,7 +84,11 @@ impl From<PrivateDirError> for io::Error {
             PrivateDirError::Io { source, .. } => source,
             PrivateDirError::Writable { .. }
             | PrivateDirError::OfAnother { .. }
-            | PrivateDirError::LinkOfAnother { .. } => io::Error::new(io::ErrorKind::PermissionDenied, error),
+            | PrivateDirError::LinkOfAnother { .. }
+            | PrivateDirError::WritableAbove { .. }
+            | PrivateDirError::AboveOfAnother { .. } => {
+                io::Error::new(io::ErrorKind::PermissionDenied, error)
+            }
         }
     }
 }
@@ -78,18 +104,16 @@ pub fn make(path: &Path) -> Result<(), PrivateDirError> {
 }
 
 /// Makes a directory of mode 0700, with all above it, unless it is there. One that is there is left as it is, but must be this
-/// user's, and nobody else's to write to: what others have put there could be taken for one's own. So must the way: in a
-/// directory like `/tmp` anybody can lay a link.
+/// user's, and nobody else's to write to: what others have put there could be taken for one's own. So must the way, see
+/// [`check_way`].
 ///
 /// # Errors
 ///
 /// [`PrivateDirError`].
 pub fn find(path: &Path) -> Result<(), PrivateDirError> {
     let failed = |source| PrivateDirError::Io { path: path.to_owned(), source };
-    let own = nix::unistd::geteuid().as_raw();
-    if let Some((path, owner)) = foreign_link(path, &[own, 0]).map_err(failed)? {
-        return Err(PrivateDirError::LinkOfAnother { path, owner });
-    }
+    let own = geteuid().as_raw();
+    check_way(path)?;
     DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path).map_err(failed)?;
     let metadata = fs::metadata(path).map_err(failed)?;
     if metadata.uid() != own {
@@ -114,34 +138,107 @@ pub fn close(path: &Path) -> Result<(), PrivateDirError> {
     Ok(())
 }
 
-/// The first symbolic link on the way that is of none of these users. What isn't there yet has no links.
-fn foreign_link(path: &Path, trusted: &[u32]) -> io::Result<Option<(PathBuf, u32)>> {
-    let steps = |path: &Path| -> Vec<OsString> {
-        let steps =
-            path.components().filter(|step| matches!(step, Component::Normal(_) | Component::ParentDir));
-        steps.map(|step| step.as_os_str().to_owned()).rev().collect()
+/// Checks that nobody but this user and root can make a path lead elsewhere: not by a symbolic link of theirs, and not by renaming
+/// something on the way. So each directory above it must belong to one of the two and be closed to writers, unless it is sticky
+/// as `/tmp` is. The group of the user's own name may write, if nobody else is in it, and so may root's.
+///
+/// What isn't there yet is made later, and is private then.
+///
+/// # Errors
+///
+/// [`PrivateDirError`].
+pub fn check_way(path: &Path) -> Result<(), PrivateDirError> {
+    let failed = |source| PrivateDirError::Io { path: path.to_owned(), source };
+    let steps = steps_to(path).map_err(failed)?;
+    // Whoever has the root directory has everything. In a namespace of users, root may go by another number.
+    let all = steps.first().map_or(0, |root| root.owner);
+    let trusted = [geteuid().as_raw(), 0, all];
+    steps.into_iter().try_for_each(|step| step.check(&trusted, is_harmless_group))
+}
+
+/// Something on the way to a directory, by which it could be made to lead elsewhere.
+#[derive(Debug)]
+struct Step {
+    path: PathBuf,
+    owner: u32,
+    group: u32,
+    mode: u32,
+    is_link: bool,
+}
+
+impl Step {
+    fn new(path: &Path, metadata: &fs::Metadata) -> Self {
+        Self {
+            path: path.to_owned(),
+            owner: metadata.uid(),
+            group: metadata.gid(),
+            mode: metadata.mode(),
+            is_link: metadata.is_symlink(),
+        }
+    }
+
+    fn check(
+        self,
+        trusted: &[u32],
+        is_harmless_group: impl FnOnce(u32) -> bool,
+    ) -> Result<(), PrivateDirError> {
+        let Self { path, owner, group, mode, is_link } = self;
+        if !trusted.contains(&owner) {
+            return Err(match is_link {
+                true => PrivateDirError::LinkOfAnother { path, owner },
+                false => PrivateDirError::AboveOfAnother { path, owner },
+            });
+        }
+        let by_group = mode & 0o020 != 0 && !is_harmless_group(group);
+        if !is_link && mode & STICKY == 0 && (by_group || mode & 0o002 != 0) {
+            return Err(PrivateDirError::WritableAbove { path });
+        }
+        Ok(())
+    }
+}
+
+/// Whether a group lets nobody in but this user and root: many systems give each user a group of the same name.
+fn is_harmless_group(group: u32) -> bool {
+    if group == 0 {
+        return true;
+    }
+    let user = User::from_uid(geteuid()).ok().flatten();
+    let group = Group::from_gid(Gid::from_raw(group)).ok().flatten();
+    user.zip(group).is_some_and(|(user, group)| {
+        group.gid == user.gid && group.name == user.name && group.mem.iter().all(|name| *name == user.name)
+    })
+}
+
+/// All directories above a path, from the root directory on, and all symbolic links on the way. What isn't there yet has none.
+fn steps_to(path: &Path) -> io::Result<Vec<Step>> {
+    let names = |path: &Path| -> Vec<OsString> {
+        let names =
+            path.components().filter(|name| matches!(name, Component::Normal(_) | Component::ParentDir));
+        names.map(|name| name.as_os_str().to_owned()).rev().collect()
     };
     let mut at = PathBuf::from("/");
-    let mut ahead = steps(&std::path::absolute(path)?);
+    let mut steps = vec![Step::new(&at, &fs::symlink_metadata(&at)?)];
+    let mut ahead = names(&std::path::absolute(path)?);
     let mut links = 0;
-    while let Some(step) = ahead.pop() {
-        if step == ".." {
+    while let Some(name) = ahead.pop() {
+        if name == ".." {
             at.pop();
             continue;
         }
-        let next = at.join(step);
+        let next = at.join(name);
         let metadata = match fs::symlink_metadata(&next) {
             Ok(metadata) => metadata,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
             Err(error) => return Err(error),
         };
         if !metadata.is_symlink() {
             at = next;
+            if !ahead.is_empty() {
+                steps.push(Step::new(&at, &metadata));
+            }
             continue;
         }
-        if !trusted.contains(&metadata.uid()) {
-            return Ok(Some((next, metadata.uid())));
-        }
+        steps.push(Step::new(&next, &metadata));
         links += 1;
         if links > LINKS {
             return Err(nix::errno::Errno::ELOOP.into());
@@ -150,9 +247,9 @@ fn foreign_link(path: &Path, trusted: &[u32]) -> io::Result<Option<(PathBuf, u32
         if target.is_absolute() {
             at = PathBuf::from("/");
         }
-        ahead.extend(steps(&target));
+        ahead.extend(names(&target));
     }
-    Ok(None)
+    Ok(steps)
 }
 
 /// Options to open a file to be read and written that is made, if it isn't there, for this user alone.
@@ -191,8 +288,9 @@ impl PrivateDir {
     ///
     /// # Errors
     ///
-    /// If it can't be made.
+    /// If it can't be made, or others could replace it.
     pub fn create(parent: &Path, purpose: &str) -> io::Result<Self> {
+        check_way(&parent.join(PREFIX))?;
         remove_leftovers(parent);
         loop {
             let path = parent.join(format!("{PREFIX}{purpose}-{:016x}", crate::ids::random_u64()));
@@ -226,7 +324,7 @@ impl Drop for PrivateDir {
 
 /// Removes this user's directories whose owner is gone. What can't be looked at or removed stays.
 fn remove_leftovers(parent: &Path) {
-    let own = nix::unistd::geteuid().as_raw();
+    let own = geteuid().as_raw();
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let ours = entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes())
             && entry.metadata().is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == own);
@@ -289,21 +387,78 @@ mod tests {
         assert_eq!(mode(&state.join("below")), 0o700, "a link of one's own is as good as what it leads to");
 
         // Seen by a user who trusts nobody.
-        let found = foreign_link(&link.join("below"), &[u32::MAX]).unwrap();
-        assert_eq!(found, Some((link.clone(), nix::unistd::geteuid().as_raw())));
+        let own = geteuid().as_raw();
+        let links = |path: &Path| -> Vec<PathBuf> {
+            let steps = steps_to(path).unwrap().into_iter().filter(|step| step.is_link);
+            let refused = steps.map(|step| match step.check(&[u32::MAX], |_| true) {
+                Err(PrivateDirError::LinkOfAnother { path, owner }) => Some(path).filter(|_| owner == own),
+                _ => None,
+            });
+            refused.map(|path| path.expect("it is refused")).collect()
+        };
+        assert_eq!(links(&link.join("below")), std::slice::from_ref(&link));
         let chain = parent.path().join("chain");
         symlink(&link, &chain).unwrap();
-        let own = nix::unistd::geteuid().as_raw();
-        assert_eq!(foreign_link(&chain, &[own]).unwrap(), None);
-        assert_eq!(foreign_link(&state.join("../none/at/all"), &[u32::MAX]).unwrap(), None);
+        assert_eq!(links(&chain), [chain.clone(), link.clone()]);
+        check_way(&chain).unwrap();
+        assert!(links(&state.join("../none/at/all")).is_empty());
         let circle = parent.path().join("circle");
         symlink(&circle, &circle).unwrap();
-        assert_eq!(foreign_link(&circle, &[own]).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        assert_eq!(steps_to(&circle).unwrap_err().raw_os_error(), Some(libc::ELOOP));
 
         // This one is root's, unless it is root who asks.
         if own != 0 {
             assert!(matches!(make(Path::new("/usr")), Err(PrivateDirError::OfAnother { owner: 0, .. })));
         }
+    }
+
+    #[test]
+    fn a_directory_above_that_others_write_to_is_refused_with_the_cure() {
+        let parent = tempfile::tempdir().unwrap();
+        let above = parent.path().join("above");
+        make(&above.join("state")).unwrap();
+        for (mode, good) in
+            [(0o755, true), (0o711, true), (0o1777, true), (0o777, false), (0o2707, false), (0o702, false)]
+        {
+            fs::set_permissions(&above, Permissions::from_mode(mode)).unwrap();
+            for path in ["state", "state/deeper", "none", "none/../state"].map(|name| above.join(name)) {
+                match make(&path) {
+                    Ok(()) => assert!(good, "{mode:o}"),
+                    Err(error) => {
+                        assert!(
+                            !good && error.to_string().contains(&format!("`chmod go-w {}`", above.display()))
+                        );
+                        let is_named =
+                            matches!(&error, PrivateDirError::WritableAbove { path } if *path == above);
+                        assert!(is_named, "{error:?}");
+                    }
+                }
+            }
+            assert_eq!(PrivateDir::create(&above, "tests").is_ok(), good, "{mode:o}");
+        }
+        // A link leads through it.
+        let link = parent.path().join("link");
+        symlink(above.join("state"), &link).unwrap();
+        assert!(matches!(make(&link), Err(PrivateDirError::WritableAbove { .. })));
+    }
+
+    #[test]
+    fn above_a_directory_only_its_user_and_root_may_write() {
+        let check = |owner, mode| {
+            let step = Step { path: "/above".into(), owner, group: 7, mode, is_link: false };
+            step.check(&[1_000, 0], |group| group != 7)
+        };
+        for owner in [0, 1_000] {
+            assert!(check(owner, 0o755).is_ok() && check(owner, 0o1777).is_ok());
+            assert!(matches!(check(owner, 0o775), Err(PrivateDirError::WritableAbove { .. })));
+        }
+        for mode in [0o700, 0o1777] {
+            assert!(matches!(check(1_001, mode), Err(PrivateDirError::AboveOfAnother { owner: 1_001, .. })));
+        }
+        let home = |mode| Step { path: "/home/ann".into(), owner: 1_000, group: 1_000, mode, is_link: false };
+        assert!(home(0o2775).check(&[1_000, 0], |group| group == 1_000).is_ok());
+        assert!(home(0o2777).check(&[1_000, 0], |group| group == 1_000).is_err());
+        assert!(is_harmless_group(0) && !is_harmless_group(u32::MAX - 1));
     }
 
     #[test]

@@ -88,8 +88,7 @@ impl EventLoop {
                 Action::Disconnect { peer, reason } => self.peers.disconnect(peer, reason),
             }
         }
-        let refused = self.engine.take_refused();
-        if refused > 0 {
+        if let Some(refused) = self.engine.refused_to_tell(now) {
             warn!(refused, bars = self.engine.bars(), "there is no room for more bars");
         }
     }

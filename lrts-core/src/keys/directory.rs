@@ -438,6 +438,13 @@ mod tests {
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
         let error = KeysDirectory::open(&path).unwrap_err().to_string();
         assert!(error.contains(&format!("chmod 600 {}", file.display())), "{error}");
+
+        // They could put another directory in its place.
+        let above = path.parent().unwrap();
+        fs::set_permissions(above, fs::Permissions::from_mode(0o702)).unwrap();
+        for error in [ensure(&path).unwrap_err(), KeysDirectory::open(&path).unwrap_err()] {
+            assert!(error.to_string().contains(&format!("chmod go-w {}", above.display())), "{error}");
+        }
     }
 
     #[test]

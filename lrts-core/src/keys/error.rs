@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::role_word;
+use crate::private_dir::PrivateDirError;
 use crate::transport::Role;
 
 /// Keys that can't be used. The message says what mends it.
@@ -45,6 +46,9 @@ pub enum KeysError {
         /// Who runs this process.
         uid: u32,
     },
+    /// Others could put other keys in the place of those that are made there.
+    #[error(transparent)]
+    Replaceable(PrivateDirError),
     /// It can't be read or written.
     #[error("cannot use the keys in {}", path.display())]
     Io {
@@ -115,5 +119,18 @@ impl KeysError {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+}
+
+impl From<PrivateDirError> for KeysError {
+    fn from(error: PrivateDirError) -> Self {
+        match error {
+            PrivateDirError::Io { path, source } => Self::Io { path, source },
+            PrivateDirError::Writable { .. }
+            | PrivateDirError::OfAnother { .. }
+            | PrivateDirError::LinkOfAnother { .. }
+            | PrivateDirError::WritableAbove { .. }
+            | PrivateDirError::AboveOfAnother { .. } => Self::Replaceable(error),
+        }
     }
 }

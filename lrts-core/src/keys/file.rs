@@ -145,9 +145,10 @@ pub(crate) fn check_private(path: &Path, metadata: &fs::Metadata) -> Result<(), 
     Ok(())
 }
 
-/// Checks the directory of a key file in the same way.
+/// Checks the directory where keys are made in the same way, and that nobody can put another one in its place.
 #[cfg(feature = "authority")]
 pub(crate) fn check_private_directory(path: &Path) -> Result<(), KeysError> {
+    crate::private_dir::check_way(path)?;
     let metadata = fs::metadata(path).map_err(KeysError::io(path))?;
     if !metadata.is_dir() {
         return Err(KeysError::io(path)(std::io::ErrorKind::NotADirectory.into()));

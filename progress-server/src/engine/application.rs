@@ -128,6 +128,13 @@ impl<P: Copy + Ord> Application<P> {
         matches!(source, Some(Source::Reporter(known)) if known == reporter)
     }
 
+    /// How many bars come to a reporter that begins to tell of this attempt, after another one, or nobody, has; None if it doesn't
+    /// take it over.
+    pub(super) fn taken_over(&self, attempt: AttemptId, reporter: P) -> Option<usize> {
+        let job = self.jobs.get(&attempt.job).filter(|job| job.attempt == attempt.attempt)?;
+        (!self.is_reported_by(attempt.job, reporter)).then_some(job.bars.len())
+    }
+
     /// Takes in an update; that of a new bar must have a text.
     pub(super) fn update(&mut self, update: BarUpdate, reporter: P) -> Reported<P> {
         let BarUpdate { bar: id, text, numbers } = update;

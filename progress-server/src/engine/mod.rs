@@ -23,6 +23,9 @@ use reporters::Reporters;
 /// Bars of ended attempts, and of attempts whose reporter is gone, are kept this long for watchers that come back.
 pub(crate) const RETENTION: Duration = Duration::from_secs(3600);
 
+/// Between two lines of the log about bars that there is no room for.
+const REFUSED_INTERVAL: Duration = Duration::from_secs(10);
+
 /// What happens. `P` names a connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Event<P> {
@@ -97,8 +100,9 @@ pub(crate) struct Engine<P> {
     bars: usize,
     /// Whether a watcher may have something to hear.
     is_behind: bool,
-    /// Bars that were not shown for want of room.
+    /// Updates of bars that were not taken for want of room since the last word about them, and when that was.
     refused: u64,
+    refused_told: Option<Moment>,
 }
 
 impl<P: Copy + Ord> Engine<P> {
@@ -112,6 +116,7 @@ impl<P: Copy + Ord> Engine<P> {
             bars: 0,
             is_behind: false,
             refused: 0,
+            refused_told: None,
         }
     }
 
@@ -179,23 +184,35 @@ impl<P: Copy + Ord> Engine<P> {
         self.bars
     }
 
-    /// How many bars were not shown for want of room, since this was asked last.
-    pub(crate) fn take_refused(&mut self) -> u64 {
-        std::mem::take(&mut self.refused)
+    /// How many updates of bars were not taken for want of room, since this was asked last: at most once in an interval, since
+    /// whoever has no room goes on.
+    pub(crate) fn refused_to_tell(&mut self, now: Moment) -> Option<u64> {
+        let is_told = self.refused_told.is_some_and(|told| now.since(told) < REFUSED_INTERVAL);
+        if is_told || self.refused == 0 {
+            return None;
+        }
+        self.refused_told = Some(now);
+        Some(std::mem::take(&mut self.refused))
     }
 
     fn update(&mut self, reporter: P, application: &OwnedApplication, update: BarUpdate) {
         let job = (application.clone(), update.bar.attempt.job);
         let known = self.applications.get(application);
         let is_new = !known.is_some_and(|application| application.knows(update.bar));
-        if is_new {
-            // Text comes with the first update. Without it this bar was forgotten here, or refused.
-            let Some(_) = update.text else { return };
-            if !self.reporters.has_room(reporter, &job) || !self.make_room() {
+        // Text comes with the first update. Without it this bar was forgotten here, or refused.
+        if is_new && update.text.is_none() {
+            return;
+        }
+        let taken_over = self.taken_over(application, &update, reporter);
+        if is_new || taken_over.is_some() {
+            let bars = usize::from(is_new) + taken_over.unwrap_or(0);
+            if !self.reporters.has_room(reporter, &job, bars) || (is_new && !self.make_room()) {
                 self.refused += 1;
                 return;
             }
         }
+        // Asked again: bars that nobody reports may have made room just now.
+        let bars = usize::from(is_new) + self.taken_over(application, &update, reporter).unwrap_or(0);
         let entry = self.applications.entry(application.clone()).or_default();
         let before = entry.bars();
         let replaced = entry.update(update, reporter);
@@ -209,9 +226,13 @@ impl<P: Copy + Ord> Engine<P> {
                 if let Some(other) = other {
                     self.reporters.remove(other, &job);
                 }
-                self.reporters.report(reporter, job, is_new);
+                self.reporters.report(reporter, job, bars);
             }
         }
+    }
+
+    fn taken_over(&self, application: &OwnedApplication, update: &BarUpdate, reporter: P) -> Option<usize> {
+        self.applications.get(application)?.taken_over(update.bar.attempt, reporter)
     }
 
     fn end(&mut self, reporter: P, application: &OwnedApplication, attempt: AttemptId, now: Moment) {

@@ -19,7 +19,7 @@ pub(super) struct Reporters<P> {
 
 #[derive(Debug, Default)]
 struct Reporter {
-    /// How many bars of each it has started.
+    /// How many bars of each it has started or taken over.
     jobs: BTreeMap<Reported, usize>,
     /// Of all of them.
     bars: usize,
@@ -30,23 +30,22 @@ impl<P: Copy + Ord> Reporters<P> {
         Self { all: BTreeMap::new(), jobs: 0 }
     }
 
-    /// Whether a reporter may start one more bar of this job.
-    pub(super) fn has_room(&self, reporter: P, job: &Reported) -> bool {
+    /// Whether a reporter may have so many more bars of this job, which are at most those of one attempt.
+    pub(super) fn has_room(&self, reporter: P, job: &Reported, bars: usize) -> bool {
         let Some(known) = self.all.get(&reporter) else { return self.jobs < REPORTED_ATTEMPTS };
         let takes_job = known.jobs.contains_key(job)
             || (known.jobs.len() < ATTEMPTS_PER_REPORTER && self.jobs < REPORTED_ATTEMPTS);
-        takes_job && known.bars < BARS_PER_REPORTER
+        takes_job && known.bars + bars <= BARS_PER_REPORTER
     }
 
-    /// A reporter tells of a job, perhaps of a new bar of it.
-    pub(super) fn report(&mut self, reporter: P, job: Reported, is_new_bar: bool) {
+    /// A reporter tells of a job, and has so many more bars of it.
+    pub(super) fn report(&mut self, reporter: P, job: Reported, bars: usize) {
         let known = self.all.entry(reporter).or_default();
-        let bars = known.jobs.entry(job).or_insert_with(|| {
+        *known.jobs.entry(job).or_insert_with(|| {
             self.jobs += 1;
             0
-        });
-        *bars += usize::from(is_new_bar);
-        known.bars += usize::from(is_new_bar);
+        }) += bars;
+        known.bars += bars;
     }
 
     /// A reporter doesn't tell of a job any more.

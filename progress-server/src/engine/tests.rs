@@ -62,6 +62,11 @@ fn fan_out(engine: &mut Engine<u32>) -> Vec<(u32, Vec<BarUpdate>)> {
     sends.collect()
 }
 
+/// How many updates were refused since this was asked last.
+fn refused(engine: &mut Engine<u32>) -> u64 {
+    std::mem::take(&mut engine.refused)
+}
+
 fn end(engine: &mut Engine<u32>, attempt: AttemptId, now: Moment) {
     let ended = Event::Ended { reporter: R1, attempts: vec![(app(), attempt)] };
     assert_eq!(engine.handle(ended, now), []);
@@ -253,7 +258,7 @@ fn memory_is_bounded() {
         report(&mut engine, R1 + (job / 50) as u32, bars.collect());
     }
     assert_eq!(engine.bars(), BARS);
-    assert_eq!(engine.take_refused(), 1_000);
+    assert_eq!(refused(&mut engine), 1_000);
     end(&mut engine, attempt(0, 1), T0);
     report(&mut engine, R1, vec![with_text("x", bar(attempt(jobs, 1), 0, 0))]);
     assert_eq!(engine.bars(), BARS - 999);
@@ -273,12 +278,55 @@ fn one_reporter_takes_nobody_elses_room() {
         let bars = (0..1_000).map(|index| with_text("x", bar(attempt(job, 1), index, 0)));
         report(&mut engine, R1, bars.collect());
     }
-    assert_eq!((engine.bars(), engine.take_refused()), (BARS_PER_REPORTER, 1_000));
+    assert_eq!((engine.bars(), refused(&mut engine)), (BARS_PER_REPORTER, 1_000));
     report(&mut engine, R2, vec![with_text("x", bar(attempt(999, 1), 0, 0))]);
-    assert_eq!((engine.bars(), engine.take_refused()), (BARS_PER_REPORTER + 1, 0));
+    assert_eq!((engine.bars(), refused(&mut engine)), (BARS_PER_REPORTER + 1, 0));
     end(&mut engine, attempt(0, 1), T0);
     report(&mut engine, R1, vec![with_text("x", bar(attempt(1_000, 1), 0, 0))]);
-    assert_eq!(engine.take_refused(), 0);
+    assert_eq!(refused(&mut engine), 0);
+}
+
+#[test]
+fn who_takes_over_bars_needs_room_for_all_of_them() {
+    let mut engine = Engine::new();
+    let full = BARS_PER_REPORTER as u64 / 1_000;
+    let bars = |job| (0..1_000).map(|index| with_text("x", bar(attempt(job, 1), index, 0))).collect();
+    for job in 0..full {
+        report(&mut engine, R1, bars(job));
+    }
+    for job in 0..full {
+        report(&mut engine, R2, vec![bar(attempt(job, 1), 0, 1)]);
+    }
+    assert_eq!(refused(&mut engine), 0);
+    // All of them are R2's now.
+    report(&mut engine, R2, vec![with_text("x", bar(attempt(full, 1), 0, 0))]);
+    assert_eq!(refused(&mut engine), 1);
+    report(&mut engine, R1, bars(full));
+    assert_eq!(refused(&mut engine), 0);
+
+    report(&mut engine, R2, vec![bar(attempt(full, 1), 0, 7)]);
+    assert_eq!((refused(&mut engine), engine.deadline()), (1, None));
+    end(&mut engine, attempt(full, 1), T0);
+    assert_eq!(engine.deadline(), Some(T0 + RETENTION), "R1 still reported it");
+    report(&mut engine, R2, vec![bar(attempt(full, 1), 0, 8)]);
+    assert_eq!((refused(&mut engine), engine.deadline()), (1, Some(T0 + RETENTION)));
+
+    engine.handle(Event::Ended { reporter: R2, attempts: vec![(app(), attempt(0, 1))] }, T0);
+    report(&mut engine, R2, vec![bar(attempt(full, 1), 0, 9)]);
+    assert_eq!((refused(&mut engine), engine.resting.len()), (0, 1), "in place of the one that ended");
+    assert_eq!(engine.bars(), BARS_PER_REPORTER + 1_000);
+}
+
+#[test]
+fn what_is_refused_is_told_once_in_an_interval() {
+    let mut engine = Engine::<u32>::new();
+    engine.refused = 1;
+    assert_eq!(engine.refused_to_tell(T0), Some(1));
+    engine.refused = 5;
+    let later = T0 + super::REFUSED_INTERVAL;
+    assert_eq!(engine.refused_to_tell(later - Duration::from_nanos(1)), None);
+    engine.refused += 1;
+    assert_eq!((engine.refused_to_tell(later), engine.refused_to_tell(later)), (Some(6), None));
 }
 
 #[test]
@@ -295,13 +343,13 @@ fn attempts_whose_bars_have_vanished_count_too() {
         report(&mut engine, R1, vec![vanishing(job)]);
         fan_out(&mut engine);
     }
-    assert_eq!((engine.bars(), engine.take_refused()), (0, 10));
+    assert_eq!((engine.bars(), refused(&mut engine)), (0, 10));
     let known = engine.applications[&app()].jobs().count();
     assert_eq!(known, ATTEMPTS_PER_REPORTER);
     engine.handle(Event::Left(R1), T0);
     assert_eq!(engine.resting.len(), ATTEMPTS_PER_REPORTER.min(RESTING_ATTEMPTS));
     report(&mut engine, R2, vec![vanishing(0)]);
-    assert_eq!(engine.take_refused(), 0);
+    assert_eq!(refused(&mut engine), 0);
 }
 
 /// What a watching application shows.
