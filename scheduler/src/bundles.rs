@@ -37,13 +37,20 @@ use tracing::{debug, info, warn};
 
 use self::disk::{Disk, Work, scan};
 use self::download::{Download, send_to_worker};
-use crate::engine::Event;
+use crate::engine::{Event, Peer};
 
 /// How long a bundle that nobody needs is kept, if there is room, and half of one that nobody goes on with.
 const KEPT: Duration = Duration::from_secs(24 * 3_600);
 
 /// Pieces that are read and compressed at a time, for all workers.
 const READERS: usize = 4;
+
+/// A connected application, as the transport and as the engine knows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Offerer {
+    pub(crate) connection: ConnectionId,
+    pub(crate) peer: Peer,
+}
 
 /// What a peer wants about bundles.
 #[derive(Clone, Debug)]
@@ -113,7 +120,7 @@ struct Half {
 /// An application that has a bundle, and what it says of it.
 #[derive(Debug)]
 struct Source {
-    connection: ConnectionId,
+    who: Offerer,
     bytes: u64,
     platform: Platform,
 }
@@ -195,7 +202,7 @@ impl Bundles {
     /// An application has a bundle: it is asked for what is missing. Returns what the engine is to know.
     pub(crate) fn offer(
         &mut self,
-        from: ConnectionId,
+        from: Offerer,
         digest: BundleDigest,
         bytes: u64,
         platform: Platform,
@@ -206,25 +213,19 @@ impl Bundles {
                 complete.platform = Some(platform.clone());
                 self.disk.order(Work::Describe { digest, platform: platform.clone() });
             }
-            self.tell(from, &ToApplication::BundleComplete { digest });
+            self.tell(from.connection, &ToApplication::BundleComplete { digest });
             return vec![Event::BundleCompleted { digest, platform }];
         }
-        let is_sent = self.uploads.contains_key(&digest);
-        // That one peer's offer is refused says nothing of what another is sending.
-        let refused =
-            |reason: String| if is_sent { vec![] } else { vec![Event::BundleFailed { digest, reason }] };
         if bytes == 0 || bytes > BUNDLE_BYTES {
             let reason = format!("an executable of {bytes} bytes: 1 to {BUNDLE_BYTES} are allowed");
-            self.refuse(from, digest, &reason);
-            return refused(reason);
+            return vec![self.refuse(from, digest, reason)];
         }
-        let has = |upload: &&Upload| upload.sources.iter().any(|source| source.connection == from);
+        let has = |upload: &&Upload| upload.sources.iter().any(|source| source.who == from);
         let others = self.uploads.iter().filter(|(other, _)| **other != digest).map(|(_, upload)| upload);
         if others.filter(has).count() >= UPLOADS_PER_PEER {
             let reason =
                 format!("{UPLOADS_PER_PEER} other executables of yours are on their way: wait for them");
-            self.refuse(from, digest, &reason);
-            return Vec::new();
+            return vec![self.refuse(from, digest, reason)];
         }
         let (fits, mut events) = self.make_room(digest, bytes);
         if !fits {
@@ -232,14 +233,15 @@ impl Bundles {
             let reason = format!(
                 "no room for an executable of {bytes} bytes: the scheduler keeps {limit} bytes of bundles (--bundle-store)"
             );
-            self.refuse(from, digest, &reason);
-            events.extend(refused(reason));
+            events.push(self.refuse(from, digest, reason));
             return events;
         }
-        let source = Source { connection: from, bytes, platform };
+        // If an earlier upload of it failed, this one may not.
+        events.push(Event::BundleOffered { peer: from.peer, digest });
+        let source = Source { who: from, bytes, platform };
         if let Some(upload) = self.uploads.get_mut(&digest) {
-            let was_sending = upload.sender == from;
-            upload.sources.retain(|source| source.connection != from);
+            let was_sending = upload.sender == from.connection;
+            upload.sources.retain(|source| source.who != from);
             // Its answer may not have arrived.
             if was_sending {
                 upload.sources.push_front(source)
@@ -255,7 +257,7 @@ impl Bundles {
         let left = self.halves.remove(&digest).map_or(0, |half| half.bytes);
         let now = Moment::now();
         let upload = Upload {
-            sender: from,
+            sender: from.connection,
             from_start: false,
             bytes,
             platform: source.platform.clone(),
@@ -267,8 +269,6 @@ impl Bundles {
         };
         self.uploads.insert(digest, upload);
         self.ask(digest);
-        // If an earlier upload failed, this one may not.
-        events.push(Event::BundleForgotten { digest });
         events
     }
 
@@ -276,7 +276,7 @@ impl Bundles {
     fn ask(&mut self, digest: BundleDigest) {
         let Some(upload) = self.uploads.get_mut(&digest) else { return };
         let Some(source) = upload.sources.front() else { return };
-        (upload.sender, upload.bytes) = (source.connection, source.bytes);
+        (upload.sender, upload.bytes) = (source.who.connection, source.bytes);
         upload.platform = source.platform.clone();
         if upload.received >= upload.bytes {
             upload.received = 0;
@@ -287,8 +287,10 @@ impl Bundles {
         self.tell(to, &ToApplication::BundleWanted { digest, offset });
     }
 
-    fn refuse(&self, from: ConnectionId, digest: BundleDigest, reason: &str) {
-        self.tell(from, &ToApplication::BundleRefused { digest, reason: reason.to_owned() });
+    /// Tells an application that what it offered or sent is of no use. Returns what the engine is to know.
+    fn refuse(&self, who: Offerer, digest: BundleDigest, reason: String) -> Event {
+        self.tell(who.connection, &ToApplication::BundleRefused { digest, reason: reason.clone() });
+        Event::BundleFailed { peer: who.peer, digest, reason }
     }
 
     /// A piece has come.
@@ -377,7 +379,7 @@ impl Bundles {
                 self.complete
                     .insert(digest, Complete { bytes: upload.bytes, last_used: wall_clock(), platform });
                 for source in upload.sources {
-                    self.tell(source.connection, &ToApplication::BundleComplete { digest });
+                    self.tell(source.who.connection, &ToApplication::BundleComplete { digest });
                 }
                 Some(Event::BundleCompleted { digest, platform: upload.platform })
             }
@@ -394,22 +396,15 @@ impl Bundles {
         let upload = self.uploads.get_mut(&digest)?;
         (upload.received, upload.lags) = (0, true);
         let sender = upload.sender;
-        let is_next = upload.sources.front().is_some_and(|source| source.connection == sender);
-        let is_to_blame = upload.from_start && is_next;
-        if is_to_blame {
-            upload.sources.pop_front();
-        }
-        let has_others = !upload.sources.is_empty();
-        if is_to_blame {
-            self.refuse(sender, digest, &reason);
-        }
-        if has_others {
+        let is_next = upload.sources.front().is_some_and(|source| source.who.connection == sender);
+        let to_blame = if upload.from_start && is_next { upload.sources.pop_front() } else { None };
+        if upload.sources.is_empty() {
+            self.uploads.remove(&digest);
+            self.disk.order(Work::Abandon { digest });
+        } else {
             self.ask(digest);
-            return None;
         }
-        self.uploads.remove(&digest);
-        self.disk.order(Work::Abandon { digest });
-        is_to_blame.then_some(Event::BundleFailed { digest, reason })
+        to_blame.map(|source| self.refuse(source.who, digest, reason))
     }
 
     /// A worker lacks a bundle: it is sent piece by piece, as fast as the worker takes them.
@@ -439,7 +434,7 @@ impl Bundles {
         let mut wanted = Vec::new();
         let mut halves = Vec::new();
         for (&digest, upload) in &mut self.uploads {
-            upload.sources.retain(|source| source.connection != connection);
+            upload.sources.retain(|source| source.who.connection != connection);
             if upload.is_whole() {
                 continue;
             }
@@ -523,8 +518,9 @@ impl Bundles {
         {
             self.disk.order(Work::Abandon { digest });
             for source in &upload.sources {
-                let reason = "nothing of it came for long, and others needed the room: start again";
-                self.refuse(source.connection, digest, reason);
+                let reason =
+                    "nothing of it came for long, and others needed the room: start again".to_owned();
+                events.push(self.refuse(source.who, digest, reason));
             }
             used -= upload.room(now);
         }

@@ -19,15 +19,17 @@ struct Store {
     server: Server,
     sockets: SocketDir,
     directory: tempfile::TempDir,
+    peers: u64,
 }
 
-struct Peer {
+struct Client {
     connection: ConnectionId,
+    who: Offerer,
     receiver: LinkReceiver,
     _sender: LinkSender,
 }
 
-impl Peer {
+impl Client {
     async fn hear(&mut self) -> ToApplication {
         let event = tokio::time::timeout(PATIENCE, self.receiver.next()).await.expect("it is told in time");
         let LinkEvent::Message(message) = event else { panic!("{event:?} where a message was due") };
@@ -58,10 +60,10 @@ impl Store {
             Server::bind(ServerConfig::insecure(address, sockets.path(), vec![Role::Client])).await.unwrap();
         let directory = tempfile::tempdir().unwrap();
         let bundles = Bundles::open(directory.path().join("bundles"), ROOM, server.handle()).unwrap();
-        Self { bundles, server, sockets, directory }
+        Self { bundles, server, sockets, directory, peers: 0 }
     }
 
-    async fn connect(&mut self) -> Peer {
+    async fn connect(&mut self) -> Client {
         let hello = Hello::new(Role::Client, "test", "here");
         let address = self.server.local_address().to_string();
         let (sender, mut receiver) = Link::open(LinkConfig::insecure(&address, hello, self.sockets.path()));
@@ -73,19 +75,27 @@ impl Store {
             connection
         };
         let connection = tokio::time::timeout(PATIENCE, joined).await.expect("it connects in time");
-        Peer { connection, receiver, _sender: sender }
+        self.peers += 1;
+        let who = Offerer { connection, peer: Peer(self.peers) };
+        Client { connection, who, receiver, _sender: sender }
     }
 
-    fn offer(&mut self, peer: &Peer, program: &Program) -> Vec<&'static str> {
+    fn offer(&mut self, peer: &Client, program: &Program) -> Vec<&'static str> {
         self.offer_bytes(peer, program.digest, program.content.len() as u64)
     }
 
-    fn offer_bytes(&mut self, peer: &Peer, digest: BundleDigest, bytes: u64) -> Vec<&'static str> {
-        words(self.bundles.offer(peer.connection, digest, bytes, platform("x86_64-linux-gnu")))
+    fn offer_bytes(&mut self, peer: &Client, digest: BundleDigest, bytes: u64) -> Vec<&'static str> {
+        words(self.bundles.offer(peer.who, digest, bytes, platform("x86_64-linux-gnu")))
     }
 
     /// Sends pieces of a program's content under some digest from an offset on.
-    fn send(&mut self, peer: &Peer, digest: BundleDigest, content: &[u8], from: u64) -> Result<(), BadChunk> {
+    fn send(
+        &mut self,
+        peer: &Client,
+        digest: BundleDigest,
+        content: &[u8],
+        from: u64,
+    ) -> Result<(), BadChunk> {
         let mut offset = from;
         for piece in content[from as usize..].chunks(BUNDLE_CHUNK_BYTES) {
             let bytes = piece.len() as u32;
@@ -144,6 +154,9 @@ fn words(events: impl IntoIterator<Item = Event>) -> Vec<&'static str> {
         if matches!(event, Event::BundleFailed { .. }) {
             return "failed";
         }
+        if matches!(event, Event::BundleOffered { .. }) {
+            return "offered";
+        }
         assert!(matches!(event, Event::BundleForgotten { .. }), "{event:?}");
         "forgotten"
     };
@@ -156,14 +169,17 @@ async fn one_who_sends_something_else_is_refused_and_the_next_one_is_asked() {
     let program = Program::new(2_500_000);
     let (mut liar, mut honest) = (store.connect().await, store.connect().await);
     let elsewhere = platform("sparc64-linux-gnu");
-    store.bundles.offer(liar.connection, program.digest, 2_000_000, elsewhere);
+    store.bundles.offer(liar.who, program.digest, 2_000_000, elsewhere);
     assert_eq!(liar.is_asked().await, 0);
-    assert!(store.offer(&honest, &program).is_empty());
+    assert_eq!(store.offer(&honest, &program), ["offered"]);
     store.send(&liar, program.digest, &vec![0; 2_000_000], 0).unwrap();
     // A piece of one who wasn't asked, or a repeat, changes nothing.
     store.send(&honest, program.digest, &program.content, 0).unwrap();
 
-    assert_eq!(store.outcome().await, [""; 0], "jobs of the program can still be run");
+    let outcome = store.bundles.next().await;
+    let event = store.bundles.uploaded(outcome);
+    let is_the_liars = matches!(event, Some(Event::BundleFailed { peer, .. }) if peer == liar.who.peer);
+    assert!(is_the_liars, "others with the program can still run its jobs: {event:?}");
     assert!(liar.is_refused().await.contains("upload the program again"));
     assert_eq!(honest.is_asked().await, 0);
     store.send(&honest, program.digest, &program.content, 0).unwrap();
@@ -174,7 +190,7 @@ async fn one_who_sends_something_else_is_refused_and_the_next_one_is_asked() {
 
     // Alone, it is the end of its upload, and nothing is left of it.
     let other = Program::new(10);
-    assert_eq!(store.offer(&liar, &other), ["forgotten"]);
+    assert_eq!(store.offer(&liar, &other), ["offered"]);
     assert_eq!(liar.is_asked().await, 0);
     store.send(&liar, other.digest, &[0; 10], 0).unwrap();
     assert_eq!(store.outcome().await, ["failed"]);
@@ -232,7 +248,7 @@ async fn who_sends_nothing_makes_way_for_others_and_holds_no_room() {
     assert!(honest.is_refused().await.contains("--bundle-store"));
     let upload = store.bundles.uploads.get_mut(&huge).unwrap();
     upload.heard = upload.heard - UPLOAD_STALL;
-    assert_eq!(store.offer(&honest, &other), ["forgotten"]);
+    assert_eq!(store.offer(&honest, &other), ["offered"]);
     assert_eq!(honest.is_asked().await, 0);
 }
 
@@ -243,7 +259,7 @@ async fn a_peer_sends_few_programs_at_a_time_and_small_ones_take_room_too() {
     for number in 0..3 {
         let events = store.offer_bytes(&peer, BundleDigest([number; 32]), 100);
         let taken = usize::from(number) < UPLOADS_PER_PEER;
-        assert_eq!(events.is_empty(), !taken, "nobody else's upload is touched");
+        assert_eq!(events, [if taken { "offered" } else { "failed" }]);
         if taken {
             assert_eq!(peer.is_asked().await, 0)
         } else {
@@ -253,8 +269,11 @@ async fn a_peer_sends_few_programs_at_a_time_and_small_ones_take_room_too() {
     for bytes in [0, BUNDLE_BYTES + 1, u64::MAX] {
         assert_eq!(store.offer_bytes(&other, BundleDigest([9; 32]), bytes), ["failed"]);
         assert!(other.is_refused().await.contains("are allowed"));
-        assert!(store.offer_bytes(&other, BundleDigest([0; 32]), bytes).is_empty(), "that one is on its way");
+        let others = BundleDigest([0; 32]);
+        assert_eq!(store.offer_bytes(&other, others, bytes), ["failed"]);
         other.is_refused().await;
+        let upload = &store.bundles.uploads[&others];
+        assert_eq!((upload.sources.len(), upload.bytes), (1, 100), "nobody else's upload is touched");
     }
     store.bundles.left(peer.connection);
     let most = ROOM / BUNDLE_ROOM_MIN;

@@ -205,7 +205,7 @@ impl Engine {
                 service
             })
             .collect();
-        let mut session = Session::new(id, application, Some(Program { bundle, services }));
+        let mut session = Session::new(id, application, Some(Program { bundle, services, failed: None }));
         session.decided = image.decided;
         session.stopped = image.stopped;
         self.add_session(session)

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Index, IndexMut};
+use std::sync::Arc;
 
 use lrts_core::ids::{AttemptId, BundleDigest};
 use lrts_core::spec::{BundleRef, Platform};
@@ -14,14 +15,12 @@ use super::workers::Standing;
 use super::{Engine, Party};
 
 /// Whether jobs of a bundle may be placed.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Availability {
-    /// Its upload isn't complete.
+    /// No upload of it is complete.
     Awaited,
     /// It is here, or on the workers.
     Here,
-    /// It can't be had.
-    Failed(String),
 }
 
 /// One program.
@@ -128,15 +127,56 @@ impl Engine {
         self.bundle_decided(bundle);
     }
 
-    pub(super) fn bundle_failed(&mut self, digest: BundleDigest, reason: String) {
-        // No application has named it, and what peers offer makes no room for itself here.
-        let Some(bundle) = self.bundles.find(&BundleRef::Shipped(digest)) else { return };
+    /// What the peer's application offers may yet come.
+    pub(super) fn bundle_offered(&mut self, peer: Peer, digest: BundleDigest) {
+        for session in self.sessions_with(peer, digest) {
+            self.program_may_come(session);
+        }
+    }
+
+    /// What an application offered or sent is of no use. Others that have the same program may yet send it: only its own jobs
+    /// fail.
+    pub(super) fn bundle_failed(&mut self, peer: Peer, digest: BundleDigest, reason: &str) {
+        let sessions = self.sessions_with(peer, digest);
+        let Some(&first) = sessions.first() else { return };
+        let bundle = self.bundle_of(first);
         if self.bundles[bundle].availability == Availability::Here {
             return;
         }
-        self.bundles[bundle].availability = Availability::Failed(reason.clone());
-        self.bundle_decided(bundle);
-        self.fail_queued(bundle, &reason);
+        let reason: Arc<str> = reason.into();
+        for session in sessions {
+            if let Some(program) = &mut self.sessions[session].program {
+                program.failed = Some(Arc::clone(&reason));
+            }
+            self.program_decided(session);
+        }
+        // Among them those of the application's keys, which come from any of its programs.
+        let all = self.applications[self.sessions[first].application].sessions.iter();
+        let jobs = all.flat_map(|&session| self.sessions[session].remembered());
+        let jobs: Vec<u32> = jobs.filter(|&job| self.spec_of(job).bundle == bundle).collect();
+        self.fail_waiting(&jobs, &reason);
+    }
+
+    /// The starts of a peer's application that have this program, if it is attached with it. Anybody may offer anything, but
+    /// nothing depends on the rest.
+    fn sessions_with(&self, peer: Peer, digest: BundleDigest) -> Vec<u32> {
+        let Some((application, session)) = self.attached(peer) else { return Vec::new() };
+        let bundle = self.bundle_of(session);
+        if self.bundles[bundle].reference != BundleRef::Shipped(digest) {
+            return Vec::new();
+        }
+        let sessions = self.applications[application].sessions.iter().copied();
+        sessions.filter(|&session| self.has_program(session, bundle)).collect()
+    }
+
+    fn has_program(&self, session: u32, bundle: u32) -> bool {
+        self.sessions[session].program.as_ref().is_some_and(|program| program.bundle == bundle)
+    }
+
+    fn program_may_come(&mut self, session: u32) {
+        if let Some(program) = &mut self.sessions[session].program {
+            program.failed = None;
+        }
     }
 
     /// It was deleted while nobody needed it: the next application offers it again.
@@ -150,7 +190,8 @@ impl Engine {
     /// Submits that waited for the bundle are accepted, and its queues are open.
     fn bundle_decided(&mut self, bundle: u32) {
         for session in self.sessions.indices() {
-            if self.sessions[session].program.as_ref().is_some_and(|program| program.bundle == bundle) {
+            if self.has_program(session, bundle) {
+                self.program_may_come(session);
                 self.program_decided(session);
             }
         }
@@ -200,19 +241,15 @@ impl Engine {
         if reasons.is_empty() { Starters::Nobody } else { Starters::AllRefused(reasons) }
     }
 
-    /// All jobs of a bundle that wait have failed for good.
-    pub(super) fn fail_queued(&mut self, bundle: u32, reason: &str) {
-        let waiting: Vec<u32> = self
-            .jobs
-            .nodes
-            .iter()
-            .filter(|(_, node)| matches!(node.phase, Phase::Queued { .. } | Phase::Backoff))
-            .filter(|(_, node)| self.jobs.specs[node.spec].bundle == bundle)
-            .map(|(job, _)| job)
-            .collect();
-        for job in waiting {
-            let failure = Failure::new(FailureKind::Bundle, reason);
-            self.fail_job(job, failure, Run::without_end(None, self.now));
+    /// Those of these jobs that wait have failed for good.
+    pub(super) fn fail_waiting(&mut self, jobs: &[u32], reason: &str) {
+        for &job in jobs {
+            // Ends make room for results, of which the oldest are forgotten.
+            let Some(node) = self.jobs.nodes.get(job) else { continue };
+            if matches!(node.phase, Phase::Queued { .. } | Phase::Backoff) {
+                let failure = Failure::new(FailureKind::Bundle, reason);
+                self.fail_job(job, failure, Run::without_end(None, self.now));
+            }
         }
     }
 }

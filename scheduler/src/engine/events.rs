@@ -61,9 +61,11 @@ pub(crate) enum Event {
     Disconnected { peer: Peer },
     /// A bundle is here, verified and synced. A repeat is ignored.
     BundleCompleted { digest: BundleDigest, platform: Platform },
-    /// A bundle can't be had: its jobs fail.
-    BundleFailed { digest: BundleDigest, reason: String },
-    /// A bundle isn't here: it was deleted to make room, or is being uploaded anew after an upload that failed.
+    /// What an application offers of a bundle may yet come: an earlier failure counts no more.
+    BundleOffered { peer: Peer, digest: BundleDigest },
+    /// What an application offered, or sent, of a bundle is of no use: its own jobs of it fail. Others may have the right one.
+    BundleFailed { peer: Peer, digest: BundleDigest, reason: String },
+    /// A bundle isn't here any more: it was deleted to make room.
     BundleForgotten { digest: BundleDigest },
     /// A command wishes to stop these jobs.
     JobsCancelled { jobs: Vec<JobId> },

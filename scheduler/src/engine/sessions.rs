@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use lrts_core::ids::SessionId;
 
@@ -39,6 +40,8 @@ pub(super) struct Session {
 pub(super) struct Program {
     pub(super) bundle: u32,
     pub(super) services: Vec<u32>,
+    /// Why it can't be had, if what its application offered last was of no use.
+    pub(super) failed: Option<Arc<str>>,
 }
 
 /// What became of each sequence: its job, or [`FORGOTTEN`] (refused ones are), or [`FORGOTTEN_TAKEN`].

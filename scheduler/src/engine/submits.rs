@@ -100,7 +100,7 @@ impl Engine {
         }
         let fresh = Submit { first: received + 1, options, jobs, keys, no_room };
         self.submit_fresh(Submitter { application, session, peer }, fresh);
-        if self.bundles[self.bundle_of(session)].availability != Availability::Awaited {
+        if self.is_program_decided(session) {
             self.program_decided(session);
         }
     }
@@ -112,6 +112,7 @@ impl Engine {
         let options: Arc<[JobOptions]> = options.into();
         let mut keys = keys.into_iter().peekable();
         let mut specs: BTreeMap<(u16, u16), u32> = BTreeMap::new();
+        let mut made = Vec::new();
         let (mut refusals, mut skipped, mut keyed) = (Vec::new(), Vec::new(), Vec::new());
         for ((index, sequence), job) in (0..).zip(first..).zip(&jobs) {
             let key = keys.next_if(|key| key.index == index);
@@ -153,6 +154,7 @@ impl Engine {
                 Place::Sequence => {
                     let index = self.add_job(from.session, sequence, spec, job.payload_bytes);
                     self.sessions[from.session].push(index);
+                    made.push(index);
                 }
                 Place::Key { session, id, key } => {
                     self.sessions[from.session].push(FORGOTTEN);
@@ -166,6 +168,7 @@ impl Engine {
                         self.job_changed(index);
                     }
                     self.jobs.keys.insert(index, key);
+                    made.push(index);
                 }
             }
         }
@@ -183,9 +186,8 @@ impl Engine {
                 }
             }
         }
-        let bundle = self.bundle_of(from.session);
-        if let Availability::Failed(reason) = self.bundles[bundle].availability.clone() {
-            self.fail_queued(bundle, &reason);
+        if let Some(reason) = self.program_failure(from.session) {
+            self.fail_waiting(&made, &reason);
         }
     }
 
@@ -313,7 +315,19 @@ impl Engine {
         self.sessions[session].program.as_ref().expect("a start has a program").bundle
     }
 
-    /// The session's program is here, or will never be: all that was submitted is accepted.
+    /// Why the session's program can't be had, if so.
+    fn program_failure(&self, session: u32) -> Option<Arc<str>> {
+        let program = self.sessions[session].program.as_ref()?;
+        let is_here = self.bundles[program.bundle].availability == Availability::Here;
+        program.failed.clone().filter(|_| !is_here)
+    }
+
+    fn is_program_decided(&self, session: u32) -> bool {
+        let is_here = self.bundles[self.bundle_of(session)].availability == Availability::Here;
+        is_here || self.program_failure(session).is_some()
+    }
+
+    /// The session's program is here, or can't be had: all that was submitted is accepted.
     pub(super) fn program_decided(&mut self, session: u32) {
         if !std::mem::replace(&mut self.sessions[session].decided, true) {
             self.keep_session(session);

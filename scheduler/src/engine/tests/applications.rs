@@ -5,7 +5,7 @@ use std::time::Duration;
 use lrts_core::ids::SessionId;
 use lrts_core::limits::TOTALS_INTERVAL;
 use lrts_core::spec::{JobOptions, OnDisconnect};
-use lrts_core::status::{FailureKind, JobState};
+use lrts_core::status::JobState;
 
 use super::cluster::{Cluster, DIGEST, RETENTION, attach_of, attempt, job_of, platform};
 use crate::engine::{Action, Credit, Event, Message, Reason, Submit, Totals};
@@ -196,19 +196,6 @@ fn an_absent_application_is_forgotten_after_the_retention() {
     cluster.handle(Event::Disconnected { peer });
     cluster.pass(RETENTION);
     assert!(cluster.engine.applications.indices().is_empty());
-}
-
-#[test]
-fn a_bundle_that_cannot_be_had_fails_its_jobs() {
-    let mut cluster = Cluster::new();
-    let peer = cluster.peer();
-    let session = SessionId(1);
-    cluster.handle(Event::Attached { peer, attach: attach_of("a", session) });
-    cluster.submit(peer, 1, JobOptions::new(), &[0]);
-    cluster.want(peer, session.job(1));
-    let failed = cluster.handle(Event::BundleFailed { digest: DIGEST, reason: "too large".into() });
-    assert_eq!(failed.results()[0].1.failure.as_ref().unwrap().kind, FailureKind::Bundle);
-    assert!(failed.says(peer, &Message::Accepted { through: 1 }));
 }
 
 #[test]
