@@ -228,8 +228,9 @@ impl EventLoop {
                 self.inbox.extend(self.bundles.offer(from, digest, bytes, platform));
             }
             Request::Chunk { digest, offset, bytes, compressed } => {
-                if let Err(error) = self.bundles.chunk(connection, digest, offset, bytes, compressed) {
-                    self.refuse(connection, RefusalKind::Protocol, &error.to_string());
+                match self.bundles.chunk(connection, digest, offset, bytes, compressed) {
+                    Ok(events) => self.inbox.extend(events),
+                    Err(error) => self.refuse(connection, RefusalKind::Protocol, &error.to_string()),
                 }
             }
             Request::Want { digest, offset } => self.bundles.want(connection, digest, offset),

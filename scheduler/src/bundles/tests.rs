@@ -3,13 +3,14 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 
-use lrts_core::limits::BUNDLE_CHUNK_BYTES;
+use lrts_core::limits::{BUNDLE_CHUNK_BYTES, BUNDLE_ROOM_MIN, UPLOAD_PACE_BYTES, UPLOAD_STALL};
 use lrts_core::transport::{
     Hello, Link, LinkConfig, LinkEvent, LinkReceiver, LinkSender, Role, Server, ServerConfig, ServerEvent,
     SocketDir,
 };
 
 use super::*;
+use crate::engine::Peer;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const ROOM: u64 = 10 << 20;
@@ -95,15 +96,16 @@ impl Store {
         digest: BundleDigest,
         content: &[u8],
         from: u64,
-    ) -> Result<(), BadChunk> {
+    ) -> Result<Vec<&'static str>, BadChunk> {
         let mut offset = from;
+        let mut events = Vec::new();
         for piece in content[from as usize..].chunks(BUNDLE_CHUNK_BYTES) {
             let bytes = piece.len() as u32;
             let compressed = zstd_of(piece);
-            self.bundles.chunk(peer.connection, digest, offset, bytes, compressed)?;
+            events.extend(self.bundles.chunk(peer.connection, digest, offset, bytes, compressed)?);
             offset += u64::from(bytes);
         }
-        Ok(())
+        Ok(words(events))
     }
 
     /// The next end of an upload, and what the engine is told.
@@ -223,33 +225,146 @@ async fn what_somebody_else_has_begun_wrongly_is_sent_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_sends_nothing_makes_way_for_others_and_holds_no_room() {
+async fn who_sends_nothing_or_too_little_makes_way_for_others_that_wait() {
     let mut store = Store::start().await;
     let program = Program::new(2_500_000);
     let (mut silent, mut honest) = (store.connect().await, store.connect().await);
-    store.offer(&silent, &program);
+    store.offer_bytes(&silent, program.digest, BUNDLE_BYTES.min(ROOM));
     silent.is_asked().await;
+    // Alone it may take its time.
+    let mut later = Moment::now();
+    let chunk = BUNDLE_CHUNK_BYTES as u64;
+    let piece = zstd_of(&vec![0; BUNDLE_CHUNK_BYTES]);
+    for number in 0..2 {
+        store
+            .bundles
+            .chunk(silent.connection, program.digest, number * chunk, chunk as u32, piece.clone())
+            .unwrap();
+        later = later + UPLOAD_STALL;
+        store.bundles.end_turns(later);
+        assert_eq!(store.bundles.uploads[&program.digest].sender, silent.connection);
+    }
     store.offer(&honest, &program);
-    store.bundles.pass_over_silent(Moment::now());
-    let later = Moment::now() + UPLOAD_STALL;
-    store.bundles.pass_over_silent(later);
-    assert_eq!(honest.is_asked().await, 0);
+    store.bundles.chunk(silent.connection, program.digest, 2 * chunk, chunk as u32, piece).unwrap();
+    later = later + UPLOAD_STALL;
+    store.bundles.end_turns(later);
+    assert_eq!(honest.is_asked().await, 0, "there is more of it already than the honest one has");
     store.send(&honest, program.digest, &program.content, 0).unwrap();
     assert_eq!(store.outcome().await, ["completed"]);
+}
 
-    let huge = BundleDigest([1; 32]);
-    store.bundles.set_in_use(program.digest, true);
-    store.offer_bytes(&silent, huge, ROOM - 3_000_000);
-    assert!(matches!(silent.hear().await, ToApplication::BundleComplete { .. }));
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_on_is_not_interrupted() {
+    let mut store = Store::start().await;
+    let (mut sender, waiting) = (store.connect().await, store.connect().await);
+    let program = Program::new(9 << 20);
+    store.offer(&sender, &program);
+    store.offer(&waiting, &program);
+    sender.is_asked().await;
+    let most = UPLOAD_PACE_BYTES as usize;
+    store.send(&sender, program.digest, &program.content[..most], 0).unwrap();
+    store.bundles.end_turns(Moment::now() + UPLOAD_STALL);
+    assert_eq!(store.bundles.uploads[&program.digest].sender, sender.connection);
+    store.send(&sender, program.digest, &program.content, UPLOAD_PACE_BYTES).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn announcements_take_no_room_and_what_comes_does() {
+    let mut store = Store::start().await;
+    let (mut peer, mut other) = (store.connect().await, store.connect().await);
+    let (unused, needed) = (Program::new(3 << 20), Program::new(2 << 20));
+    for program in [&unused, &needed] {
+        store.offer(&peer, program);
+        peer.is_asked().await;
+        store.send(&peer, program.digest, &program.content, 0).unwrap();
+        assert_eq!(store.outcome().await, ["completed"]);
+        peer.hear().await;
+    }
+    store.bundles.set_in_use(needed.digest, true);
+    let too_large = ROOM - (2 << 20) + 1;
+    assert_eq!(store.offer_bytes(&peer, BundleDigest([1; 32]), too_large), ["failed"]);
+    assert!(peer.is_refused().await.contains("--bundle-store"));
+
+    // Far more than there is, all in all.
+    let announced = [1, 2].map(|byte| BundleDigest([byte; 32]));
+    for digest in announced {
+        for client in [&peer, &other] {
+            assert_eq!(store.offer_bytes(client, digest, too_large - 1), ["offered"]);
+        }
+        assert_eq!(peer.is_asked().await, 0);
+    }
+    assert!(store.bundles.complete.contains_key(&unused.digest));
+    let content = vec![0; ROOM as usize];
+    let fits = store.send(&peer, announced[0], &content[..5 << 20], 0).unwrap();
+    assert!(fits.is_empty() && store.bundles.complete.contains_key(&unused.digest));
+    let fits = store.send(&peer, announced[0], &content[..6 << 20], 5 << 20).unwrap();
+    assert_eq!(fits, ["forgotten"], "what nobody needs makes room");
+    let second = store.send(&peer, announced[1], &content[..2 << 20], 0).unwrap();
+    assert!(second.is_empty());
+    // There is room for one of them only.
+    let stopped = store.send(&peer, announced[1], &content[..3 << 20], 2 << 20).unwrap();
+    assert_eq!(stopped, ["failed"; 2], "for each of those who have it");
+    assert!(peer.is_refused().await.contains("--bundle-store"));
+    assert!(other.is_refused().await.contains("--bundle-store"));
+    let fits = store.send(&peer, announced[0], &content[..8 << 20], 6 << 20).unwrap();
+    assert!(fits.is_empty());
+    assert!(store.bundles.complete.contains_key(&needed.digest));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nothing_comes_of_makes_room_and_is_sent_anew() {
+    let mut store = Store::start().await;
+    let (mut silent, mut honest) = (store.connect().await, store.connect().await);
+    let (half, program) = (Program::new(9 << 20), Program::new(2 << 20));
+    store.offer(&silent, &half);
     silent.is_asked().await;
-    let other = Program::new(1_000_000);
-    assert_eq!(store.offer(&honest, &other), ["failed"]);
-    assert!(matches!(honest.hear().await, ToApplication::BundleComplete { .. }));
-    assert!(honest.is_refused().await.contains("--bundle-store"));
-    let upload = store.bundles.uploads.get_mut(&huge).unwrap();
-    upload.heard = upload.heard - UPLOAD_STALL;
-    assert_eq!(store.offer(&honest, &other), ["offered"]);
+    store.send(&silent, half.digest, &half.content[..8 << 20], 0).unwrap();
+    store.bundles.uploads.get_mut(&half.digest).unwrap().heard = Moment::now() - UPLOAD_STALL;
+    // All of it and the half don't fit.
+    let other = Program::new(3 << 20);
+    store.offer(&honest, &other);
     assert_eq!(honest.is_asked().await, 0);
+    store.send(&honest, other.digest, &other.content, 0).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+    honest.hear().await;
+    store.offer(&honest, &program);
+    assert_eq!(honest.is_asked().await, 0);
+    // The silent one goes on as if nothing had been, and is asked anew.
+    store.send(&silent, half.digest, &half.content, 8 << 20).unwrap();
+    assert_eq!(silent.is_asked().await, 0);
+    assert_eq!(store.send(&silent, half.digest, &half.content, 0).unwrap(), ["forgotten"]);
+    assert_eq!(store.outcome().await, ["completed"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_disks_word_about_an_earlier_file_concerns_nobody_who_sends_now() {
+    let mut store = Store::start().await;
+    let program = Program::new(2_500_000);
+    let (mut liar, mut honest) = (store.connect().await, store.connect().await);
+    let damaged = zstd_of(&program.content[..BUNDLE_CHUNK_BYTES]);
+    let damaged = damaged.slice(..damaged.len() - 9);
+    let chunk = BUNDLE_CHUNK_BYTES as u32;
+    for half_is_kept in [false, true] {
+        store.offer(&liar, &program);
+        assert_eq!(liar.is_asked().await, 0);
+        store.bundles.chunk(liar.connection, program.digest, 0, chunk, damaged.clone()).unwrap();
+        store.bundles.left(liar.connection);
+        if !half_is_kept {
+            store.bundles.delete(program.digest);
+        }
+        store.offer(&honest, &program);
+        assert_eq!(honest.is_asked().await, if half_is_kept { u64::from(chunk) } else { 0 });
+        // How the first file ended was on its way meanwhile.
+        assert_eq!(store.outcome().await, [""; 0]);
+        if half_is_kept {
+            assert_eq!(honest.is_asked().await, 0, "its file is gone, and that isn't its fault");
+        }
+        store.send(&honest, program.digest, &program.content, 0).unwrap();
+        assert_eq!(store.outcome().await, ["completed"]);
+        honest.hear().await;
+        store.bundles.delete(program.digest);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -277,12 +392,18 @@ async fn a_peer_sends_few_programs_at_a_time_and_small_ones_take_room_too() {
     }
     store.bundles.left(peer.connection);
     let most = ROOM / BUNDLE_ROOM_MIN;
+    let piece = zstd_of(&[0; BUNDLE_CHUNK_BYTES]);
     for number in 0..2 * most {
         let digest = BundleDigest(std::array::from_fn(|index| (number >> (8 * index.min(7))) as u8 ^ 0x55));
-        store.offer_bytes(&other, digest, 1);
+        let bytes = BUNDLE_CHUNK_BYTES as u32;
+        store.offer_bytes(&other, digest, u64::from(bytes) + 1);
+        if number % 2 == 0 {
+            store.bundles.chunk(other.connection, digest, 0, bytes, piece.clone()).unwrap();
+        }
         store.bundles.left(other.connection);
     }
-    assert!(store.bundles.halves.len() as u64 <= most, "{}", store.bundles.halves.len());
+    let halves = store.bundles.halves.values().map(|half| half.bytes);
+    assert_eq!(halves.collect::<Vec<_>>(), [BUNDLE_CHUNK_BYTES as u64; 10], "as many as there is room for");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -292,10 +413,12 @@ async fn what_the_disk_has_no_time_for_is_asked_for_again() {
     let mut peer = store.connect().await;
     store.offer(&peer, &program);
     peer.is_asked().await;
-    store.bundles.disk.backlog.fetch_add(BUNDLE_BACKLOG_BYTES, Ordering::Relaxed);
+    // However small a piece is when compressed.
+    let full = BUNDLE_BACKLOG_BYTES - BUNDLE_CHUNK_BYTES + 1;
+    store.bundles.disk.backlog.fetch_add(full, Ordering::Relaxed);
     store.send(&peer, program.digest, &program.content, 0).unwrap();
     assert_eq!(peer.is_asked().await, 0);
-    store.bundles.disk.backlog.fetch_sub(BUNDLE_BACKLOG_BYTES, Ordering::Relaxed);
+    store.bundles.disk.backlog.fetch_sub(full, Ordering::Relaxed);
     store.send(&peer, program.digest, &program.content, 0).unwrap();
     assert_eq!(store.outcome().await, ["completed"]);
 }
@@ -322,5 +445,5 @@ async fn pieces_that_no_honest_application_sends_are_told_apart() {
     try_chunk(0, chunk, &right).unwrap();
     try_chunk(0, chunk, &right).unwrap();
     assert!(try_chunk(u64::from(chunk), 6, &zstd_of(&[0; 6])).is_err());
-    assert!(store.bundles.disk.backlog() <= right.len());
+    assert!(store.bundles.disk.backlog() <= BUNDLE_CHUNK_BYTES);
 }
