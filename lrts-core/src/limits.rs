@@ -180,10 +180,12 @@ pub const ROWS: usize = 500;
 
 // --- what an application may keep at the scheduler ---
 
-/// Applications that a scheduler remembers.
+/// Applications that a scheduler remembers, and those of them that one user owns.
 pub const APPLICATIONS: usize = 10_000;
+/// See [`APPLICATIONS`].
+pub const APPLICATIONS_PER_USER: usize = 1_000;
 
-/// Programs that a scheduler has heard of since it started.
+/// Programs that all applications have.
 pub const BUNDLES: usize = 100_000;
 
 /// Starts of one application that are remembered, with the services of all of their programs.

@@ -1,6 +1,6 @@
 //! Which programs are here, who needs them, and whether anybody can start them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use lrts_core::status::{Failure, FailureKind};
 use super::attempts::Run;
 use super::events::{Action, Note, Peer};
 use super::jobs::Phase;
+use super::slab::Slab;
 use super::workers::Standing;
 use super::{Engine, Party};
 
@@ -34,16 +35,16 @@ pub(super) struct Bundle {
     users: u64,
 }
 
-/// Every program that was ever named; a small record each, never reused.
+/// Every program that was named; a small record each, which stays until there are very many.
 #[derive(Debug)]
 pub(super) struct Bundles {
-    all: Vec<Bundle>,
+    all: Slab<Bundle>,
     by_reference: BTreeMap<BundleRef, u32>,
 }
 
 impl Bundles {
     pub(super) fn new() -> Self {
-        Self { all: Vec::new(), by_reference: BTreeMap::new() }
+        Self { all: Slab::new(), by_reference: BTreeMap::new() }
     }
 
     /// How many were named.
@@ -63,9 +64,18 @@ impl Bundles {
                 BundleRef::Shipped(_) => Availability::Awaited,
                 BundleRef::Installed(_) => Availability::Here,
             };
-            self.all.push(Bundle { reference: reference.clone(), availability, platform: None, users: 0 });
-            u32::try_from(self.all.len() - 1).expect("memory ends before 4 billion bundles do")
+            self.all.insert(Bundle { reference: reference.clone(), availability, platform: None, users: 0 })
         })
+    }
+
+    /// Forgets all but these. Returns those that are gone.
+    fn keep_only(&mut self, named: &BTreeSet<u32>) -> BTreeSet<u32> {
+        let gone = self.all.indices().into_iter().filter(|bundle| !named.contains(bundle)).collect();
+        for &bundle in &gone {
+            let Bundle { reference, .. } = self.all.remove(bundle);
+            self.by_reference.remove(&reference);
+        }
+        gone
     }
 }
 
@@ -73,13 +83,13 @@ impl Index<u32> for Bundles {
     type Output = Bundle;
 
     fn index(&self, index: u32) -> &Bundle {
-        &self.all[index as usize]
+        &self.all[index]
     }
 }
 
 impl IndexMut<u32> for Bundles {
     fn index_mut(&mut self, index: u32) -> &mut Bundle {
-        &mut self.all[index as usize]
+        &mut self.all[index]
     }
 }
 
@@ -112,8 +122,22 @@ impl Engine {
         }
     }
 
+    /// Forgets programs that nobody has any more. One that is here is offered again by whoever has it.
+    pub(super) fn forget_unnamed_bundles(&mut self) {
+        let programs = self.sessions.iter().filter_map(|(_, session)| session.program.as_ref());
+        let attempts = self.attempts.iter().map(|(_, attempt)| attempt.bundle);
+        let named = programs.map(|program| program.bundle).chain(attempts).collect();
+        let gone = self.bundles.keep_only(&named);
+        for worker in self.workers.all.indices() {
+            let record = &mut self.workers.all[worker];
+            record.verdicts.retain(|bundle, _| !gone.contains(bundle));
+            record.ended_well.retain(|bundle, _| !gone.contains(bundle));
+        }
+    }
+
     pub(super) fn bundle_completed(&mut self, digest: BundleDigest, platform: Platform) {
-        let bundle = self.bundles.intern(BundleRef::Shipped(digest));
+        // No application has named it, and what peers offer makes no room for itself here. One that does so later offers it.
+        let Some(bundle) = self.bundles.find(&BundleRef::Shipped(digest)) else { return };
         let record = &mut self.bundles[bundle];
         if record.availability == Availability::Here {
             return;

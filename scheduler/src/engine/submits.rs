@@ -158,6 +158,7 @@ impl Engine {
                 }
                 Place::Key { session, id, key } => {
                     self.sessions[from.session].push(FORGOTTEN);
+                    self.sessions[from.session].brought_keys = true;
                     let Key { text, digest } = key.clone();
                     keyed.push(KeyedRecord { sequence, job: id, key: text, digest });
                     let index = self.add_job(session, id.sequence, spec, job.payload_bytes);

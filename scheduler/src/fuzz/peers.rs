@@ -38,6 +38,7 @@ pub fn peers(bytes: &[u8]) {
 /// Small, so that they are reached.
 const BOUNDS: Bounds = Bounds {
     applications: 4,
+    applications_per_user: 3,
     bundles: 8,
     sessions: 4,
     services: 16,
