@@ -38,21 +38,22 @@ impl Refused {
 }
 
 /// How many jobs weren't taken since the scheduler's start, by cause.
-#[derive(Debug, Default)]
-pub(super) struct RefusedJobs([u64; CAUSES.len()]);
-
-/// Causes, and their names in `lrts status --json`.
-const CAUSES: [(RefusalCause, &str); 4] = [
-    (RefusalCause::Invalid, "jobs_invalid"),
-    (RefusalCause::KeyConflict, "jobs_key_conflict"),
-    (RefusalCause::NoRoom, "jobs_no_room"),
-    (RefusalCause::Limit, "jobs_limit"),
-];
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct RefusedJobs {
+    invalid: u64,
+    key_conflict: u64,
+    no_room: u64,
+    limit: u64,
+}
 
 impl RefusedJobs {
     fn count(&mut self, cause: RefusalCause) {
-        let place = CAUSES.iter().position(|&(other, _)| other == cause);
-        self.0[place.expect("every cause is listed")] += 1;
+        *match cause {
+            RefusalCause::Invalid => &mut self.invalid,
+            RefusalCause::KeyConflict => &mut self.key_conflict,
+            RefusalCause::NoRoom => &mut self.no_room,
+            RefusalCause::Limit => &mut self.limit,
+        } += 1;
     }
 }
 
@@ -65,9 +66,16 @@ struct Submitter {
 }
 
 impl Engine {
-    /// How many jobs weren't taken, by the name of the cause.
+    /// How many jobs weren't taken, by the cause's name in `lrts status --json`.
     pub(crate) fn refused_jobs(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        CAUSES.iter().zip(self.refused_jobs.0).map(|(&(_, name), count)| (name, count))
+        let RefusedJobs { invalid, key_conflict, no_room, limit } = self.refused_jobs;
+        let causes = [
+            ("jobs_invalid", invalid),
+            ("jobs_key_conflict", key_conflict),
+            ("jobs_no_room", no_room),
+            ("jobs_limit", limit),
+        ];
+        causes.into_iter()
     }
 
     pub(super) fn submit(&mut self, peer: Peer, submit: Submit) {
