@@ -40,7 +40,7 @@ use self::download::{Download, send_to_worker};
 use self::room::{Charge, Room, Spare};
 pub(crate) use self::upload::Offerer;
 use self::upload::{Half, Source, Upload};
-use crate::engine::Event;
+use crate::engine::{Event, Platforms};
 
 /// How long a bundle that nobody needs is kept, if there is room, and half of one that nobody goes on with.
 const KEPT: Duration = Duration::from_secs(24 * 3_600);
@@ -109,8 +109,8 @@ struct Complete {
     bytes: u64,
     /// By the wall clock, since it outlives the process.
     last_used: Duration,
-    /// What it was built for, if that was kept.
-    platform: Option<Platform>,
+    /// What it was built for, as far as that was kept.
+    platforms: Platforms,
 }
 
 impl Bundles {
@@ -145,10 +145,12 @@ impl Bundles {
 
     /// What is here from the start, for the engine.
     pub(crate) fn complete_already(&self) -> Vec<Event> {
-        let complete = self.complete.iter().filter_map(|(&digest, complete)| {
-            Some(Event::BundleCompleted { digest, platform: complete.platform.clone()? })
-        });
-        complete.collect()
+        let described = self.complete.iter().filter(|(_, complete)| !complete.platforms.is_empty());
+        let completed = |(&digest, complete): (&BundleDigest, &Complete)| Event::BundleCompleted {
+            digest,
+            platforms: complete.platforms.clone(),
+        };
+        described.map(completed).collect()
     }
 
     /// An application has a bundle: it is asked for what is missing. Returns what the engine is to know.
@@ -161,13 +163,14 @@ impl Bundles {
     ) -> Vec<Event> {
         if let Some(complete) = self.complete.get_mut(&digest) {
             complete.last_used = wall_clock();
-            if complete.platform.is_none() {
-                complete.platform = Some(platform.clone());
-                self.disk.order(Work::Describe { digest, platform: platform.clone() });
+            let is_news = complete.platforms.add(platform.clone());
+            let platforms = complete.platforms.clone();
+            if is_news {
+                self.disk.order(Work::Describe { digest, platforms: platforms.clone() });
             }
             self.charge(digest);
             self.tell(from.connection, &ToApplication::BundleComplete { digest });
-            return vec![Event::BundleCompleted { digest, platform }];
+            return vec![Event::BundleCompleted { digest, platforms }];
         }
         if bytes == 0 || bytes > BUNDLE_BYTES {
             let reason = format!("an executable of {bytes} bytes: 1 to {BUNDLE_BYTES} are allowed");
@@ -185,9 +188,13 @@ impl Bundles {
         }
         let mut events = self.delete_old();
         // If an earlier upload of it failed, this one may not.
-        events.push(Event::BundleOffered { peer: from.peer, digest });
-        let source = Source { who: from, bytes, platform };
+        events.push(Event::BundleOffered { peer: from.peer, digest, platform: platform.clone() });
+        let source = Source { who: from, bytes };
         if let Some(upload) = self.uploads.get_mut(&digest) {
+            if upload.platforms.add(platform) && upload.is_whole() {
+                // After its end, which is under way without it.
+                self.disk.order(Work::Describe { digest, platforms: upload.platforms.clone() });
+            }
             let was_sending = upload.sender == from.connection;
             upload.sources.retain(|source| source.who != from);
             // Its answer may not have arrived.
@@ -206,7 +213,7 @@ impl Bundles {
             self.files += 1;
             Half { bytes: 0, left: Duration::ZERO, file: self.files }
         });
-        self.uploads.insert(digest, Upload::new(source, half, Moment::now()));
+        self.uploads.insert(digest, Upload::new(source, platform, half, Moment::now()));
         self.charge(digest);
         self.ask(digest);
         events
@@ -217,7 +224,6 @@ impl Bundles {
         let Some(upload) = self.uploads.get_mut(&digest) else { return };
         let Some(source) = upload.sources.front() else { return };
         (upload.sender, upload.bytes) = (source.who.connection, source.bytes);
-        upload.platform = source.platform.clone();
         if upload.received >= upload.bytes {
             // A longer file isn't this bundle's.
             self.begin_anew(digest);
@@ -281,11 +287,11 @@ impl Bundles {
         }
         let Some(upload) = self.uploads.get_mut(&digest) else { return Ok(events) };
         (upload.received, upload.lags) = (end, false);
-        let (file, platform) = (upload.file, upload.platform.clone());
+        let (file, platforms) = (upload.file, upload.platforms.clone());
         self.charge(digest);
         self.disk.order(Work::Write { digest, file, offset, bytes, compressed });
         if is_last {
-            self.disk.order(Work::Finish { digest, file, platform });
+            self.disk.order(Work::Finish { digest, file, platforms });
         }
         Ok(events)
     }
@@ -336,14 +342,16 @@ impl Bundles {
             Outcome::Stored { digest } => {
                 let upload = self.uploads.remove(&digest)?;
                 info!(bundle = %digest, bytes = upload.bytes, "bundle stored");
-                let platform = Some(upload.platform.clone());
-                self.complete
-                    .insert(digest, Complete { bytes: upload.bytes, last_used: wall_clock(), platform });
+                let platforms = upload.platforms;
+                self.complete.insert(
+                    digest,
+                    Complete { bytes: upload.bytes, last_used: wall_clock(), platforms: platforms.clone() },
+                );
                 self.charge(digest);
                 for source in upload.sources {
                     self.tell(source.who.connection, &ToApplication::BundleComplete { digest });
                 }
-                Some(Event::BundleCompleted { digest, platform: upload.platform })
+                Some(Event::BundleCompleted { digest, platforms })
             }
             Outcome::Failed { digest, file, reason } => self.failed(digest, file, reason),
         }

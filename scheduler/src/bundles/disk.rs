@@ -21,12 +21,13 @@ use tracing::warn;
 
 use super::upload::Half;
 use super::{Complete, KEPT, Outcome};
+use crate::engine::Platforms;
 
 /// What the writing thread does.
 pub(super) enum Work {
     Write { digest: BundleDigest, file: u64, offset: u64, bytes: u32, compressed: Bytes },
-    Finish { digest: BundleDigest, file: u64, platform: Platform },
-    Describe { digest: BundleDigest, platform: Platform },
+    Finish { digest: BundleDigest, file: u64, platforms: Platforms },
+    Describe { digest: BundleDigest, platforms: Platforms },
     Abandon { digest: BundleDigest },
     Remove { digest: BundleDigest },
 }
@@ -80,15 +81,18 @@ fn part(directory: &Path, digest: BundleDigest) -> PathBuf {
     directory.join(format!("{digest}{PART}"))
 }
 
-fn describe(directory: &Path, digest: BundleDigest, platform: &Platform) -> io::Result<()> {
+fn describe(directory: &Path, digest: BundleDigest, platforms: &Platforms) -> io::Result<()> {
     let path = description(directory, digest);
-    private_dir::write(&path, codec::encode(platform))?;
+    private_dir::write(&path, codec::encode(platforms))?;
     File::open(path)?.sync_all()
 }
 
 /// None if it isn't there or can't be read: an application that has the bundle says it again.
-fn read_platform(path: &Path) -> Option<Platform> {
-    codec::decode_local(&fs::read(path).ok()?).ok()
+fn read_platforms(path: &Path) -> Option<Platforms> {
+    let bytes = fs::read(path).ok()?;
+    // Schedulers before kept one account only.
+    let one = || codec::decode_local::<Platform>(&bytes).map(Platforms::from);
+    codec::decode_local(&bytes).or_else(|_| one()).ok()
 }
 
 /// The bundles that earlier schedulers left in a directory, and the halves. Halves that nobody has gone on with for long are
@@ -118,8 +122,8 @@ pub(super) fn scan(
         } else if let Some(digest) = digest_before(DESCRIPTION) {
             described.push(digest);
         } else if let Some(digest) = digest_before("") {
-            let platform = read_platform(&description(directory, digest));
-            complete.insert(digest, Complete { bytes: metadata.len(), last_used: modified, platform });
+            let platforms = read_platforms(&description(directory, digest)).unwrap_or_default();
+            complete.insert(digest, Complete { bytes: metadata.len(), last_used: modified, platforms });
         }
     }
     for digest in described.into_iter().filter(|digest| !complete.contains_key(digest)) {
@@ -148,12 +152,12 @@ fn write(
                 (digest, file, written.map(|()| None))
             }
             Work::Finish { digest, file, .. } if failed.get(&digest) == Some(&file) => continue,
-            Work::Finish { digest, file, platform } => {
-                let finished = finish(directory, digest, &platform);
+            Work::Finish { digest, file, platforms } => {
+                let finished = finish(directory, digest, &platforms);
                 (digest, file, finished.map(|()| Some(Outcome::Stored { digest })))
             }
-            Work::Describe { digest, platform } => {
-                if let Err(error) = describe(directory, digest, &platform) {
+            Work::Describe { digest, platforms } => {
+                if let Err(error) = describe(directory, digest, &platforms) {
                     warn!(bundle = %digest, %error, "what a bundle was built for isn't kept");
                 }
                 continue;
@@ -209,7 +213,7 @@ fn write_piece(
 }
 
 /// Verifies an upload and gives it its name.
-fn finish(directory: &Path, digest: BundleDigest, platform: &Platform) -> io::Result<()> {
+fn finish(directory: &Path, digest: BundleDigest, platforms: &Platforms) -> io::Result<()> {
     let file = File::open(part(directory, digest))?;
     let (found, _) = digest_file(&file)?;
     if found != digest {
@@ -219,7 +223,7 @@ fn finish(directory: &Path, digest: BundleDigest, platform: &Platform) -> io::Re
     }
     file.sync_all()?;
     // First, so that whoever finds the bundle finds this too.
-    describe(directory, digest, platform)?;
+    describe(directory, digest, platforms)?;
     fs::rename(part(directory, digest), directory.join(digest.to_string()))?;
     File::open(directory)?.sync_all()
 }

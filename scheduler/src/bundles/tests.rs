@@ -150,8 +150,8 @@ fn platform(target: &str) -> Platform {
 /// In a word each, what the engine is to know.
 fn words(events: impl IntoIterator<Item = Event>) -> Vec<&'static str> {
     let word = |event| {
-        if let Event::BundleCompleted { platform, .. } = event {
-            return if platform == self::platform("x86_64-linux-gnu") { "completed" } else { "elsewhere" };
+        if let Event::BundleCompleted { mut platforms, .. } = event {
+            return if platforms.add(platform("x86_64-linux-gnu")) { "elsewhere" } else { "completed" };
         }
         if matches!(event, Event::BundleFailed { .. }) {
             return "failed";
@@ -446,4 +446,38 @@ async fn pieces_that_no_honest_application_sends_are_told_apart() {
     try_chunk(0, chunk, &right).unwrap();
     assert!(try_chunk(u64::from(chunk), 6, &zstd_of(&[0; 6])).is_err());
     assert!(store.bundles.disk.backlog() <= BUNDLE_CHUNK_BYTES);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_program_was_built_for_is_what_anybody_says_of_it_and_is_kept() {
+    let mut store = Store::start().await;
+    let program = Program::new(10);
+    let (mut liar, mut honest) = (store.connect().await, store.connect().await);
+    let right = platform("x86_64-linux-gnu");
+    let wrong = |number: usize| platform(&format!("sparc{number}-linux-gnu"));
+    store.bundles.offer(liar.who, program.digest, 10, wrong(0));
+    liar.is_asked().await;
+    store.send(&liar, program.digest, &program.content, 0).unwrap();
+    // While it is verified.
+    store.bundles.offer(honest.who, program.digest, 10, right.clone());
+    assert_eq!(store.outcome().await, ["completed"]);
+    honest.hear().await;
+    for number in 0..3 {
+        store.bundles.offer(liar.who, program.digest, 10, wrong(number));
+    }
+    let said = store.bundles.complete[&program.digest].platforms.clone();
+
+    // The disk is done with all that once it has answered for something else.
+    let other = Program::new(11);
+    store.offer(&honest, &other);
+    store.send(&honest, other.digest, &other.content, 0).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+    let directory = store.directory.path().join("bundles");
+    let (complete, _) = scan(&directory).unwrap();
+    assert_eq!(complete[&program.digest].platforms, said);
+    // One account, as schedulers kept it before.
+    let description = directory.join(format!("{}.platform", program.digest));
+    std::fs::write(&description, codec::encode(&right)).unwrap();
+    let (complete, _) = scan(&directory).unwrap();
+    assert_eq!(complete[&program.digest].platforms, right.into());
 }

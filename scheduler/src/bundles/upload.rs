@@ -8,7 +8,7 @@ use lrts_core::limits::{UPLOAD_PACE_BYTES, UPLOAD_STALL};
 use lrts_core::spec::Platform;
 use lrts_core::transport::ConnectionId;
 
-use crate::engine::Peer;
+use crate::engine::{Peer, Platforms};
 
 /// A connected application, as the transport and as the engine knows it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,7 +32,6 @@ pub(super) struct Half {
 pub(super) struct Source {
     pub(super) who: Offerer,
     pub(super) bytes: u64,
-    pub(super) platform: Platform,
 }
 
 /// A bundle that is on its way.
@@ -43,9 +42,9 @@ pub(super) struct Upload {
     /// Who was asked last, and for the bundle from its start on.
     pub(super) sender: ConnectionId,
     pub(super) from_start: bool,
-    /// Its length, and what it was built for, by the sender's account.
+    /// Its length by the sender's account, and what it was built for by everybody's.
     pub(super) bytes: u64,
-    pub(super) platform: Platform,
+    pub(super) platforms: Platforms,
     /// Which file it is: another one each time that it begins anew, so that what the disk says of an earlier one concerns
     /// nobody who sends it now.
     pub(super) file: u64,
@@ -62,12 +61,12 @@ pub(super) struct Upload {
 
 impl Upload {
     /// One that goes on where this file ends.
-    pub(super) fn new(source: Source, half: Half, now: Moment) -> Self {
+    pub(super) fn new(source: Source, platform: Platform, half: Half, now: Moment) -> Self {
         Self {
             sender: source.who.connection,
             from_start: false,
             bytes: source.bytes,
-            platform: source.platform.clone(),
+            platforms: platform.into(),
             sources: VecDeque::from([source]),
             file: half.file,
             received: half.bytes,

@@ -11,6 +11,7 @@ use lrts_core::status::{Failure, FailureKind};
 use super::attempts::Run;
 use super::events::{Action, Note, Peer};
 use super::jobs::Phase;
+use super::platforms::Platforms;
 use super::slab::Slab;
 use super::workers::Standing;
 use super::{Engine, Party};
@@ -29,8 +30,8 @@ pub(super) enum Availability {
 pub(super) struct Bundle {
     pub(super) reference: BundleRef,
     pub(super) availability: Availability,
-    /// What it was built for; known once a shipped one is here.
-    pub(super) platform: Option<Platform>,
+    /// What a shipped one was built for.
+    pub(super) platforms: Platforms,
     /// Jobs that aren't terminal, and attached applications.
     users: u64,
 }
@@ -64,7 +65,8 @@ impl Bundles {
                 BundleRef::Shipped(_) => Availability::Awaited,
                 BundleRef::Installed(_) => Availability::Here,
             };
-            self.all.insert(Bundle { reference: reference.clone(), availability, platform: None, users: 0 })
+            let (reference, platforms) = (reference.clone(), Platforms::default());
+            self.all.insert(Bundle { reference, availability, platforms, users: 0 })
         })
     }
 
@@ -135,24 +137,39 @@ impl Engine {
         }
     }
 
-    pub(super) fn bundle_completed(&mut self, digest: BundleDigest, platform: Platform) {
+    pub(super) fn bundle_completed(&mut self, digest: BundleDigest, platforms: Platforms) {
         // No application has named it, and what peers offer makes no room for itself here. One that does so later offers it.
         let Some(bundle) = self.bundles.find(&BundleRef::Shipped(digest)) else { return };
-        let record = &mut self.bundles[bundle];
-        if record.availability == Availability::Here {
+        self.told_platforms(bundle, platforms);
+        if self.bundles[bundle].availability == Availability::Here {
             return;
         }
-        record.availability = Availability::Here;
-        record.platform = Some(platform);
-        for worker in self.workers.all.indices() {
-            // Verdicts given before the platform was known would only be guesses.
-            self.workers.all[worker].verdicts.remove(&bundle);
-        }
+        self.bundles[bundle].availability = Availability::Here;
         self.bundle_decided(bundle);
     }
 
+    /// Somebody says what a bundle was built for. Who was ruled out by that may not be any more.
+    fn told_platforms(&mut self, bundle: u32, platforms: Platforms) {
+        if !self.bundles[bundle].platforms.add_all(platforms) {
+            return;
+        }
+        for worker in self.workers.all.indices() {
+            self.workers.all[worker].verdicts.remove(&bundle);
+        }
+        let queues = &mut self.jobs.queues;
+        self.barred.retain(|&queue| {
+            let stays = queues[queue].bundle != bundle;
+            queues[queue].barred = stays;
+            stays
+        });
+        self.refresh_queues_of(bundle);
+    }
+
     /// What the peer's application offers may yet come.
-    pub(super) fn bundle_offered(&mut self, peer: Peer, digest: BundleDigest) {
+    pub(super) fn bundle_offered(&mut self, peer: Peer, digest: BundleDigest, platform: Platform) {
+        if let Some(bundle) = self.bundles.find(&BundleRef::Shipped(digest)) {
+            self.told_platforms(bundle, platform.into());
+        }
         for session in self.sessions_with(peer, digest) {
             self.program_may_come(session);
         }

@@ -257,7 +257,10 @@ fn programs_that_no_application_has_any_more_make_room() {
         cluster.handle(Event::StopAsked { peer });
         cluster.handle(Event::Disconnected { peer });
         // What was only uploaded takes no place.
-        cluster.handle(Event::BundleCompleted { digest: BundleDigest([session as u8; 32]), platform });
+        cluster.handle(Event::BundleCompleted {
+            digest: BundleDigest([session as u8; 32]),
+            platforms: platform.into(),
+        });
         assert!(cluster.engine.bundles.len() <= 2);
     }
     // A place that is used again has nothing of the one before.
@@ -277,7 +280,7 @@ fn programs_that_no_application_has_any_more_make_room() {
         let (peer, platform) = (cluster.peer(), platform());
         cluster.handle(Event::Attached { peer, attach });
         let digest = BundleDigest([100 + other as u8; 32]);
-        cluster.handle(Event::BundleCompleted { digest, platform });
+        cluster.handle(Event::BundleCompleted { digest, platforms: platform.into() });
         let started = cluster.submit(peer, 1, JobOptions::new(), &[0]).starts();
         assert_eq!(started, [(worker, attempt(SessionId(other).job(1), 1))]);
         cluster.finished(worker, attempt(SessionId(other).job(1), 1));

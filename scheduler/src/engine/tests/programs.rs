@@ -1,14 +1,14 @@
 //! Programs that are on their way, and some that never come: an upload that fails concerns nobody but whose it was.
 
-use lrts_core::ids::{BundleDigest, JobId, SessionId};
-use lrts_core::spec::JobOptions;
+use lrts_core::ids::{BundleDigest, JobId, SessionId, WorkerId};
+use lrts_core::spec::{BundleRef, JobOptions, Platform};
 use lrts_core::status::{FailureKind, JobState};
 
-use super::cluster::{Cluster, DIGEST, Outcome, attach_of, attempt, platform};
-use crate::engine::{Event, Message, Peer};
+use super::cluster::{Cluster, DIGEST, Outcome, attach_of, attempt, platform, registration};
+use crate::engine::{Event, Message, Peer, Registration};
 
 fn offered(cluster: &mut Cluster, peer: Peer) -> Outcome {
-    cluster.handle(Event::BundleOffered { peer, digest: DIGEST })
+    cluster.handle(Event::BundleOffered { peer, digest: DIGEST, platform: platform() })
 }
 
 fn failed(cluster: &mut Cluster, peer: Peer) -> Outcome {
@@ -16,7 +16,7 @@ fn failed(cluster: &mut Cluster, peer: Peer) -> Outcome {
 }
 
 fn completed(cluster: &mut Cluster) -> Outcome {
-    cluster.handle(Event::BundleCompleted { digest: DIGEST, platform: platform() })
+    cluster.handle(Event::BundleCompleted { digest: DIGEST, platforms: platform().into() })
 }
 
 /// A user's application whose program isn't here, with a job.
@@ -74,7 +74,7 @@ fn another_start_of_the_application_with_the_same_program_fails_too_and_one_with
     cluster.handle(Event::Disconnected { peer: old });
     let other = cluster.peer();
     let mut attach = attach_of("a", SessionId(2));
-    attach.bundle = lrts_core::spec::BundleRef::Shipped(BundleDigest([8; 32]));
+    attach.bundle = BundleRef::Shipped(BundleDigest([8; 32]));
     cluster.handle(Event::Attached { peer: other, attach });
     cluster.submit(other, 1, JobOptions::new(), &[1]);
     let other_job = SessionId(2).job(1);
@@ -134,4 +134,55 @@ fn jobs_that_failed_for_want_of_a_program_have_failed_after_a_restart_too() {
     assert_eq!(cluster.state(job), JobState::Failed);
     let (peer, attached) = cluster.attach_as(Some("ann"), "a", 1);
     assert!(attached.says(peer, &Message::Attached { epoch: 2, accepted_through: 1 }));
+}
+
+fn sparc() -> Platform {
+    Platform { target: "sparc64-linux-gnu".into(), glibc: None }
+}
+
+/// Eve has the same program, sends it first, and says that it was built for another machine.
+fn misled(cluster: &mut Cluster) -> Peer {
+    let (eves, _) = cluster.attach_as(Some("eve"), "e", 9);
+    cluster.handle(Event::BundleOffered { peer: eves, digest: DIGEST, platform: sparc() });
+    cluster.handle(Event::BundleCompleted { digest: DIGEST, platforms: sparc().into() });
+    eves
+}
+
+#[test]
+fn a_wrong_word_about_a_program_keeps_nobody_elses_jobs_from_their_workers() {
+    let mut cluster = Cluster::new();
+    cluster.worker(1, 2);
+    let (anns, job) = waiting(&mut cluster, "ann", "a", 1);
+    offered(&mut cluster, anns);
+    misled(&mut cluster);
+    assert_eq!(cluster.engine.attempts_at(WorkerId(1)), Some(1));
+    assert_eq!(cluster.state(job), JobState::Queued, "it is on its way");
+}
+
+#[test]
+fn a_wrong_word_is_put_right_by_whoever_comes_later() {
+    let mut cluster = Cluster::new();
+    cluster.worker(1, 2);
+    let eves = misled(&mut cluster);
+    cluster.submit(eves, 1, JobOptions::new(), &[1]);
+    let eves_job = SessionId(9).job(1);
+    assert_eq!(cluster.state(eves_job), JobState::Failed);
+    assert!(cluster.reason(eves_job).contains("built for sparc64-linux-gnu"));
+    let (anns, _) = cluster.attach_as(Some("ann"), "a", 1);
+    completed(&mut cluster);
+    assert_eq!(cluster.submit(anns, 1, JobOptions::new(), &[1]).starts().len(), 1);
+}
+
+#[test]
+fn a_further_word_opens_queues_that_no_worker_could_serve() {
+    let mut cluster = Cluster::new();
+    cluster.worker(1, 1);
+    let peer = cluster.peer();
+    let registration = Registration { platform: sparc(), ..registration(WorkerId(2), 4) };
+    cluster.handle(Event::Registered { peer, registration, held: Vec::new() });
+    let (anns, session) = cluster.application("a", 1);
+    let submitted = cluster.submit(anns, 1, JobOptions::new().slots(2), &[1]);
+    assert!(submitted.starts().is_empty() && cluster.reason(session.job(1)).contains("needs 2 slots"));
+    let told = cluster.handle(Event::BundleOffered { peer: anns, digest: DIGEST, platform: sparc() });
+    assert_eq!(told.starts(), [(peer, attempt(session.job(1), 1))]);
 }
