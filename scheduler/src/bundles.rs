@@ -45,6 +45,9 @@ use crate::engine::{Event, Platforms};
 /// How long a bundle that nobody needs is kept, if there is room, and half of one that nobody goes on with.
 const KEPT: Duration = Duration::from_secs(24 * 3_600);
 
+/// Several bundles that a user sends at a time take this part of the room at most.
+const SHARE: u64 = 4;
+
 /// Pieces that are read and compressed at a time, for all workers.
 const READERS: usize = 4;
 
@@ -174,22 +177,21 @@ impl Bundles {
         }
         if bytes == 0 || bytes > BUNDLE_BYTES {
             let reason = format!("an executable of {bytes} bytes: 1 to {BUNDLE_BYTES} are allowed");
-            return vec![self.refuse(from, digest, reason)];
+            return vec![self.refuse(&from, digest, reason)];
         }
-        let others = self.uploads.iter().filter(|(other, upload)| **other != digest && upload.has(from));
+        let others = self.uploads.iter().filter(|(other, upload)| **other != digest && upload.has(&from));
         if others.count() >= UPLOADS_PER_PEER {
             let reason =
                 format!("{UPLOADS_PER_PEER} other executables of yours are on their way: wait for them");
-            return vec![self.refuse(from, digest, reason)];
+            return vec![self.refuse(&from, digest, reason)];
         }
         while !self.room.could_have(digest, bytes) && self.interrupt_stalled(digest) {}
         if !self.room.could_have(digest, bytes) {
-            return vec![self.refuse(from, digest, self.no_room(bytes))];
+            return vec![self.refuse(&from, digest, self.no_room(bytes))];
         }
         let mut events = self.delete_old();
         // If an earlier upload of it failed, this one may not.
         events.push(Event::BundleOffered { peer: from.peer, digest, platform: platform.clone() });
-        let source = Source { who: from, bytes };
         if let Some(upload) = self.uploads.get_mut(&digest) {
             if upload.platforms.add(platform) && upload.is_whole() {
                 // After its end, which is under way without it.
@@ -197,6 +199,7 @@ impl Bundles {
             }
             let was_sending = upload.sender == from.connection;
             upload.sources.retain(|source| source.who != from);
+            let source = Source { who: from, bytes };
             // Its answer may not have arrived.
             if was_sending {
                 upload.sources.push_front(source)
@@ -213,6 +216,7 @@ impl Bundles {
             self.files += 1;
             Half { bytes: 0, left: Duration::ZERO, file: self.files }
         });
+        let source = Source { who: from, bytes };
         self.uploads.insert(digest, Upload::new(source, platform, half, Moment::now()));
         self.charge(digest);
         self.ask(digest);
@@ -235,7 +239,7 @@ impl Bundles {
     }
 
     /// Tells an application that what it offered or sent is of no use. Returns what the engine is to know.
-    fn refuse(&self, who: Offerer, digest: BundleDigest, reason: String) -> Event {
+    fn refuse(&self, who: &Offerer, digest: BundleDigest, reason: String) -> Event {
         self.tell(who.connection, &ToApplication::BundleRefused { digest, reason: reason.clone() });
         Event::BundleFailed { peer: who.peer, digest, reason }
     }
@@ -285,6 +289,10 @@ impl Bundles {
             events.extend(self.give_up(digest));
             return Ok(events);
         }
+        if self.exceeds_share(digest, end) {
+            events.extend(self.dismiss_sender(digest));
+            return Ok(events);
+        }
         let Some(upload) = self.uploads.get_mut(&digest) else { return Ok(events) };
         (upload.received, upload.lags) = (end, false);
         let (file, platforms) = (upload.file, upload.platforms.clone());
@@ -296,13 +304,37 @@ impl Bundles {
         Ok(events)
     }
 
+    /// Whether what a user sends at a time, bundles that may never be complete, would leave too little room for others. One of
+    /// any size may be sent alone.
+    fn exceeds_share(&self, digest: BundleDigest, bytes: u64) -> bool {
+        let Some(user) = self.uploads.get(&digest).and_then(Upload::user) else { return false };
+        let others =
+            self.uploads.iter().filter(|(other, upload)| **other != digest && upload.user() == Some(user));
+        let others: u64 = others.map(|(_, upload)| upload.received).sum();
+        others > 0 && others + bytes > self.room.limit() / SHARE
+    }
+
+    /// Who sends a bundle sends too much at a time. Returns what the engine is to know.
+    fn dismiss_sender(&mut self, digest: BundleDigest) -> Option<Event> {
+        let upload = self.uploads.get_mut(&digest)?;
+        let source = upload.sources.pop_front()?;
+        if upload.sources.is_empty() {
+            self.uploads.remove(&digest);
+            self.disk.order(Work::Abandon { digest });
+            self.charge(digest);
+        }
+        self.ask(digest);
+        let reason = "other executables of yours that are on their way take all the room that you may have: wait for them";
+        Some(self.refuse(&source.who, digest, reason.to_owned()))
+    }
+
     /// There is no room for what is being sent. Returns what the engine is to know.
     fn give_up(&mut self, digest: BundleDigest) -> Vec<Event> {
         let Some(upload) = self.uploads.remove(&digest) else { return Vec::new() };
         self.disk.order(Work::Abandon { digest });
         self.charge(digest);
         let sources = upload.sources.iter();
-        sources.map(|source| self.refuse(source.who, digest, self.no_room(source.bytes))).collect()
+        sources.map(|source| self.refuse(&source.who, digest, self.no_room(source.bytes))).collect()
     }
 
     /// The end of an upload. Safe to cancel.
@@ -374,7 +406,7 @@ impl Bundles {
         }
         self.begin_anew(digest);
         self.ask(digest);
-        to_blame.map(|source| self.refuse(source.who, digest, reason))
+        to_blame.map(|source| self.refuse(&source.who, digest, reason))
     }
 
     /// A worker lacks a bundle: it is sent piece by piece, as fast as the worker takes them.

@@ -185,7 +185,10 @@ impl EventLoop {
                 }
                 self.handle_event(event, bodies);
             }
-            Ok(Input::Bundle(request)) => self.bundle(connection, peer, request),
+            Ok(Input::Bundle(request)) => {
+                let from = Offerer { connection, peer, user: user.clone() };
+                self.bundle(from, request);
+            }
             Ok(Input::Output { request, output }) => {
                 self.commands.output_came(connection, request, output, &*self.store);
             }
@@ -221,10 +224,10 @@ impl EventLoop {
         }
     }
 
-    fn bundle(&mut self, connection: ConnectionId, peer: Peer, request: Request) {
+    fn bundle(&mut self, from: Offerer, request: Request) {
+        let connection = from.connection;
         match request {
             Request::Offer { digest, bytes, platform } => {
-                let from = Offerer { connection, peer };
                 self.inbox.extend(self.bundles.offer(from, digest, bytes, platform));
             }
             Request::Chunk { digest, offset, bytes, compressed } => {

@@ -77,7 +77,7 @@ impl Store {
         };
         let connection = tokio::time::timeout(PATIENCE, joined).await.expect("it connects in time");
         self.peers += 1;
-        let who = Offerer { connection, peer: Peer(self.peers) };
+        let who = Offerer { connection, peer: Peer(self.peers), user: None };
         Client { connection, who, receiver, _sender: sender }
     }
 
@@ -86,7 +86,7 @@ impl Store {
     }
 
     fn offer_bytes(&mut self, peer: &Client, digest: BundleDigest, bytes: u64) -> Vec<&'static str> {
-        words(self.bundles.offer(peer.who, digest, bytes, platform("x86_64-linux-gnu")))
+        words(self.bundles.offer(peer.who.clone(), digest, bytes, platform("x86_64-linux-gnu")))
     }
 
     /// Sends pieces of a program's content under some digest from an offset on.
@@ -171,7 +171,7 @@ async fn one_who_sends_something_else_is_refused_and_the_next_one_is_asked() {
     let program = Program::new(2_500_000);
     let (mut liar, mut honest) = (store.connect().await, store.connect().await);
     let elsewhere = platform("sparc64-linux-gnu");
-    store.bundles.offer(liar.who, program.digest, 2_000_000, elsewhere);
+    store.bundles.offer(liar.who.clone(), program.digest, 2_000_000, elsewhere);
     assert_eq!(liar.is_asked().await, 0);
     assert_eq!(store.offer(&honest, &program), ["offered"]);
     store.send(&liar, program.digest, &vec![0; 2_000_000], 0).unwrap();
@@ -455,15 +455,15 @@ async fn what_a_program_was_built_for_is_what_anybody_says_of_it_and_is_kept() {
     let (mut liar, mut honest) = (store.connect().await, store.connect().await);
     let right = platform("x86_64-linux-gnu");
     let wrong = |number: usize| platform(&format!("sparc{number}-linux-gnu"));
-    store.bundles.offer(liar.who, program.digest, 10, wrong(0));
+    store.bundles.offer(liar.who.clone(), program.digest, 10, wrong(0));
     liar.is_asked().await;
     store.send(&liar, program.digest, &program.content, 0).unwrap();
     // While it is verified.
-    store.bundles.offer(honest.who, program.digest, 10, right.clone());
+    store.bundles.offer(honest.who.clone(), program.digest, 10, right.clone());
     assert_eq!(store.outcome().await, ["completed"]);
     honest.hear().await;
     for number in 0..3 {
-        store.bundles.offer(liar.who, program.digest, 10, wrong(number));
+        store.bundles.offer(liar.who.clone(), program.digest, 10, wrong(number));
     }
     let said = store.bundles.complete[&program.digest].platforms.clone();
 
@@ -480,4 +480,29 @@ async fn what_a_program_was_built_for_is_what_anybody_says_of_it_and_is_kept() {
     std::fs::write(&description, codec::encode(&right)).unwrap();
     let (complete, _) = scan(&directory).unwrap();
     assert_eq!(complete[&program.digest].platforms, right.into());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_user_sends_at_a_time_leaves_room_for_others() {
+    let mut store = Store::start().await;
+    let (mut eves, mut eves_too, mut anns) =
+        (store.connect().await, store.connect().await, store.connect().await);
+    for (client, user) in [(&mut eves, "eve"), (&mut eves_too, "eve"), (&mut anns, "ann")] {
+        client.who.user = Some(user.parse().unwrap());
+    }
+    let (large, shared) = (BundleDigest([1; 32]), Program::new(3 << 20));
+    let zeros = vec![0; 6 << 20];
+    store.offer_bytes(&eves, large, ROOM - 1);
+    eves.is_asked().await;
+    assert!(store.send(&eves, large, &zeros, 0).unwrap().is_empty(), "one may be larger than a share");
+
+    store.offer(&eves_too, &shared);
+    assert_eq!(eves_too.is_asked().await, 0);
+    store.offer(&anns, &shared);
+    assert_eq!(store.send(&eves_too, shared.digest, &shared.content, 0).unwrap(), ["failed"]);
+    assert!(eves_too.is_refused().await.contains("wait for them"));
+    assert_eq!(anns.is_asked().await, 0);
+    store.send(&anns, shared.digest, &shared.content, 0).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+    assert_eq!(store.bundles.uploads[&large].received, 6 << 20, "what was there before goes on");
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
+use lrts_core::ids::UserName;
 use lrts_core::limits::{UPLOAD_PACE_BYTES, UPLOAD_STALL};
 use lrts_core::spec::Platform;
 use lrts_core::transport::ConnectionId;
@@ -11,10 +12,12 @@ use lrts_core::transport::ConnectionId;
 use crate::engine::{Peer, Platforms};
 
 /// A connected application, as the transport and as the engine knows it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Offerer {
     pub(crate) connection: ConnectionId,
     pub(crate) peer: Peer,
+    /// Of its key; none where the scheduler has no keys.
+    pub(crate) user: Option<UserName>,
 }
 
 /// A part of a bundle that nobody is sending.
@@ -77,8 +80,13 @@ impl Upload {
         }
     }
 
-    pub(super) fn has(&self, who: Offerer) -> bool {
-        self.sources.iter().any(|source| source.who == who)
+    pub(super) fn has(&self, who: &Offerer) -> bool {
+        self.sources.iter().any(|source| source.who == *who)
+    }
+
+    /// Whose key the application has that sends it.
+    pub(super) fn user(&self) -> Option<&UserName> {
+        self.sources.front()?.who.user.as_ref()
     }
 
     /// Whether all has come, and it is being verified.
