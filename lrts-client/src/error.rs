@@ -100,6 +100,14 @@ pub enum ClientError {
         /// What it said.
         reason: String,
     },
+    /// The scheduler has no place for this application: it, its user or the scheduler has as many of something as may be.
+    #[error("the scheduler at {scheduler} has no room for this application: {reason}")]
+    Limit {
+        /// Its address.
+        scheduler: String,
+        /// Of what there is too much, and what to do.
+        reason: String,
+    },
     /// The scheduler is of another version.
     #[error("the scheduler at {scheduler} is of another version, use the same on both sides: {reason}")]
     Version {

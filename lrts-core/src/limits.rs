@@ -92,15 +92,18 @@ pub const BUNDLE_CHUNK_BYTES: usize = 1 << 20;
 /// Most bytes of a piece that each compressed byte may stand for: 1 MiB of zeros takes about 40.
 pub const BUNDLE_RATIO: usize = 1 << 15;
 
-/// Compressed pieces, in bytes, that wait for the scheduler's disk. What comes beyond it is asked for again.
+/// Pieces, in bytes before compression, that wait for the scheduler's disk. What comes beyond it is asked for again.
 pub const BUNDLE_BACKLOG_BYTES: usize = 64 << 20;
 
 /// Programs that one connection may be sending.
 pub const UPLOADS_PER_PEER: usize = 2;
 
-/// An application that has sent nothing of a program for this long makes way for another one that has it, and no room is
-/// held for what it doesn't send.
+/// An application that has sent nothing of a program for this long makes way for another one that has it, and what it has sent
+/// for one that needs the room.
 pub const UPLOAD_STALL: Duration = Duration::from_secs(30);
+
+/// Bytes, before compression, that it sends in this time at least while others have the program: 8 MiB.
+pub const UPLOAD_PACE_BYTES: u64 = 8 << 20;
 
 /// What a bundle takes of the scheduler's room at least, in bytes: it bounds how many there are.
 pub const BUNDLE_ROOM_MIN: u64 = 64 * 1024;
@@ -177,10 +180,12 @@ pub const ROWS: usize = 500;
 
 // --- what an application may keep at the scheduler ---
 
-/// Applications that a scheduler remembers.
+/// Applications that a scheduler remembers, and those of them that one user owns.
 pub const APPLICATIONS: usize = 10_000;
+/// See [`APPLICATIONS`].
+pub const APPLICATIONS_PER_USER: usize = 1_000;
 
-/// Programs that a scheduler has heard of since it started.
+/// Programs that all applications have.
 pub const BUNDLES: usize = 100_000;
 
 /// Starts of one application that are remembered, with the services of all of their programs.

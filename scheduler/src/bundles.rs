@@ -9,10 +9,12 @@
 
 mod disk;
 mod download;
+mod room;
 #[cfg(test)]
 mod tests;
+mod upload;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,9 +24,7 @@ use bytes::Bytes;
 use lrts_core::bundle::{check_chunk, chunk_bytes};
 use lrts_core::clock::{Moment, sleep_until, wall_clock};
 use lrts_core::ids::BundleDigest;
-use lrts_core::limits::{
-    BUNDLE_BACKLOG_BYTES, BUNDLE_BYTES, BUNDLE_ROOM_MIN, UPLOAD_STALL, UPLOADS_PER_PEER,
-};
+use lrts_core::limits::{BUNDLE_BACKLOG_BYTES, BUNDLE_BYTES, UPLOADS_PER_PEER};
 use lrts_core::private_dir;
 use lrts_core::protocol::application::ToApplication;
 use lrts_core::protocol::codec;
@@ -37,10 +37,16 @@ use tracing::{debug, info, warn};
 
 use self::disk::{Disk, Work, scan};
 use self::download::{Download, send_to_worker};
-use crate::engine::Event;
+use self::room::{Charge, Room, Spare};
+pub(crate) use self::upload::Offerer;
+use self::upload::{Half, Source, Upload};
+use crate::engine::{Event, Platforms};
 
 /// How long a bundle that nobody needs is kept, if there is room, and half of one that nobody goes on with.
 const KEPT: Duration = Duration::from_secs(24 * 3_600);
+
+/// Several bundles that a user sends at a time take this part of the room at most.
+const SHARE: u64 = 4;
 
 /// Pieces that are read and compressed at a time, for all workers.
 const READERS: usize = 4;
@@ -70,21 +76,29 @@ pub(crate) struct BadChunk {
 /// What became of an upload.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    Stored { digest: BundleDigest },
-    Failed { digest: BundleDigest, reason: String },
+    Stored {
+        digest: BundleDigest,
+    },
+    /// What came of it as this file, see [`Upload::file`], is of no use or can't be kept. The file is gone.
+    Failed {
+        digest: BundleDigest,
+        file: u64,
+        reason: String,
+    },
 }
 
 /// The bundle store.
 pub(crate) struct Bundles {
     directory: PathBuf,
-    /// Most bytes of all files.
-    limit: u64,
     handle: ServerHandle,
     complete: BTreeMap<BundleDigest, Complete>,
     in_use: BTreeSet<BundleDigest>,
     uploads: BTreeMap<BundleDigest, Upload>,
     /// What was sent by applications that have left.
     halves: BTreeMap<BundleDigest, Half>,
+    room: Room,
+    /// Counts files that were begun.
+    files: u64,
     disk: Disk,
     outcomes: mpsc::UnboundedReceiver<Outcome>,
     downloads: JoinSet<()>,
@@ -98,64 +112,8 @@ struct Complete {
     bytes: u64,
     /// By the wall clock, since it outlives the process.
     last_used: Duration,
-    /// What it was built for, if that was kept.
-    platform: Option<Platform>,
-}
-
-/// A part of a bundle that nobody is sending.
-#[derive(Debug)]
-struct Half {
-    bytes: u64,
-    /// Since when, by the wall clock.
-    left: Duration,
-}
-
-/// An application that has a bundle, and what it says of it.
-#[derive(Debug)]
-struct Source {
-    connection: ConnectionId,
-    bytes: u64,
-    platform: Platform,
-}
-
-/// A bundle that is on its way.
-#[derive(Debug)]
-struct Upload {
-    /// The first one sends it. Empty only while it is verified.
-    sources: VecDeque<Source>,
-    /// Who was asked last, and for the bundle from its start on.
-    sender: ConnectionId,
-    from_start: bool,
-    /// Its length, and what it was built for, by the sender's account.
-    bytes: u64,
-    platform: Platform,
-    /// How much of it the writer was given.
-    received: u64,
-    /// A piece was passed over: the sender is asked again once it has sent its last one.
-    lags: bool,
-    /// When a piece came last; at first, when it was offered.
-    heard: Moment,
-    /// When it is looked at whether anything comes.
-    look: Moment,
-}
-
-impl Upload {
-    /// Whether all has come, and it is being verified.
-    fn is_whole(&self) -> bool {
-        self.received == self.bytes
-    }
-
-    /// The room that is held for it: what somebody sends, else what is there.
-    fn room(&self, now: Moment) -> u64 {
-        let announced = self.sources.iter().map(|source| source.bytes).max().unwrap_or(0);
-        let comes = now.since(self.heard) < UPLOAD_STALL;
-        room(if comes { announced.max(self.received) } else { self.received })
-    }
-}
-
-/// What a file of this length takes of the room.
-fn room(bytes: u64) -> u64 {
-    bytes.max(BUNDLE_ROOM_MIN)
+    /// What it was built for, as far as that was kept.
+    platforms: Platforms,
 }
 
 impl Bundles {
@@ -168,78 +126,80 @@ impl Bundles {
         private_dir::make(&directory)?;
         let (complete, halves) = scan(&directory)?;
         let (disk, outcomes) = Disk::start(directory.clone())?;
-        Ok(Self {
+        let mut bundles = Self {
             directory,
-            limit,
             handle,
             complete,
             in_use: BTreeSet::new(),
             uploads: BTreeMap::new(),
             halves,
+            room: Room::new(limit),
+            files: 0,
             disk,
             outcomes,
             downloads: JoinSet::new(),
             by_worker: BTreeMap::new(),
             readers: Arc::new(Semaphore::new(READERS)),
-        })
+        };
+        let here = bundles.complete.keys().chain(bundles.halves.keys()).copied();
+        here.collect::<Vec<_>>().into_iter().for_each(|digest| bundles.charge(digest));
+        Ok(bundles)
     }
 
     /// What is here from the start, for the engine.
     pub(crate) fn complete_already(&self) -> Vec<Event> {
-        let complete = self.complete.iter().filter_map(|(&digest, complete)| {
-            Some(Event::BundleCompleted { digest, platform: complete.platform.clone()? })
-        });
-        complete.collect()
+        let described = self.complete.iter().filter(|(_, complete)| !complete.platforms.is_empty());
+        let completed = |(&digest, complete): (&BundleDigest, &Complete)| Event::BundleCompleted {
+            digest,
+            platforms: complete.platforms.clone(),
+        };
+        described.map(completed).collect()
     }
 
     /// An application has a bundle: it is asked for what is missing. Returns what the engine is to know.
     pub(crate) fn offer(
         &mut self,
-        from: ConnectionId,
+        from: Offerer,
         digest: BundleDigest,
         bytes: u64,
         platform: Platform,
     ) -> Vec<Event> {
         if let Some(complete) = self.complete.get_mut(&digest) {
             complete.last_used = wall_clock();
-            if complete.platform.is_none() {
-                complete.platform = Some(platform.clone());
-                self.disk.order(Work::Describe { digest, platform: platform.clone() });
+            let is_news = complete.platforms.add(platform.clone());
+            let platforms = complete.platforms.clone();
+            if is_news {
+                self.disk.order(Work::Describe { digest, platforms: platforms.clone() });
             }
-            self.tell(from, &ToApplication::BundleComplete { digest });
-            return vec![Event::BundleCompleted { digest, platform }];
+            self.charge(digest);
+            self.tell(from.connection, &ToApplication::BundleComplete { digest });
+            return vec![Event::BundleCompleted { digest, platforms }];
         }
-        let is_sent = self.uploads.contains_key(&digest);
-        // That one peer's offer is refused says nothing of what another is sending.
-        let refused =
-            |reason: String| if is_sent { vec![] } else { vec![Event::BundleFailed { digest, reason }] };
         if bytes == 0 || bytes > BUNDLE_BYTES {
             let reason = format!("an executable of {bytes} bytes: 1 to {BUNDLE_BYTES} are allowed");
-            self.refuse(from, digest, &reason);
-            return refused(reason);
+            return vec![self.refuse(&from, digest, reason)];
         }
-        let has = |upload: &&Upload| upload.sources.iter().any(|source| source.connection == from);
-        let others = self.uploads.iter().filter(|(other, _)| **other != digest).map(|(_, upload)| upload);
-        if others.filter(has).count() >= UPLOADS_PER_PEER {
+        let others = self.uploads.iter().filter(|(other, upload)| **other != digest && upload.has(&from));
+        if others.count() >= UPLOADS_PER_PEER {
             let reason =
                 format!("{UPLOADS_PER_PEER} other executables of yours are on their way: wait for them");
-            self.refuse(from, digest, &reason);
-            return Vec::new();
+            return vec![self.refuse(&from, digest, reason)];
         }
-        let (fits, mut events) = self.make_room(digest, bytes);
-        if !fits {
-            let limit = self.limit;
-            let reason = format!(
-                "no room for an executable of {bytes} bytes: the scheduler keeps {limit} bytes of bundles (--bundle-store)"
-            );
-            self.refuse(from, digest, &reason);
-            events.extend(refused(reason));
-            return events;
+        while !self.room.could_have(digest, bytes) && self.interrupt_stalled(digest) {}
+        if !self.room.could_have(digest, bytes) {
+            return vec![self.refuse(&from, digest, self.no_room(bytes))];
         }
-        let source = Source { connection: from, bytes, platform };
+        let mut events = self.delete_old();
+        // If an earlier upload of it failed, this one may not.
+        events.push(Event::BundleOffered { peer: from.peer, digest, platform: platform.clone() });
         if let Some(upload) = self.uploads.get_mut(&digest) {
-            let was_sending = upload.sender == from;
-            upload.sources.retain(|source| source.connection != from);
+            if upload.platforms.add(platform) && upload.is_whole() {
+                // After its end, which is under way without it.
+                self.disk.order(Work::Describe { digest, platforms: upload.platforms.clone() });
+            }
+            let was_sending = upload.sender == from.connection;
+            upload.sources.retain(|source| source.who != from);
+            let source = Source { who: from, bytes };
             // Its answer may not have arrived.
             if was_sending {
                 upload.sources.push_front(source)
@@ -251,24 +211,15 @@ impl Bundles {
             }
             return events;
         }
-        // What was sent before. A longer file isn't this bundle's.
-        let left = self.halves.remove(&digest).map_or(0, |half| half.bytes);
-        let now = Moment::now();
-        let upload = Upload {
-            sender: from,
-            from_start: false,
-            bytes,
-            platform: source.platform.clone(),
-            received: left,
-            lags: false,
-            heard: now,
-            look: now,
-            sources: VecDeque::from([source]),
-        };
-        self.uploads.insert(digest, upload);
+        // What was sent before.
+        let half = self.halves.remove(&digest).unwrap_or_else(|| {
+            self.files += 1;
+            Half { bytes: 0, left: Duration::ZERO, file: self.files }
+        });
+        let source = Source { who: from, bytes };
+        self.uploads.insert(digest, Upload::new(source, platform, half, Moment::now()));
+        self.charge(digest);
         self.ask(digest);
-        // If an earlier upload failed, this one may not.
-        events.push(Event::BundleForgotten { digest });
         events
     }
 
@@ -276,22 +227,31 @@ impl Bundles {
     fn ask(&mut self, digest: BundleDigest) {
         let Some(upload) = self.uploads.get_mut(&digest) else { return };
         let Some(source) = upload.sources.front() else { return };
-        (upload.sender, upload.bytes) = (source.connection, source.bytes);
-        upload.platform = source.platform.clone();
+        (upload.sender, upload.bytes) = (source.who.connection, source.bytes);
         if upload.received >= upload.bytes {
-            upload.received = 0;
+            // A longer file isn't this bundle's.
+            self.begin_anew(digest);
         }
-        upload.from_start = upload.received == 0;
-        upload.look = Moment::now() + UPLOAD_STALL;
+        let Some(upload) = self.uploads.get_mut(&digest) else { return };
+        upload.begin_turn(Moment::now());
         let (to, offset) = (upload.sender, upload.received);
         self.tell(to, &ToApplication::BundleWanted { digest, offset });
     }
 
-    fn refuse(&self, from: ConnectionId, digest: BundleDigest, reason: &str) {
-        self.tell(from, &ToApplication::BundleRefused { digest, reason: reason.to_owned() });
+    /// Tells an application that what it offered or sent is of no use. Returns what the engine is to know.
+    fn refuse(&self, who: &Offerer, digest: BundleDigest, reason: String) -> Event {
+        self.tell(who.connection, &ToApplication::BundleRefused { digest, reason: reason.clone() });
+        Event::BundleFailed { peer: who.peer, digest, reason }
     }
 
-    /// A piece has come.
+    fn no_room(&self, bytes: u64) -> String {
+        let limit = self.room.limit();
+        format!(
+            "no room for an executable of {bytes} bytes: the scheduler keeps {limit} bytes of bundles (--bundle-store)"
+        )
+    }
+
+    /// A piece has come. Returns what the engine is to know.
     ///
     /// # Errors
     ///
@@ -303,38 +263,78 @@ impl Bundles {
         offset: u64,
         bytes: u32,
         compressed: Bytes,
-    ) -> Result<(), BadChunk> {
+    ) -> Result<Vec<Event>, BadChunk> {
         // A repeat, or one of several sources of which another was asked, or its upload has failed.
-        let Some(upload) = self.uploads.get_mut(&digest) else { return Ok(()) };
+        let Some(upload) = self.uploads.get_mut(&digest) else { return Ok(Vec::new()) };
         if upload.sender != from || offset < upload.received || upload.is_whole() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let is_piece = bytes > 0 && bytes == chunk_bytes(offset, upload.bytes);
         if !is_piece || offset > upload.received && !upload.lags || check_chunk(&compressed, bytes).is_err() {
             return Err(BadChunk { digest, offset, bytes, expected: upload.received, total: upload.bytes });
         }
         upload.heard = Moment::now();
-        upload.look = upload.heard + UPLOAD_STALL;
         // No overflow: a piece ends within the bundle.
         let end = offset + u64::from(bytes);
-        let is_last = end == upload.bytes;
-        let has_room = self.disk.backlog() + compressed.len() <= BUNDLE_BACKLOG_BYTES;
-        if offset > upload.received || !has_room {
+        let (is_last, is_next) = (end == upload.bytes, offset == upload.received);
+        if !is_next || self.disk.backlog() + bytes as usize > BUNDLE_BACKLOG_BYTES {
             upload.lags = true;
             if is_last {
                 self.ask(digest);
             }
-            return Ok(());
+            return Ok(Vec::new());
         }
+        let mut events = self.make_room(digest, end);
+        if !self.room.has(digest, end) {
+            events.extend(self.give_up(digest));
+            return Ok(events);
+        }
+        if self.exceeds_share(digest, end) {
+            events.extend(self.dismiss_sender(digest));
+            return Ok(events);
+        }
+        let Some(upload) = self.uploads.get_mut(&digest) else { return Ok(events) };
         (upload.received, upload.lags) = (end, false);
-        let platform = upload.platform.clone();
-        self.disk.order(Work::Write { digest, offset, bytes, compressed });
+        let (file, platforms) = (upload.file, upload.platforms.clone());
+        self.charge(digest);
+        self.disk.order(Work::Write { digest, file, offset, bytes, compressed });
         if is_last {
-            // First, so that whoever finds the bundle finds this too.
-            self.disk.order(Work::Describe { digest, platform });
-            self.disk.order(Work::Finish { digest });
+            self.disk.order(Work::Finish { digest, file, platforms });
         }
-        Ok(())
+        Ok(events)
+    }
+
+    /// Whether what a user sends at a time, bundles that may never be complete, would leave too little room for others. One of
+    /// any size may be sent alone.
+    fn exceeds_share(&self, digest: BundleDigest, bytes: u64) -> bool {
+        let Some(user) = self.uploads.get(&digest).and_then(Upload::user) else { return false };
+        let others =
+            self.uploads.iter().filter(|(other, upload)| **other != digest && upload.user() == Some(user));
+        let others: u64 = others.map(|(_, upload)| upload.received).sum();
+        others > 0 && others + bytes > self.room.limit() / SHARE
+    }
+
+    /// Who sends a bundle sends too much at a time. Returns what the engine is to know.
+    fn dismiss_sender(&mut self, digest: BundleDigest) -> Option<Event> {
+        let upload = self.uploads.get_mut(&digest)?;
+        let source = upload.sources.pop_front()?;
+        if upload.sources.is_empty() {
+            self.uploads.remove(&digest);
+            self.disk.order(Work::Abandon { digest });
+            self.charge(digest);
+        }
+        self.ask(digest);
+        let reason = "other executables of yours that are on their way take all the room that you may have: wait for them";
+        Some(self.refuse(&source.who, digest, reason.to_owned()))
+    }
+
+    /// There is no room for what is being sent. Returns what the engine is to know.
+    fn give_up(&mut self, digest: BundleDigest) -> Vec<Event> {
+        let Some(upload) = self.uploads.remove(&digest) else { return Vec::new() };
+        self.disk.order(Work::Abandon { digest });
+        self.charge(digest);
+        let sources = upload.sources.iter();
+        sources.map(|source| self.refuse(&source.who, digest, self.no_room(source.bytes))).collect()
     }
 
     /// The end of an upload. Safe to cancel.
@@ -345,24 +345,25 @@ impl Bundles {
             tokio::select! {
                 outcome = self.outcomes.recv() => return outcome.expect("the writer lives as long as its orders come"),
                 Some(_) = self.downloads.join_next() => self.by_worker.retain(|_, task| !task.is_finished()),
-                () = sleep_until(look) => self.pass_over_silent(Moment::now()),
+                () = sleep_until(look) => self.end_turns(Moment::now()),
             }
         }
     }
 
-    /// Where nothing has come for too long, the next one that has the bundle is asked; the same one again, if it is the only
-    /// one.
-    fn pass_over_silent(&mut self, now: Moment) {
-        let is_silent = |upload: &Upload| !upload.is_whole() && upload.look <= now;
-        let silent = self.uploads.iter_mut().filter(|(_, upload)| is_silent(upload));
-        let silent: Vec<_> = silent
-            .map(|(&digest, upload)| {
+    /// Where nothing, or too little, has come for some time, the next one that has the bundle is asked; the same one again, if
+    /// it is the only one.
+    fn end_turns(&mut self, now: Moment) {
+        let mut over = Vec::new();
+        for (&digest, upload) in &mut self.uploads {
+            if upload.ends_turn(now) && !upload.sources.is_empty() {
                 upload.sources.rotate_left(1);
-                digest
-            })
-            .collect();
-        for digest in silent {
-            debug!(bundle = %digest, "nothing comes of a bundle");
+                // The next one may be in the middle of it, from a turn before.
+                upload.lags = true;
+                over.push(digest);
+            }
+        }
+        for digest in over {
+            debug!(bundle = %digest, "too little comes of a bundle");
             self.ask(digest);
         }
     }
@@ -373,43 +374,39 @@ impl Bundles {
             Outcome::Stored { digest } => {
                 let upload = self.uploads.remove(&digest)?;
                 info!(bundle = %digest, bytes = upload.bytes, "bundle stored");
-                let platform = Some(upload.platform.clone());
-                self.complete
-                    .insert(digest, Complete { bytes: upload.bytes, last_used: wall_clock(), platform });
+                let platforms = upload.platforms;
+                self.complete.insert(
+                    digest,
+                    Complete { bytes: upload.bytes, last_used: wall_clock(), platforms: platforms.clone() },
+                );
+                self.charge(digest);
                 for source in upload.sources {
-                    self.tell(source.connection, &ToApplication::BundleComplete { digest });
+                    self.tell(source.who.connection, &ToApplication::BundleComplete { digest });
                 }
-                Some(Event::BundleCompleted { digest, platform: upload.platform })
+                Some(Event::BundleCompleted { digest, platforms })
             }
-            Outcome::Failed { digest, reason } => self.failed(digest, reason),
+            Outcome::Failed { digest, file, reason } => self.failed(digest, file, reason),
         }
     }
 
     /// What was sent is of no use, or can't be kept. If it is one sender's alone, that one is refused; all others may have the
     /// right bytes.
-    fn failed(&mut self, digest: BundleDigest, reason: String) -> Option<Event> {
+    fn failed(&mut self, digest: BundleDigest, file: u64, reason: String) -> Option<Event> {
         warn!(bundle = %digest, %reason, "bundle refused");
-        // Its file is gone.
-        self.halves.remove(&digest);
-        let upload = self.uploads.get_mut(&digest)?;
-        (upload.received, upload.lags) = (0, true);
+        if self.halves.get(&digest).is_some_and(|half| half.file == file) {
+            self.halves.remove(&digest);
+            self.charge(digest);
+        }
+        let upload = self.uploads.get_mut(&digest).filter(|upload| upload.file == file)?;
         let sender = upload.sender;
-        let is_next = upload.sources.front().is_some_and(|source| source.connection == sender);
-        let is_to_blame = upload.from_start && is_next;
-        if is_to_blame {
-            upload.sources.pop_front();
+        let is_next = upload.sources.front().is_some_and(|source| source.who.connection == sender);
+        let to_blame = if upload.from_start && is_next { upload.sources.pop_front() } else { None };
+        if upload.sources.is_empty() {
+            self.uploads.remove(&digest);
         }
-        let has_others = !upload.sources.is_empty();
-        if is_to_blame {
-            self.refuse(sender, digest, &reason);
-        }
-        if has_others {
-            self.ask(digest);
-            return None;
-        }
-        self.uploads.remove(&digest);
-        self.disk.order(Work::Abandon { digest });
-        is_to_blame.then_some(Event::BundleFailed { digest, reason })
+        self.begin_anew(digest);
+        self.ask(digest);
+        to_blame.map(|source| self.refuse(&source.who, digest, reason))
     }
 
     /// A worker lacks a bundle: it is sent piece by piece, as fast as the worker takes them.
@@ -418,13 +415,15 @@ impl Bundles {
             return send_to_worker(&self.handle, to, &ToWorker::BundleMissing { digest }, Bytes::new());
         };
         complete.last_used = wall_clock();
+        let total = complete.bytes;
+        self.charge(digest);
         let download = Download {
             handle: self.handle.clone(),
             to,
             digest,
             path: self.directory.join(digest.to_string()),
             offset,
-            total: complete.bytes,
+            total,
             readers: Arc::clone(&self.readers),
         };
         let task = self.downloads.spawn(download.run());
@@ -439,12 +438,12 @@ impl Bundles {
         let mut wanted = Vec::new();
         let mut halves = Vec::new();
         for (&digest, upload) in &mut self.uploads {
-            upload.sources.retain(|source| source.connection != connection);
+            upload.sources.retain(|source| source.who.connection != connection);
             if upload.is_whole() {
                 continue;
             }
             match upload.sources.front() {
-                None => halves.push((digest, upload.received)),
+                None => halves.push(digest),
                 Some(_) if upload.sender == connection => wanted.push(digest),
                 Some(_) => {}
             }
@@ -452,9 +451,13 @@ impl Bundles {
         for digest in wanted {
             self.ask(digest);
         }
-        for (digest, bytes) in halves {
-            self.uploads.remove(&digest);
-            self.halves.insert(digest, Half { bytes, left: wall_clock() });
+        for digest in halves {
+            if let Some(Upload { received: bytes, file, .. }) = self.uploads.remove(&digest)
+                && bytes > 0
+            {
+                self.halves.insert(digest, Half { bytes, left: wall_clock(), file });
+            }
+            self.charge(digest);
         }
     }
 
@@ -468,67 +471,76 @@ impl Bundles {
         if let Some(complete) = self.complete.get_mut(&digest) {
             complete.last_used = wall_clock();
         }
+        self.charge(digest);
     }
 
-    /// Deletes what nobody needs until a bundle of this many bytes fits in: all that is old, then what was used longest ago,
-    /// then halves that nobody sends, and at last those of which nothing comes.
-    fn make_room(&mut self, wanted: BundleDigest, bytes: u64) -> (bool, Vec<Event>) {
-        let (now, today) = (Moment::now(), wall_clock());
+    /// Deletes what nobody needs until a bundle of this many bytes fits in: halves that nobody sends, then what was used longest
+    /// ago. At last uploads of which nothing comes begin anew.
+    fn make_room(&mut self, wanted: BundleDigest, bytes: u64) -> Vec<Event> {
         let mut events = Vec::new();
-        let complete: u64 = self.complete.values().map(|complete| room(complete.bytes)).sum();
-        let halves = self.halves.iter().filter(|(digest, _)| **digest != wanted);
-        let halves: u64 = halves.map(|(_, half)| room(half.bytes)).sum();
-        let uploads = self.uploads.iter().filter(|(digest, _)| **digest != wanted);
-        let uploads: u64 = uploads.map(|(_, upload)| upload.room(now)).sum();
-        let own = self.uploads.get(&wanted).map_or(0, |upload| upload.room(now));
-        let mut used = complete.saturating_add(halves).saturating_add(uploads);
-        used = used.saturating_add(room(bytes).max(own));
-
-        let unused = self.complete.iter().filter(|(digest, _)| !self.in_use.contains(digest));
-        let mut unused: Vec<_> =
-            unused.map(|(&digest, complete)| (complete.last_used, digest, room(complete.bytes))).collect();
-        unused.sort_unstable();
-        for (last_used, digest, freed) in unused {
-            if used <= self.limit && today.saturating_sub(last_used) <= KEPT {
-                break;
-            }
-            info!(bundle = %digest, "bundle deleted");
-            self.complete.remove(&digest);
-            self.disk.order(Work::Remove { digest });
-            events.push(Event::BundleForgotten { digest });
-            used -= freed;
-        }
-
-        let halves = self.halves.iter().filter(|(digest, _)| **digest != wanted);
-        let mut halves: Vec<_> =
-            halves.map(|(&digest, half)| (half.left, digest, room(half.bytes))).collect();
-        halves.sort_unstable();
-        for (left, digest, freed) in halves {
-            if used <= self.limit && today.saturating_sub(left) <= KEPT {
-                break;
-            }
-            self.halves.remove(&digest);
-            self.disk.order(Work::Abandon { digest });
-            used -= freed;
-        }
-
-        let is_stalled = |upload: &Upload| !upload.is_whole() && now.since(upload.heard) >= UPLOAD_STALL;
-        while used > self.limit
-            && let Some(digest) = self
-                .uploads
-                .iter()
-                .find(|(digest, upload)| **digest != wanted && is_stalled(upload))
-                .map(|(&digest, _)| digest)
-            && let Some(upload) = self.uploads.remove(&digest)
+        while !self.room.has(wanted, bytes)
+            && let Some(digest) = self.room.first_spare()
         {
-            self.disk.order(Work::Abandon { digest });
-            for source in &upload.sources {
-                let reason = "nothing of it came for long, and others needed the room: start again";
-                self.refuse(source.connection, digest, reason);
-            }
-            used -= upload.room(now);
+            events.extend(self.delete(digest));
         }
-        (used <= self.limit, events)
+        while !self.room.has(wanted, bytes) && self.interrupt_stalled(wanted) {}
+        events
+    }
+
+    /// What was sent of another bundle of which nothing comes any more makes room. Returns whether there was one.
+    fn interrupt_stalled(&mut self, wanted: BundleDigest) -> bool {
+        let now = Moment::now();
+        let mut others = self.uploads.iter().filter(|(digest, _)| **digest != wanted);
+        let Some((&digest, _)) = others.find(|(_, upload)| upload.is_stalled(now)) else { return false };
+        info!(bundle = %digest, "nothing of a bundle came for long, and others need its room");
+        self.begin_anew(digest);
+        true
+    }
+
+    /// Deletes what nobody has needed for long.
+    fn delete_old(&mut self) -> Vec<Event> {
+        let before = wall_clock().saturating_sub(KEPT);
+        let mut events = Vec::new();
+        while let Some(digest) = self.room.spare_since(before) {
+            events.extend(self.delete(digest));
+        }
+        events
+    }
+
+    /// Deletes what nobody needs. Returns what the engine is to know.
+    fn delete(&mut self, digest: BundleDigest) -> Option<Event> {
+        let was_complete = self.complete.remove(&digest).is_some();
+        self.halves.remove(&digest);
+        self.charge(digest);
+        if !was_complete {
+            self.disk.order(Work::Abandon { digest });
+            return None;
+        }
+        info!(bundle = %digest, "bundle deleted");
+        self.disk.order(Work::Remove { digest });
+        Some(Event::BundleForgotten { digest })
+    }
+
+    /// What was sent of a bundle is of no use.
+    fn begin_anew(&mut self, digest: BundleDigest) {
+        self.files += 1;
+        if let Some(upload) = self.uploads.get_mut(&digest) {
+            upload.begin_anew(self.files);
+        }
+        self.disk.order(Work::Abandon { digest });
+        self.charge(digest);
+    }
+
+    /// Brings up to date what room a bundle's file takes.
+    fn charge(&mut self, digest: BundleDigest) {
+        let complete = self.complete.get(&digest).map(|complete| {
+            let spare = Spare::Complete(complete.last_used);
+            Charge { bytes: complete.bytes, spare: Some(spare).filter(|_| !self.in_use.contains(&digest)) }
+        });
+        let upload = self.uploads.get(&digest).map(|upload| Charge { bytes: upload.received, spare: None });
+        let half = self.halves.get(&digest);
+        let half = half.map(|half| Charge { bytes: half.bytes, spare: Some(Spare::Half(half.left)) });
+        self.room.set(digest, complete.or(upload).or(half));
     }
 
     fn tell(&self, to: ConnectionId, head: &ToApplication) {

@@ -12,7 +12,7 @@ use lrts_core::protocol::codec::{self, DecodeError};
 use lrts_core::protocol::command::{ApplicationRow, JobRow, Status, WorkerRow};
 use lrts_core::protocol::progress::BarRecord;
 use lrts_core::protocol::worker::{self, AttemptEnd, Ended, FromWorker, HeldAttempt, Register, ToWorker};
-use lrts_core::spec::{BundleRef, Platform};
+use lrts_core::spec::{BundleRef, Platform, is_bundle_name};
 use lrts_core::status::{Failure, FailureKind, truncate};
 use lrts_core::transport::{self, Counters, RefusalKind};
 use tracing::error;
@@ -46,6 +46,10 @@ pub(crate) enum BadMessage {
     TooLong { what: &'static str, bytes: usize, limit: usize },
     #[error("{count} installed bundles: at most {INSTALLED_BUNDLES} are allowed")]
     TooManyBundles { count: usize },
+    #[error(
+        "an installed bundle of {bytes} bytes of name: it must be a file's name on one line, of {BUNDLE_NAME_BYTES} bytes at most"
+    )]
+    BundleName { bytes: usize },
     #[error("final bars that no job can have")]
     Bars,
     #[error(
@@ -68,6 +72,7 @@ impl BadMessage {
             | BadMessage::UnexpectedBody
             | BadMessage::TooLong { .. }
             | BadMessage::TooManyBundles { .. }
+            | BadMessage::BundleName { .. }
             | BadMessage::Bars => RefusalKind::Protocol,
         }
     }
@@ -313,8 +318,9 @@ fn registration(register: Register) -> Result<(Registration, Vec<Held>), BadMess
     if installed.len() > INSTALLED_BUNDLES {
         return Err(BadMessage::TooManyBundles { count: installed.len() });
     }
-    let longest = installed.iter().map(String::len).max().unwrap_or_default();
-    bounded("a bundle's name", longest, BUNDLE_NAME_BYTES)?;
+    if let Some(name) = installed.iter().find(|name| !is_bundle_name(name)) {
+        return Err(BadMessage::BundleName { bytes: name.len() });
+    }
     let held =
         |HeldAttempt { attempt, running, pid, ended }: HeldAttempt| Held { attempt, running, pid, ended };
     let registration =
@@ -598,10 +604,16 @@ mod tests {
             Register { boot_id: long(BOOT_ID_BYTES), ..register() },
             Register { platform, ..register() },
             Register { installed: vec![long(BUNDLE_NAME_BYTES)], ..register() },
-            Register { installed: vec![String::new(); INSTALLED_BUNDLES + 1], ..register() },
+            Register { installed: vec!["tools".into(); INSTALLED_BUNDLES + 1], ..register() },
         ];
         for register in registers {
             assert!(read(&FromWorker::Register(register), 0).is_err());
+        }
+        for name in ["", "..", "bin/tools", "tools\n", "\x1b[2J"] {
+            let register = Register { installed: vec!["tools".into(), name.into()], ..register() };
+            let refused = read(&FromWorker::Register(register), 0).unwrap_err();
+            assert!(matches!(refused, BadMessage::BundleName { .. }), "{name:?}: {refused}");
+            assert!(!refused.to_string().chars().any(char::is_control));
         }
         let bundle = BundleRef::Installed(long(BUNDLE_NAME_BYTES));
         let refused = FromWorker::BundleRefused { bundle, reason: String::new(), attempts: Vec::new() };

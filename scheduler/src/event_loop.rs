@@ -16,7 +16,7 @@ use lrts_core::transport::{
 use tokio::sync::mpsc;
 use tracing::{debug, info, trace, warn};
 
-use crate::bundles::{Bundles, Request};
+use crate::bundles::{Bundles, Offerer, Request};
 use crate::commands::{Asked, Commands};
 use crate::commits::{Commits, Waiting};
 use crate::convert::{self, BadMessage, Input, InputBodies, Outgoing};
@@ -185,7 +185,10 @@ impl EventLoop {
                 }
                 self.handle_event(event, bodies);
             }
-            Ok(Input::Bundle(request)) => self.bundle(connection, request),
+            Ok(Input::Bundle(request)) => {
+                let from = Offerer { connection, peer, user: user.clone() };
+                self.bundle(from, request);
+            }
             Ok(Input::Output { request, output }) => {
                 self.commands.output_came(connection, request, output, &*self.store);
             }
@@ -221,14 +224,16 @@ impl EventLoop {
         }
     }
 
-    fn bundle(&mut self, connection: ConnectionId, request: Request) {
+    fn bundle(&mut self, from: Offerer, request: Request) {
+        let connection = from.connection;
         match request {
             Request::Offer { digest, bytes, platform } => {
-                self.inbox.extend(self.bundles.offer(connection, digest, bytes, platform));
+                self.inbox.extend(self.bundles.offer(from, digest, bytes, platform));
             }
             Request::Chunk { digest, offset, bytes, compressed } => {
-                if let Err(error) = self.bundles.chunk(connection, digest, offset, bytes, compressed) {
-                    self.refuse(connection, RefusalKind::Protocol, &error.to_string());
+                match self.bundles.chunk(connection, digest, offset, bytes, compressed) {
+                    Ok(events) => self.inbox.extend(events),
+                    Err(error) => self.refuse(connection, RefusalKind::Protocol, &error.to_string()),
                 }
             }
             Request::Want { digest, offset } => self.bundles.want(connection, digest, offset),

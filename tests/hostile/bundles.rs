@@ -1,10 +1,10 @@
-//! Programs that are none: bombs in their pieces, and far too many of them.
+//! Programs that are none: bombs in their pieces, far too many of them, and others' under a false name.
 
 use std::io::Read;
 
 use lrts_core::ids::{BundleDigest, SessionId};
 use lrts_core::limits::{BUNDLE_BYTES, BUNDLE_CHUNK_BYTES};
-use lrts_core::protocol::application::{FromApplication, ToApplication};
+use lrts_core::protocol::application::{FromApplication, JobRange, ToApplication};
 use lrts_core::protocol::codec::encode;
 use lrts_core::spec::{BundleRef, Platform};
 use lrts_core::transport::{RefusalKind, Role};
@@ -99,5 +99,45 @@ fn many_programs_that_are_only_offered_take_no_room() {
     }
     site.serves_newcomers();
     drop(attacker);
+    site.assert_unharmed();
+}
+
+#[test]
+fn what_others_offer_under_its_name_ends_no_job_of_a_program() {
+    let site = Site::new();
+    let target = site.scheduler();
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut file, b"no worker has to run it").unwrap();
+    let (program, bytes) = lrts_core::bundle::digest_file(&file).unwrap();
+    let mut honest = application(&target, "honest", program);
+    let job = JobRange { count: 1, service: 0, options: 0, payload_bytes: 0 };
+    let options = vec![lrts_core::spec::JobOptions::new()];
+    let submit = FromApplication::Submit { first: 1, options, jobs: vec![job], keys: Vec::new() };
+    honest.say(&encode(&submit), b"").unwrap();
+
+    let refused = |answer: &ToApplication| matches!(answer, ToApplication::BundleRefused { .. });
+    let wanted = |answer: &ToApplication| matches!(answer, ToApplication::BundleWanted { .. });
+    let attached = application(&target, "attached with it too", program);
+    let stranger = target.at(Stage::Joined, Role::Client);
+    for mut attacker in [attached, stranger] {
+        for bytes in [0, BUNDLE_BYTES + 1, u64::MAX] {
+            attacker.say(&offer(program, bytes, platform()), b"").unwrap();
+            attacker.answer_that(refused).unwrap();
+        }
+        attacker.say(&offer(program, 4, platform()), b"").unwrap();
+        attacker.answer_that(wanted).unwrap();
+        attacker.say(&chunk(program, 4), &zstd::bulk::compress(b"junk", 1).unwrap()).unwrap();
+        attacker.answer_that(refused).unwrap();
+    }
+    let jobs = site.cluster.json(&["jobs", "--wait", "60s"]);
+    let of_honest = jobs.iter().filter(|job| job["application_id"] == "honest");
+    assert_eq!(of_honest.map(|job| job["state"].as_str()).collect::<Vec<_>>(), [Some("queued")], "{jobs:?}");
+
+    honest.say(&offer(program, bytes, platform()), b"").unwrap();
+    honest.answer_that(wanted).unwrap();
+    let (piece, length) = lrts_core::bundle::read_chunk(&file, 0).unwrap();
+    honest.say(&chunk(program, length), &piece).unwrap();
+    honest.answer_that(|answer| matches!(answer, ToApplication::Accepted { through: 1 })).unwrap();
+    drop(honest);
     site.assert_unharmed();
 }

@@ -198,10 +198,10 @@ fn refused(refusal: Refusal) -> Event {
     match refusal.kind {
         RefusalKind::Version => Event::Refused(Fatal::Version(refusal.message)),
         RefusalKind::Superseded => Event::Refused(Fatal::Superseded),
+        RefusalKind::Limit => Event::Refused(Fatal::Limit(refusal.message)),
         RefusalKind::Role
         | RefusalKind::Keys
         | RefusalKind::Owner
-        | RefusalKind::Limit
         | RefusalKind::Full
         | RefusalKind::ShuttingDown
         | RefusalKind::Protocol => Event::Refused(Fatal::Unauthorised(refusal.message)),
@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn who_is_refused_for_his_key_or_his_name_is_told_why() {
-        for kind in [RefusalKind::Owner, RefusalKind::Keys, RefusalKind::Role, RefusalKind::Limit] {
+        for kind in [RefusalKind::Owner, RefusalKind::Keys, RefusalKind::Role] {
             let event = refused(Refusal::new(kind, "not yours"));
             let Event::Refused(Fatal::Unauthorised(reason)) = event else { panic!("{kind:?}") };
             assert_eq!(reason, "not yours");

@@ -657,6 +657,7 @@ impl Shared {
             WaitError::Fatal(Fatal::Unauthorised(reason)) => {
                 ClientError::Unauthorised { scheduler: scheduler(), reason }
             }
+            WaitError::Fatal(Fatal::Limit(reason)) => ClientError::Limit { scheduler: scheduler(), reason },
             WaitError::Fatal(Fatal::Bundle(reason)) => ClientError::Bundle { reason },
             WaitError::Fatal(Fatal::Stopped) => ClientError::Stopped,
             WaitError::Fatal(Fatal::Detached) => ClientError::Detached,

@@ -1,6 +1,6 @@
 //! The files of bundles, and the thread that writes them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -19,13 +19,15 @@ use lrts_core::spec::Platform;
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use super::{Complete, Half, KEPT, Outcome};
+use super::upload::Half;
+use super::{Complete, KEPT, Outcome};
+use crate::engine::Platforms;
 
 /// What the writing thread does.
 pub(super) enum Work {
-    Write { digest: BundleDigest, offset: u64, bytes: u32, compressed: Bytes },
-    Describe { digest: BundleDigest, platform: Platform },
-    Finish { digest: BundleDigest },
+    Write { digest: BundleDigest, file: u64, offset: u64, bytes: u32, compressed: Bytes },
+    Finish { digest: BundleDigest, file: u64, platforms: Platforms },
+    Describe { digest: BundleDigest, platforms: Platforms },
     Abandon { digest: BundleDigest },
     Remove { digest: BundleDigest },
 }
@@ -33,7 +35,7 @@ pub(super) enum Work {
 /// The writing thread's orders. It ends with them.
 pub(super) struct Disk {
     work: blocking::Sender<Work>,
-    /// Bytes of pieces that are to be written.
+    /// Bytes of pieces that are to be written, as they will be in the file.
     pub(super) backlog: Arc<AtomicUsize>,
 }
 
@@ -54,8 +56,8 @@ impl Disk {
     }
 
     pub(super) fn order(&self, work: Work) {
-        if let Work::Write { compressed, .. } = &work {
-            self.backlog.fetch_add(compressed.len(), Ordering::Relaxed);
+        if let Work::Write { bytes, .. } = &work {
+            self.backlog.fetch_add(*bytes as usize, Ordering::Relaxed);
         }
         self.work.send(work).expect("the writer lives as long as its orders come");
     }
@@ -79,15 +81,18 @@ fn part(directory: &Path, digest: BundleDigest) -> PathBuf {
     directory.join(format!("{digest}{PART}"))
 }
 
-fn describe(directory: &Path, digest: BundleDigest, platform: &Platform) -> io::Result<()> {
+fn describe(directory: &Path, digest: BundleDigest, platforms: &Platforms) -> io::Result<()> {
     let path = description(directory, digest);
-    private_dir::write(&path, codec::encode(platform))?;
+    private_dir::write(&path, codec::encode(platforms))?;
     File::open(path)?.sync_all()
 }
 
 /// None if it isn't there or can't be read: an application that has the bundle says it again.
-fn read_platform(path: &Path) -> Option<Platform> {
-    codec::decode_local(&fs::read(path).ok()?).ok()
+fn read_platforms(path: &Path) -> Option<Platforms> {
+    let bytes = fs::read(path).ok()?;
+    // Schedulers before kept one account only.
+    let one = || codec::decode_local::<Platform>(&bytes).map(Platforms::from);
+    codec::decode_local(&bytes).or_else(|_| one()).ok()
 }
 
 /// The bundles that earlier schedulers left in a directory, and the halves. Halves that nobody has gone on with for long are
@@ -112,13 +117,13 @@ pub(super) fn scan(
             if now.saturating_sub(modified) > KEPT {
                 fs::remove_file(entry.path())?;
             } else {
-                halves.insert(digest, Half { bytes: metadata.len(), left: modified });
+                halves.insert(digest, Half { bytes: metadata.len(), left: modified, file: 0 });
             }
         } else if let Some(digest) = digest_before(DESCRIPTION) {
             described.push(digest);
         } else if let Some(digest) = digest_before("") {
-            let platform = read_platform(&description(directory, digest));
-            complete.insert(digest, Complete { bytes: metadata.len(), last_used: modified, platform });
+            let platforms = read_platforms(&description(directory, digest)).unwrap_or_default();
+            complete.insert(digest, Complete { bytes: metadata.len(), last_used: modified, platforms });
         }
     }
     for digest in described.into_iter().filter(|digest| !complete.contains_key(digest)) {
@@ -134,25 +139,28 @@ fn write(
     backlog: &AtomicUsize,
     outcomes: &mpsc::UnboundedSender<Outcome>,
 ) {
-    let mut failed: BTreeSet<BundleDigest> = BTreeSet::new();
+    // Of which nothing more is written.
+    let mut failed: BTreeMap<BundleDigest, u64> = BTreeMap::new();
     for work in work {
-        let (digest, result) = match work {
-            Work::Write { digest, offset, bytes, compressed } => {
-                backlog.fetch_sub(compressed.len(), Ordering::Relaxed);
-                if offset == 0 {
-                    failed.remove(&digest);
-                }
-                if failed.contains(&digest) {
+        let (digest, file, result) = match work {
+            Work::Write { digest, file, offset, bytes, compressed } => {
+                backlog.fetch_sub(bytes as usize, Ordering::Relaxed);
+                if failed.get(&digest) == Some(&file) {
                     continue;
                 }
-                (digest, write_piece(directory, digest, offset, bytes, &compressed).map(|()| None))
+                let written = write_piece(directory, digest, offset, bytes, &compressed);
+                (digest, file, written.map(|()| None))
             }
-            Work::Describe { digest, .. } | Work::Finish { digest } if failed.contains(&digest) => continue,
-            Work::Describe { digest, platform } => {
-                (digest, describe(directory, digest, &platform).map(|()| None))
+            Work::Finish { digest, file, .. } if failed.get(&digest) == Some(&file) => continue,
+            Work::Finish { digest, file, platforms } => {
+                let finished = finish(directory, digest, &platforms);
+                (digest, file, finished.map(|()| Some(Outcome::Stored { digest })))
             }
-            Work::Finish { digest } => {
-                (digest, finish(directory, digest).map(|()| Some(Outcome::Stored { digest })))
+            Work::Describe { digest, platforms } => {
+                if let Err(error) = describe(directory, digest, &platforms) {
+                    warn!(bundle = %digest, %error, "what a bundle was built for isn't kept");
+                }
+                continue;
             }
             Work::Abandon { digest } => {
                 failed.remove(&digest);
@@ -171,12 +179,10 @@ fn write(
         let outcome = match result {
             Ok(outcome) => outcome,
             Err(error) => {
-                failed.insert(digest);
+                failed.insert(digest, file);
                 remove_half(directory, digest);
-                Some(Outcome::Failed {
-                    digest,
-                    reason: format!("the scheduler can't store the bundle: {error}"),
-                })
+                let reason = format!("the scheduler can't store the bundle: {error}");
+                Some(Outcome::Failed { digest, file, reason })
             }
         };
         if outcome.is_some_and(|outcome| outcomes.send(outcome).is_err()) {
@@ -207,7 +213,7 @@ fn write_piece(
 }
 
 /// Verifies an upload and gives it its name.
-fn finish(directory: &Path, digest: BundleDigest) -> io::Result<()> {
+fn finish(directory: &Path, digest: BundleDigest, platforms: &Platforms) -> io::Result<()> {
     let file = File::open(part(directory, digest))?;
     let (found, _) = digest_file(&file)?;
     if found != digest {
@@ -216,6 +222,8 @@ fn finish(directory: &Path, digest: BundleDigest) -> io::Result<()> {
         )));
     }
     file.sync_all()?;
+    // First, so that whoever finds the bundle finds this too.
+    describe(directory, digest, platforms)?;
     fs::rename(part(directory, digest), directory.join(digest.to_string()))?;
     File::open(directory)?.sync_all()
 }

@@ -3,13 +3,14 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 
-use lrts_core::limits::BUNDLE_CHUNK_BYTES;
+use lrts_core::limits::{BUNDLE_CHUNK_BYTES, BUNDLE_ROOM_MIN, UPLOAD_PACE_BYTES, UPLOAD_STALL};
 use lrts_core::transport::{
     Hello, Link, LinkConfig, LinkEvent, LinkReceiver, LinkSender, Role, Server, ServerConfig, ServerEvent,
     SocketDir,
 };
 
 use super::*;
+use crate::engine::Peer;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const ROOM: u64 = 10 << 20;
@@ -19,15 +20,17 @@ struct Store {
     server: Server,
     sockets: SocketDir,
     directory: tempfile::TempDir,
+    peers: u64,
 }
 
-struct Peer {
+struct Client {
     connection: ConnectionId,
+    who: Offerer,
     receiver: LinkReceiver,
     _sender: LinkSender,
 }
 
-impl Peer {
+impl Client {
     async fn hear(&mut self) -> ToApplication {
         let event = tokio::time::timeout(PATIENCE, self.receiver.next()).await.expect("it is told in time");
         let LinkEvent::Message(message) = event else { panic!("{event:?} where a message was due") };
@@ -58,10 +61,10 @@ impl Store {
             Server::bind(ServerConfig::insecure(address, sockets.path(), vec![Role::Client])).await.unwrap();
         let directory = tempfile::tempdir().unwrap();
         let bundles = Bundles::open(directory.path().join("bundles"), ROOM, server.handle()).unwrap();
-        Self { bundles, server, sockets, directory }
+        Self { bundles, server, sockets, directory, peers: 0 }
     }
 
-    async fn connect(&mut self) -> Peer {
+    async fn connect(&mut self) -> Client {
         let hello = Hello::new(Role::Client, "test", "here");
         let address = self.server.local_address().to_string();
         let (sender, mut receiver) = Link::open(LinkConfig::insecure(&address, hello, self.sockets.path()));
@@ -73,27 +76,36 @@ impl Store {
             connection
         };
         let connection = tokio::time::timeout(PATIENCE, joined).await.expect("it connects in time");
-        Peer { connection, receiver, _sender: sender }
+        self.peers += 1;
+        let who = Offerer { connection, peer: Peer(self.peers), user: None };
+        Client { connection, who, receiver, _sender: sender }
     }
 
-    fn offer(&mut self, peer: &Peer, program: &Program) -> Vec<&'static str> {
+    fn offer(&mut self, peer: &Client, program: &Program) -> Vec<&'static str> {
         self.offer_bytes(peer, program.digest, program.content.len() as u64)
     }
 
-    fn offer_bytes(&mut self, peer: &Peer, digest: BundleDigest, bytes: u64) -> Vec<&'static str> {
-        words(self.bundles.offer(peer.connection, digest, bytes, platform("x86_64-linux-gnu")))
+    fn offer_bytes(&mut self, peer: &Client, digest: BundleDigest, bytes: u64) -> Vec<&'static str> {
+        words(self.bundles.offer(peer.who.clone(), digest, bytes, platform("x86_64-linux-gnu")))
     }
 
     /// Sends pieces of a program's content under some digest from an offset on.
-    fn send(&mut self, peer: &Peer, digest: BundleDigest, content: &[u8], from: u64) -> Result<(), BadChunk> {
+    fn send(
+        &mut self,
+        peer: &Client,
+        digest: BundleDigest,
+        content: &[u8],
+        from: u64,
+    ) -> Result<Vec<&'static str>, BadChunk> {
         let mut offset = from;
+        let mut events = Vec::new();
         for piece in content[from as usize..].chunks(BUNDLE_CHUNK_BYTES) {
             let bytes = piece.len() as u32;
             let compressed = zstd_of(piece);
-            self.bundles.chunk(peer.connection, digest, offset, bytes, compressed)?;
+            events.extend(self.bundles.chunk(peer.connection, digest, offset, bytes, compressed)?);
             offset += u64::from(bytes);
         }
-        Ok(())
+        Ok(words(events))
     }
 
     /// The next end of an upload, and what the engine is told.
@@ -138,11 +150,14 @@ fn platform(target: &str) -> Platform {
 /// In a word each, what the engine is to know.
 fn words(events: impl IntoIterator<Item = Event>) -> Vec<&'static str> {
     let word = |event| {
-        if let Event::BundleCompleted { platform, .. } = event {
-            return if platform == self::platform("x86_64-linux-gnu") { "completed" } else { "elsewhere" };
+        if let Event::BundleCompleted { mut platforms, .. } = event {
+            return if platforms.add(platform("x86_64-linux-gnu")) { "elsewhere" } else { "completed" };
         }
         if matches!(event, Event::BundleFailed { .. }) {
             return "failed";
+        }
+        if matches!(event, Event::BundleOffered { .. }) {
+            return "offered";
         }
         assert!(matches!(event, Event::BundleForgotten { .. }), "{event:?}");
         "forgotten"
@@ -156,14 +171,17 @@ async fn one_who_sends_something_else_is_refused_and_the_next_one_is_asked() {
     let program = Program::new(2_500_000);
     let (mut liar, mut honest) = (store.connect().await, store.connect().await);
     let elsewhere = platform("sparc64-linux-gnu");
-    store.bundles.offer(liar.connection, program.digest, 2_000_000, elsewhere);
+    store.bundles.offer(liar.who.clone(), program.digest, 2_000_000, elsewhere);
     assert_eq!(liar.is_asked().await, 0);
-    assert!(store.offer(&honest, &program).is_empty());
+    assert_eq!(store.offer(&honest, &program), ["offered"]);
     store.send(&liar, program.digest, &vec![0; 2_000_000], 0).unwrap();
     // A piece of one who wasn't asked, or a repeat, changes nothing.
     store.send(&honest, program.digest, &program.content, 0).unwrap();
 
-    assert_eq!(store.outcome().await, [""; 0], "jobs of the program can still be run");
+    let outcome = store.bundles.next().await;
+    let event = store.bundles.uploaded(outcome);
+    let is_the_liars = matches!(event, Some(Event::BundleFailed { peer, .. }) if peer == liar.who.peer);
+    assert!(is_the_liars, "others with the program can still run its jobs: {event:?}");
     assert!(liar.is_refused().await.contains("upload the program again"));
     assert_eq!(honest.is_asked().await, 0);
     store.send(&honest, program.digest, &program.content, 0).unwrap();
@@ -174,7 +192,7 @@ async fn one_who_sends_something_else_is_refused_and_the_next_one_is_asked() {
 
     // Alone, it is the end of its upload, and nothing is left of it.
     let other = Program::new(10);
-    assert_eq!(store.offer(&liar, &other), ["forgotten"]);
+    assert_eq!(store.offer(&liar, &other), ["offered"]);
     assert_eq!(liar.is_asked().await, 0);
     store.send(&liar, other.digest, &[0; 10], 0).unwrap();
     assert_eq!(store.outcome().await, ["failed"]);
@@ -207,33 +225,146 @@ async fn what_somebody_else_has_begun_wrongly_is_sent_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_sends_nothing_makes_way_for_others_and_holds_no_room() {
+async fn who_sends_nothing_or_too_little_makes_way_for_others_that_wait() {
     let mut store = Store::start().await;
     let program = Program::new(2_500_000);
     let (mut silent, mut honest) = (store.connect().await, store.connect().await);
-    store.offer(&silent, &program);
+    store.offer_bytes(&silent, program.digest, BUNDLE_BYTES.min(ROOM));
     silent.is_asked().await;
+    // Alone it may take its time.
+    let mut later = Moment::now();
+    let chunk = BUNDLE_CHUNK_BYTES as u64;
+    let piece = zstd_of(&vec![0; BUNDLE_CHUNK_BYTES]);
+    for number in 0..2 {
+        store
+            .bundles
+            .chunk(silent.connection, program.digest, number * chunk, chunk as u32, piece.clone())
+            .unwrap();
+        later = later + UPLOAD_STALL;
+        store.bundles.end_turns(later);
+        assert_eq!(store.bundles.uploads[&program.digest].sender, silent.connection);
+    }
     store.offer(&honest, &program);
-    store.bundles.pass_over_silent(Moment::now());
-    let later = Moment::now() + UPLOAD_STALL;
-    store.bundles.pass_over_silent(later);
-    assert_eq!(honest.is_asked().await, 0);
+    store.bundles.chunk(silent.connection, program.digest, 2 * chunk, chunk as u32, piece).unwrap();
+    later = later + UPLOAD_STALL;
+    store.bundles.end_turns(later);
+    assert_eq!(honest.is_asked().await, 0, "there is more of it already than the honest one has");
     store.send(&honest, program.digest, &program.content, 0).unwrap();
     assert_eq!(store.outcome().await, ["completed"]);
+}
 
-    let huge = BundleDigest([1; 32]);
-    store.bundles.set_in_use(program.digest, true);
-    store.offer_bytes(&silent, huge, ROOM - 3_000_000);
-    assert!(matches!(silent.hear().await, ToApplication::BundleComplete { .. }));
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_on_is_not_interrupted() {
+    let mut store = Store::start().await;
+    let (mut sender, waiting) = (store.connect().await, store.connect().await);
+    let program = Program::new(9 << 20);
+    store.offer(&sender, &program);
+    store.offer(&waiting, &program);
+    sender.is_asked().await;
+    let most = UPLOAD_PACE_BYTES as usize;
+    store.send(&sender, program.digest, &program.content[..most], 0).unwrap();
+    store.bundles.end_turns(Moment::now() + UPLOAD_STALL);
+    assert_eq!(store.bundles.uploads[&program.digest].sender, sender.connection);
+    store.send(&sender, program.digest, &program.content, UPLOAD_PACE_BYTES).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn announcements_take_no_room_and_what_comes_does() {
+    let mut store = Store::start().await;
+    let (mut peer, mut other) = (store.connect().await, store.connect().await);
+    let (unused, needed) = (Program::new(3 << 20), Program::new(2 << 20));
+    for program in [&unused, &needed] {
+        store.offer(&peer, program);
+        peer.is_asked().await;
+        store.send(&peer, program.digest, &program.content, 0).unwrap();
+        assert_eq!(store.outcome().await, ["completed"]);
+        peer.hear().await;
+    }
+    store.bundles.set_in_use(needed.digest, true);
+    let too_large = ROOM - (2 << 20) + 1;
+    assert_eq!(store.offer_bytes(&peer, BundleDigest([1; 32]), too_large), ["failed"]);
+    assert!(peer.is_refused().await.contains("--bundle-store"));
+
+    // Far more than there is, all in all.
+    let announced = [1, 2].map(|byte| BundleDigest([byte; 32]));
+    for digest in announced {
+        for client in [&peer, &other] {
+            assert_eq!(store.offer_bytes(client, digest, too_large - 1), ["offered"]);
+        }
+        assert_eq!(peer.is_asked().await, 0);
+    }
+    assert!(store.bundles.complete.contains_key(&unused.digest));
+    let content = vec![0; ROOM as usize];
+    let fits = store.send(&peer, announced[0], &content[..5 << 20], 0).unwrap();
+    assert!(fits.is_empty() && store.bundles.complete.contains_key(&unused.digest));
+    let fits = store.send(&peer, announced[0], &content[..6 << 20], 5 << 20).unwrap();
+    assert_eq!(fits, ["forgotten"], "what nobody needs makes room");
+    let second = store.send(&peer, announced[1], &content[..2 << 20], 0).unwrap();
+    assert!(second.is_empty());
+    // There is room for one of them only.
+    let stopped = store.send(&peer, announced[1], &content[..3 << 20], 2 << 20).unwrap();
+    assert_eq!(stopped, ["failed"; 2], "for each of those who have it");
+    assert!(peer.is_refused().await.contains("--bundle-store"));
+    assert!(other.is_refused().await.contains("--bundle-store"));
+    let fits = store.send(&peer, announced[0], &content[..8 << 20], 6 << 20).unwrap();
+    assert!(fits.is_empty());
+    assert!(store.bundles.complete.contains_key(&needed.digest));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nothing_comes_of_makes_room_and_is_sent_anew() {
+    let mut store = Store::start().await;
+    let (mut silent, mut honest) = (store.connect().await, store.connect().await);
+    let (half, program) = (Program::new(9 << 20), Program::new(2 << 20));
+    store.offer(&silent, &half);
     silent.is_asked().await;
-    let other = Program::new(1_000_000);
-    assert_eq!(store.offer(&honest, &other), ["failed"]);
-    assert!(matches!(honest.hear().await, ToApplication::BundleComplete { .. }));
-    assert!(honest.is_refused().await.contains("--bundle-store"));
-    let upload = store.bundles.uploads.get_mut(&huge).unwrap();
-    upload.heard = upload.heard - UPLOAD_STALL;
-    assert_eq!(store.offer(&honest, &other), ["forgotten"]);
+    store.send(&silent, half.digest, &half.content[..8 << 20], 0).unwrap();
+    store.bundles.uploads.get_mut(&half.digest).unwrap().heard = Moment::now() - UPLOAD_STALL;
+    // All of it and the half don't fit.
+    let other = Program::new(3 << 20);
+    store.offer(&honest, &other);
     assert_eq!(honest.is_asked().await, 0);
+    store.send(&honest, other.digest, &other.content, 0).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+    honest.hear().await;
+    store.offer(&honest, &program);
+    assert_eq!(honest.is_asked().await, 0);
+    // The silent one goes on as if nothing had been, and is asked anew.
+    store.send(&silent, half.digest, &half.content, 8 << 20).unwrap();
+    assert_eq!(silent.is_asked().await, 0);
+    assert_eq!(store.send(&silent, half.digest, &half.content, 0).unwrap(), ["forgotten"]);
+    assert_eq!(store.outcome().await, ["completed"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_disks_word_about_an_earlier_file_concerns_nobody_who_sends_now() {
+    let mut store = Store::start().await;
+    let program = Program::new(2_500_000);
+    let (mut liar, mut honest) = (store.connect().await, store.connect().await);
+    let damaged = zstd_of(&program.content[..BUNDLE_CHUNK_BYTES]);
+    let damaged = damaged.slice(..damaged.len() - 9);
+    let chunk = BUNDLE_CHUNK_BYTES as u32;
+    for half_is_kept in [false, true] {
+        store.offer(&liar, &program);
+        assert_eq!(liar.is_asked().await, 0);
+        store.bundles.chunk(liar.connection, program.digest, 0, chunk, damaged.clone()).unwrap();
+        store.bundles.left(liar.connection);
+        if !half_is_kept {
+            store.bundles.delete(program.digest);
+        }
+        store.offer(&honest, &program);
+        assert_eq!(honest.is_asked().await, if half_is_kept { u64::from(chunk) } else { 0 });
+        // How the first file ended was on its way meanwhile.
+        assert_eq!(store.outcome().await, [""; 0]);
+        if half_is_kept {
+            assert_eq!(honest.is_asked().await, 0, "its file is gone, and that isn't its fault");
+        }
+        store.send(&honest, program.digest, &program.content, 0).unwrap();
+        assert_eq!(store.outcome().await, ["completed"]);
+        honest.hear().await;
+        store.bundles.delete(program.digest);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -243,7 +374,7 @@ async fn a_peer_sends_few_programs_at_a_time_and_small_ones_take_room_too() {
     for number in 0..3 {
         let events = store.offer_bytes(&peer, BundleDigest([number; 32]), 100);
         let taken = usize::from(number) < UPLOADS_PER_PEER;
-        assert_eq!(events.is_empty(), !taken, "nobody else's upload is touched");
+        assert_eq!(events, [if taken { "offered" } else { "failed" }]);
         if taken {
             assert_eq!(peer.is_asked().await, 0)
         } else {
@@ -253,17 +384,26 @@ async fn a_peer_sends_few_programs_at_a_time_and_small_ones_take_room_too() {
     for bytes in [0, BUNDLE_BYTES + 1, u64::MAX] {
         assert_eq!(store.offer_bytes(&other, BundleDigest([9; 32]), bytes), ["failed"]);
         assert!(other.is_refused().await.contains("are allowed"));
-        assert!(store.offer_bytes(&other, BundleDigest([0; 32]), bytes).is_empty(), "that one is on its way");
+        let others = BundleDigest([0; 32]);
+        assert_eq!(store.offer_bytes(&other, others, bytes), ["failed"]);
         other.is_refused().await;
+        let upload = &store.bundles.uploads[&others];
+        assert_eq!((upload.sources.len(), upload.bytes), (1, 100), "nobody else's upload is touched");
     }
     store.bundles.left(peer.connection);
     let most = ROOM / BUNDLE_ROOM_MIN;
+    let piece = zstd_of(&[0; BUNDLE_CHUNK_BYTES]);
     for number in 0..2 * most {
         let digest = BundleDigest(std::array::from_fn(|index| (number >> (8 * index.min(7))) as u8 ^ 0x55));
-        store.offer_bytes(&other, digest, 1);
+        let bytes = BUNDLE_CHUNK_BYTES as u32;
+        store.offer_bytes(&other, digest, u64::from(bytes) + 1);
+        if number % 2 == 0 {
+            store.bundles.chunk(other.connection, digest, 0, bytes, piece.clone()).unwrap();
+        }
         store.bundles.left(other.connection);
     }
-    assert!(store.bundles.halves.len() as u64 <= most, "{}", store.bundles.halves.len());
+    let halves = store.bundles.halves.values().map(|half| half.bytes);
+    assert_eq!(halves.collect::<Vec<_>>(), [BUNDLE_CHUNK_BYTES as u64; 10], "as many as there is room for");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -273,10 +413,12 @@ async fn what_the_disk_has_no_time_for_is_asked_for_again() {
     let mut peer = store.connect().await;
     store.offer(&peer, &program);
     peer.is_asked().await;
-    store.bundles.disk.backlog.fetch_add(BUNDLE_BACKLOG_BYTES, Ordering::Relaxed);
+    // However small a piece is when compressed.
+    let full = BUNDLE_BACKLOG_BYTES - BUNDLE_CHUNK_BYTES + 1;
+    store.bundles.disk.backlog.fetch_add(full, Ordering::Relaxed);
     store.send(&peer, program.digest, &program.content, 0).unwrap();
     assert_eq!(peer.is_asked().await, 0);
-    store.bundles.disk.backlog.fetch_sub(BUNDLE_BACKLOG_BYTES, Ordering::Relaxed);
+    store.bundles.disk.backlog.fetch_sub(full, Ordering::Relaxed);
     store.send(&peer, program.digest, &program.content, 0).unwrap();
     assert_eq!(store.outcome().await, ["completed"]);
 }
@@ -303,5 +445,64 @@ async fn pieces_that_no_honest_application_sends_are_told_apart() {
     try_chunk(0, chunk, &right).unwrap();
     try_chunk(0, chunk, &right).unwrap();
     assert!(try_chunk(u64::from(chunk), 6, &zstd_of(&[0; 6])).is_err());
-    assert!(store.bundles.disk.backlog() <= right.len());
+    assert!(store.bundles.disk.backlog() <= BUNDLE_CHUNK_BYTES);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_program_was_built_for_is_what_anybody_says_of_it_and_is_kept() {
+    let mut store = Store::start().await;
+    let program = Program::new(10);
+    let (mut liar, mut honest) = (store.connect().await, store.connect().await);
+    let right = platform("x86_64-linux-gnu");
+    let wrong = |number: usize| platform(&format!("sparc{number}-linux-gnu"));
+    store.bundles.offer(liar.who.clone(), program.digest, 10, wrong(0));
+    liar.is_asked().await;
+    store.send(&liar, program.digest, &program.content, 0).unwrap();
+    // While it is verified.
+    store.bundles.offer(honest.who.clone(), program.digest, 10, right.clone());
+    assert_eq!(store.outcome().await, ["completed"]);
+    honest.hear().await;
+    for number in 0..3 {
+        store.bundles.offer(liar.who.clone(), program.digest, 10, wrong(number));
+    }
+    let said = store.bundles.complete[&program.digest].platforms.clone();
+
+    // The disk is done with all that once it has answered for something else.
+    let other = Program::new(11);
+    store.offer(&honest, &other);
+    store.send(&honest, other.digest, &other.content, 0).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+    let directory = store.directory.path().join("bundles");
+    let (complete, _) = scan(&directory).unwrap();
+    assert_eq!(complete[&program.digest].platforms, said);
+    // One account, as schedulers kept it before.
+    let description = directory.join(format!("{}.platform", program.digest));
+    std::fs::write(&description, codec::encode(&right)).unwrap();
+    let (complete, _) = scan(&directory).unwrap();
+    assert_eq!(complete[&program.digest].platforms, right.into());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_user_sends_at_a_time_leaves_room_for_others() {
+    let mut store = Store::start().await;
+    let (mut eves, mut eves_too, mut anns) =
+        (store.connect().await, store.connect().await, store.connect().await);
+    for (client, user) in [(&mut eves, "eve"), (&mut eves_too, "eve"), (&mut anns, "ann")] {
+        client.who.user = Some(user.parse().unwrap());
+    }
+    let (large, shared) = (BundleDigest([1; 32]), Program::new(3 << 20));
+    let zeros = vec![0; 6 << 20];
+    store.offer_bytes(&eves, large, ROOM - 1);
+    eves.is_asked().await;
+    assert!(store.send(&eves, large, &zeros, 0).unwrap().is_empty(), "one may be larger than a share");
+
+    store.offer(&eves_too, &shared);
+    assert_eq!(eves_too.is_asked().await, 0);
+    store.offer(&anns, &shared);
+    assert_eq!(store.send(&eves_too, shared.digest, &shared.content, 0).unwrap(), ["failed"]);
+    assert!(eves_too.is_refused().await.contains("wait for them"));
+    assert_eq!(anns.is_asked().await, 0);
+    store.send(&anns, shared.digest, &shared.content, 0).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+    assert_eq!(store.bundles.uploads[&large].received, 6 << 20, "what was there before goes on");
 }

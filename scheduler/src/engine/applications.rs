@@ -80,7 +80,7 @@ impl Engine {
         if let Err(what) = self.check_attach(peer, &attach) {
             return self.violation(peer, what);
         }
-        if let Some(what) = self.no_room_for(&attach) {
+        if let Some(what) = self.make_room_for(&attach) {
             return self.part(peer, Reason::Full(what));
         }
         let Attach { application: id, session: session_id, bundle, services, .. } = attach;
@@ -112,6 +112,7 @@ impl Engine {
         self.applications[application].presence = Presence::Here { peer, session };
         self.peers.insert(peer, Party::Application(application));
         self.sessions[session].listener = Some(peer);
+        self.sessions[session].attached = self.now;
         self.use_bundle(self.bundle_of(session));
         let accepted_through = self.sessions[session].accepted;
         self.send(peer, Message::Attached { epoch: self.settings.epoch, accepted_through });
@@ -205,7 +206,7 @@ impl Engine {
                 service
             })
             .collect();
-        let mut session = Session::new(id, application, Some(Program { bundle, services }));
+        let mut session = Session::new(id, application, Some(Program { bundle, services, failed: None }));
         session.decided = image.decided;
         session.stopped = image.stopped;
         self.add_session(session)
@@ -213,7 +214,7 @@ impl Engine {
 
     pub(super) fn add_session(&mut self, session: Session) -> u32 {
         let (id, application) = (session.id, session.application);
-        let session = self.sessions.insert(session);
+        let session = self.sessions.insert(Session { attached: self.now, ..session });
         self.session_ids.insert(id, session);
         self.applications[application].sessions.insert(session);
         session
@@ -420,17 +421,25 @@ impl Engine {
         let record = &self.applications[application];
         let Presence::Away { since } = record.presence else { return };
         let expired = self.now.since(since) >= self.settings.result_retention;
-        let sessions = record.sessions.clone();
-        // Jobs with a key outlive the start that submitted them, but not what is known of its program.
-        let has_keyed = sessions
-            .iter()
-            .any(|&session| self.sessions[session].is_keyed() && self.sessions[session].jobs > 0);
-        for session in sessions {
+        let has_keys = self.has_keys(application);
+        for session in record.sessions.clone() {
             let record = &self.sessions[session];
-            if record.jobs == 0 && (record.stopped || expired) && !has_keyed {
+            if record.jobs == 0 && (record.stopped || expired) && !has_keys {
                 self.forget_session(session);
             }
         }
+        self.forget_if_empty(application);
+    }
+
+    /// Whether there are jobs with a key. They outlive the start that submitted them, but not what is known of its program.
+    pub(super) fn has_keys(&self, application: u32) -> bool {
+        let keyed = self.session_ids.get(&SessionId::keyed(self.applications[application].id));
+        let keyed = keyed.map(|&session| &self.sessions[session]);
+        keyed.is_some_and(|session| session.application == application && session.jobs > 0)
+    }
+
+    /// Forgets an absent application of which no session is left.
+    pub(super) fn forget_if_empty(&mut self, application: u32) {
         let record = &self.applications[application];
         if record.sessions.is_empty() {
             let id = record.id;
@@ -441,7 +450,7 @@ impl Engine {
         }
     }
 
-    fn forget_session(&mut self, session: u32) {
+    pub(super) fn forget_session(&mut self, session: u32) {
         let record = self.sessions.remove(session);
         self.session_ids.remove(&record.id);
         let owner = &mut self.applications[record.application];

@@ -1,11 +1,14 @@
-//! What applications may keep here. The bounds are generous; they keep one that has gone wild from taking the others down.
+//! What applications may keep here. The bounds are generous; they keep one that has gone wild from taking the others down. At a
+//! bound, what nobody would miss is forgotten before anybody is turned away.
 
+use lrts_core::clock::Moment;
 use lrts_core::limits::{
-    APPLICATIONS, BODY_BYTES, BUNDLES, JOBS_PER_APPLICATION, KEYS_PER_APPLICATION,
+    APPLICATIONS, APPLICATIONS_PER_USER, BODY_BYTES, BUNDLES, JOBS_PER_APPLICATION, KEYS_PER_APPLICATION,
     PAYLOAD_BYTES_PER_APPLICATION, SERVICES_PER_APPLICATION, SESSIONS_PER_APPLICATION,
 };
 
 use super::Engine;
+use super::applications::{Application, Presence};
 use super::events::Attach;
 
 /// The bounds. Tests have smaller ones.
@@ -13,7 +16,9 @@ use super::events::Attach;
 pub(crate) struct Bounds {
     /// Applications that are remembered.
     pub(crate) applications: usize,
-    /// Programs that were ever named.
+    /// Those of one user.
+    pub(crate) applications_per_user: usize,
+    /// Programs that they have or had.
     pub(crate) bundles: usize,
     /// Starts of one application that are remembered.
     pub(crate) sessions: usize,
@@ -31,6 +36,7 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             applications: APPLICATIONS,
+            applications_per_user: APPLICATIONS_PER_USER,
             bundles: BUNDLES,
             sessions: SESSIONS_PER_APPLICATION,
             services: SERVICES_PER_APPLICATION,
@@ -70,34 +76,111 @@ impl RoughSize {
 const _: () = assert!(BODY_BYTES <= u32::MAX as u64, "every payload has a rough size");
 
 impl Engine {
-    /// Why there is no room for an application, if so.
-    pub(super) fn no_room_for(&self, attach: &Attach) -> Option<String> {
-        let bounds = &self.settings.bounds;
-        if self.bundles.find(&attach.bundle).is_none() && self.bundles.len() >= bounds.bundles {
-            let most = bounds.bundles;
-            return Some(format!(
-                "the scheduler has heard of {most} programs: restart it to forget unused ones"
-            ));
+    /// Makes room for an application by forgetting what nobody would miss. Why there is none, if so.
+    pub(super) fn make_room_for(&mut self, attach: &Attach) -> Option<String> {
+        let most = self.settings.bounds.bundles;
+        if self.bundles.find(&attach.bundle).is_none() && self.bundles.len() >= most {
+            self.forget_unnamed_bundles();
+            if self.bundles.len() >= most {
+                return Some(format!(
+                    "the applications that the scheduler remembers have {most} programs: stop some"
+                ));
+            }
         }
-        let Some(&application) = self.application_ids.get(&attach.application) else {
-            let most = bounds.applications;
-            return (self.application_ids.len() >= most).then(|| {
-                format!("the scheduler remembers {most} applications: stop some, see `lrts applications`")
-            });
+        match self.application_ids.get(&attach.application).copied() {
+            None => self.no_room_for_application(attach),
+            Some(known) => {
+                let is_nobodys = self.applications[known].terms.owner.is_none();
+                let of_user = if is_nobodys { self.no_room_for_one_more_of(attach) } else { None };
+                of_user.or_else(|| self.no_room_for_session(known, attach))
+            }
+        }
+    }
+
+    fn no_room_for_application(&mut self, attach: &Attach) -> Option<String> {
+        if let Some(reason) = self.no_room_for_one_more_of(attach) {
+            return Some(reason);
+        }
+        let most = self.settings.bounds.applications;
+        let is_full = self.application_ids.len() >= most && !self.forget_longest_away(|_| true);
+        is_full.then(|| {
+            format!("the scheduler remembers {most} applications: stop some, see `lrts applications`")
+        })
+    }
+
+    /// Why a user may own no further application. Without keys nobody owns any.
+    fn no_room_for_one_more_of(&mut self, attach: &Attach) -> Option<String> {
+        let user = attach.user.as_ref()?;
+        let most = self.settings.bounds.applications_per_user;
+        let is_its = |application: &Application| application.terms.owner.as_ref() == Some(user);
+        let has = self.applications.iter().filter(|(_, application)| is_its(application)).count();
+        let is_full = has >= most && !self.forget_longest_away(is_its);
+        is_full.then(|| format!("user `{user}` has {most} applications: stop some, see `lrts applications`"))
+    }
+
+    /// Forgets the application that has been away for longest, of those of which nobody would miss anything. Returns whether
+    /// there was one.
+    fn forget_longest_away(&mut self, among: impl Fn(&Application) -> bool) -> bool {
+        let mut away: Vec<(Moment, u32)> = Vec::new();
+        for (index, application) in self.applications.iter().filter(|(_, application)| among(application)) {
+            if let Presence::Away { since } = application.presence {
+                away.push((since, index));
+            }
+        }
+        away.sort_unstable();
+        let is_spare = |application: u32| {
+            self.applications[application].sessions.iter().all(|&session| self.is_spare(session))
         };
+        let Some(&(_, application)) = away.iter().find(|&&(_, application)| is_spare(application)) else {
+            return false;
+        };
+        for session in self.applications[application].sessions.clone() {
+            self.forget_session(session);
+        }
+        self.forget_if_empty(application);
+        true
+    }
+
+    fn no_room_for_session(&mut self, application: u32, attach: &Attach) -> Option<String> {
         if self.session_ids.contains_key(&attach.session) {
             return None;
         }
+        if self.lacks_room_for_session(application, attach).is_some() {
+            let sessions = self.applications[application].sessions.iter().copied();
+            let spare = sessions.filter(|&session| self.is_spare(session));
+            let mut spare: Vec<_> = spare.map(|session| (self.sessions[session].attached, session)).collect();
+            spare.sort_unstable();
+            for (_, session) in spare {
+                if self.lacks_room_for_session(application, attach).is_none() {
+                    break;
+                }
+                self.forget_session(session);
+            }
+        }
+        self.lacks_room_for_session(application, attach)
+    }
+
+    fn lacks_room_for_session(&self, application: u32, attach: &Attach) -> Option<String> {
         let application = &self.applications[application];
-        let (id, most) = (application.id, bounds.sessions);
+        let (id, most) = (application.id, self.settings.bounds.sessions);
         if application.sessions.len() >= most {
             return Some(format!("application `{id}` was started {most} times and never stopped: stop it"));
         }
-        let most = bounds.services;
-        if application.services() + attach.services.len() > most {
-            return Some(format!("application `{id}` has {most} services of all its programs: stop it"));
-        }
-        None
+        let most = self.settings.bounds.services;
+        (application.services() + attach.services.len() > most)
+            .then(|| format!("application `{id}` has {most} services of all its programs: stop it"))
+    }
+
+    /// Whether nobody would miss a session: it has no jobs, none of a key's is known by its program, and nobody who comes back
+    /// with it could find that its sequences, or which results were taken, are forgotten before retention ends that.
+    fn is_spare(&self, session: u32) -> bool {
+        let record = &self.sessions[session];
+        let application = &self.applications[record.application];
+        let is_current =
+            matches!(application.presence, Presence::Here { session: current, .. } if current == session);
+        let is_old = self.now.since(record.attached) >= self.settings.result_retention;
+        let has_keys = record.brought_keys && self.has_keys(record.application);
+        !is_current && record.jobs == 0 && !has_keys && (!record.had_jobs || record.stopped || is_old)
     }
 
     /// Why an application may have no further job with a payload of this length, if so.

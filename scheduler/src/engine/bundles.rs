@@ -1,7 +1,8 @@
 //! Which programs are here, who needs them, and whether anybody can start them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Index, IndexMut};
+use std::sync::Arc;
 
 use lrts_core::ids::{AttemptId, BundleDigest};
 use lrts_core::spec::{BundleRef, Platform};
@@ -10,18 +11,18 @@ use lrts_core::status::{Failure, FailureKind};
 use super::attempts::Run;
 use super::events::{Action, Note, Peer};
 use super::jobs::Phase;
+use super::platforms::Platforms;
+use super::slab::Slab;
 use super::workers::Standing;
 use super::{Engine, Party};
 
 /// Whether jobs of a bundle may be placed.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Availability {
-    /// Its upload isn't complete.
+    /// No upload of it is complete.
     Awaited,
     /// It is here, or on the workers.
     Here,
-    /// It can't be had.
-    Failed(String),
 }
 
 /// One program.
@@ -29,22 +30,22 @@ pub(super) enum Availability {
 pub(super) struct Bundle {
     pub(super) reference: BundleRef,
     pub(super) availability: Availability,
-    /// What it was built for; known once a shipped one is here.
-    pub(super) platform: Option<Platform>,
+    /// What a shipped one was built for.
+    pub(super) platforms: Platforms,
     /// Jobs that aren't terminal, and attached applications.
     users: u64,
 }
 
-/// Every program that was ever named; a small record each, never reused.
+/// Every program that was named; a small record each, which stays until there are very many.
 #[derive(Debug)]
 pub(super) struct Bundles {
-    all: Vec<Bundle>,
+    all: Slab<Bundle>,
     by_reference: BTreeMap<BundleRef, u32>,
 }
 
 impl Bundles {
     pub(super) fn new() -> Self {
-        Self { all: Vec::new(), by_reference: BTreeMap::new() }
+        Self { all: Slab::new(), by_reference: BTreeMap::new() }
     }
 
     /// How many were named.
@@ -64,9 +65,19 @@ impl Bundles {
                 BundleRef::Shipped(_) => Availability::Awaited,
                 BundleRef::Installed(_) => Availability::Here,
             };
-            self.all.push(Bundle { reference: reference.clone(), availability, platform: None, users: 0 });
-            u32::try_from(self.all.len() - 1).expect("memory ends before 4 billion bundles do")
+            let (reference, platforms) = (reference.clone(), Platforms::default());
+            self.all.insert(Bundle { reference, availability, platforms, users: 0 })
         })
+    }
+
+    /// Forgets all but these. Returns those that are gone.
+    fn keep_only(&mut self, named: &BTreeSet<u32>) -> BTreeSet<u32> {
+        let gone = self.all.indices().into_iter().filter(|bundle| !named.contains(bundle)).collect();
+        for &bundle in &gone {
+            let Bundle { reference, .. } = self.all.remove(bundle);
+            self.by_reference.remove(&reference);
+        }
+        gone
     }
 }
 
@@ -74,13 +85,13 @@ impl Index<u32> for Bundles {
     type Output = Bundle;
 
     fn index(&self, index: u32) -> &Bundle {
-        &self.all[index as usize]
+        &self.all[index]
     }
 }
 
 impl IndexMut<u32> for Bundles {
     fn index_mut(&mut self, index: u32) -> &mut Bundle {
-        &mut self.all[index as usize]
+        &mut self.all[index]
     }
 }
 
@@ -113,30 +124,100 @@ impl Engine {
         }
     }
 
-    pub(super) fn bundle_completed(&mut self, digest: BundleDigest, platform: Platform) {
-        let bundle = self.bundles.intern(BundleRef::Shipped(digest));
-        let record = &mut self.bundles[bundle];
-        if record.availability == Availability::Here {
-            return;
-        }
-        record.availability = Availability::Here;
-        record.platform = Some(platform);
+    /// Forgets programs that nobody has any more. One that is here is offered again by whoever has it.
+    pub(super) fn forget_unnamed_bundles(&mut self) {
+        let programs = self.sessions.iter().filter_map(|(_, session)| session.program.as_ref());
+        let attempts = self.attempts.iter().map(|(_, attempt)| attempt.bundle);
+        let named = programs.map(|program| program.bundle).chain(attempts).collect();
+        let gone = self.bundles.keep_only(&named);
         for worker in self.workers.all.indices() {
-            // Verdicts given before the platform was known would only be guesses.
-            self.workers.all[worker].verdicts.remove(&bundle);
+            let record = &mut self.workers.all[worker];
+            record.verdicts.retain(|bundle, _| !gone.contains(bundle));
+            record.ended_well.retain(|bundle, _| !gone.contains(bundle));
         }
-        self.bundle_decided(bundle);
     }
 
-    pub(super) fn bundle_failed(&mut self, digest: BundleDigest, reason: String) {
-        // No application has named it, and what peers offer makes no room for itself here.
+    pub(super) fn bundle_completed(&mut self, digest: BundleDigest, platforms: Platforms) {
+        // No application has named it, and what peers offer makes no room for itself here. One that does so later offers it.
         let Some(bundle) = self.bundles.find(&BundleRef::Shipped(digest)) else { return };
+        self.told_platforms(bundle, platforms);
         if self.bundles[bundle].availability == Availability::Here {
             return;
         }
-        self.bundles[bundle].availability = Availability::Failed(reason.clone());
+        self.bundles[bundle].availability = Availability::Here;
         self.bundle_decided(bundle);
-        self.fail_queued(bundle, &reason);
+    }
+
+    /// Somebody says what a bundle was built for. Who was ruled out by that may not be any more.
+    fn told_platforms(&mut self, bundle: u32, platforms: Platforms) {
+        if !self.bundles[bundle].platforms.add_all(platforms) {
+            return;
+        }
+        for worker in self.workers.all.indices() {
+            self.workers.all[worker].verdicts.remove(&bundle);
+        }
+        let queues = &mut self.jobs.queues;
+        self.barred.retain(|&queue| {
+            let stays = queues[queue].bundle != bundle;
+            queues[queue].barred = stays;
+            stays
+        });
+        self.refresh_queues_of(bundle);
+    }
+
+    /// What the peer's application offers may yet come.
+    pub(super) fn bundle_offered(&mut self, peer: Peer, digest: BundleDigest, platform: Platform) {
+        if let Some(bundle) = self.bundles.find(&BundleRef::Shipped(digest)) {
+            self.told_platforms(bundle, platform.into());
+        }
+        for session in self.sessions_with(peer, digest) {
+            self.program_may_come(session);
+        }
+    }
+
+    /// What an application offered or sent is of no use. Others that have the same program may yet send it: only its own jobs
+    /// fail.
+    pub(super) fn bundle_failed(&mut self, peer: Peer, digest: BundleDigest, reason: &str) {
+        let sessions = self.sessions_with(peer, digest);
+        let Some(&first) = sessions.first() else { return };
+        let bundle = self.bundle_of(first);
+        if self.bundles[bundle].availability == Availability::Here {
+            return;
+        }
+        let reason: Arc<str> = reason.into();
+        for session in sessions {
+            if let Some(program) = &mut self.sessions[session].program {
+                program.failed = Some(Arc::clone(&reason));
+            }
+            self.program_decided(session);
+        }
+        // Among them those of the application's keys, which come from any of its programs.
+        let all = self.applications[self.sessions[first].application].sessions.iter();
+        let jobs = all.flat_map(|&session| self.sessions[session].remembered());
+        let jobs: Vec<u32> = jobs.filter(|&job| self.spec_of(job).bundle == bundle).collect();
+        self.fail_waiting(&jobs, &reason);
+    }
+
+    /// The starts of a peer's application that have this program, if it is attached with it. Anybody may offer anything, but
+    /// nothing depends on the rest.
+    fn sessions_with(&self, peer: Peer, digest: BundleDigest) -> Vec<u32> {
+        let Some((application, session)) = self.attached(peer) else { return Vec::new() };
+        let bundle = self.bundle_of(session);
+        if self.bundles[bundle].reference != BundleRef::Shipped(digest) {
+            return Vec::new();
+        }
+        let sessions = self.applications[application].sessions.iter().copied();
+        sessions.filter(|&session| self.has_program(session, bundle)).collect()
+    }
+
+    fn has_program(&self, session: u32, bundle: u32) -> bool {
+        self.sessions[session].program.as_ref().is_some_and(|program| program.bundle == bundle)
+    }
+
+    fn program_may_come(&mut self, session: u32) {
+        if let Some(program) = &mut self.sessions[session].program {
+            program.failed = None;
+        }
     }
 
     /// It was deleted while nobody needed it: the next application offers it again.
@@ -150,7 +231,8 @@ impl Engine {
     /// Submits that waited for the bundle are accepted, and its queues are open.
     fn bundle_decided(&mut self, bundle: u32) {
         for session in self.sessions.indices() {
-            if self.sessions[session].program.as_ref().is_some_and(|program| program.bundle == bundle) {
+            if self.has_program(session, bundle) {
+                self.program_may_come(session);
                 self.program_decided(session);
             }
         }
@@ -200,19 +282,15 @@ impl Engine {
         if reasons.is_empty() { Starters::Nobody } else { Starters::AllRefused(reasons) }
     }
 
-    /// All jobs of a bundle that wait have failed for good.
-    pub(super) fn fail_queued(&mut self, bundle: u32, reason: &str) {
-        let waiting: Vec<u32> = self
-            .jobs
-            .nodes
-            .iter()
-            .filter(|(_, node)| matches!(node.phase, Phase::Queued { .. } | Phase::Backoff))
-            .filter(|(_, node)| self.jobs.specs[node.spec].bundle == bundle)
-            .map(|(job, _)| job)
-            .collect();
-        for job in waiting {
-            let failure = Failure::new(FailureKind::Bundle, reason);
-            self.fail_job(job, failure, Run::without_end(None, self.now));
+    /// Those of these jobs that wait have failed for good.
+    pub(super) fn fail_waiting(&mut self, jobs: &[u32], reason: &str) {
+        for &job in jobs {
+            // Ends make room for results, of which the oldest are forgotten.
+            let Some(node) = self.jobs.nodes.get(job) else { continue };
+            if matches!(node.phase, Phase::Queued { .. } | Phase::Backoff) {
+                let failure = Failure::new(FailureKind::Bundle, reason);
+                self.fail_job(job, failure, Run::without_end(None, self.now));
+            }
         }
     }
 }

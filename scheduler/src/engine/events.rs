@@ -7,6 +7,7 @@ use lrts_core::ids::{ApplicationId, AttemptId, BundleDigest, JobId, SessionId, U
 use lrts_core::spec::{BundleRef, JobOptions, KeyedJob, OnDisconnect, Platform};
 use lrts_core::status::{Failure, RefusalCause};
 
+use super::platforms::Platforms;
 use crate::record::{NewJob, Record, Report};
 
 /// One connection; never used for another one.
@@ -59,11 +60,13 @@ pub(crate) enum Event {
     SaidAbsent { peer: Peer, back_within: Duration },
     /// A connection has ended.
     Disconnected { peer: Peer },
-    /// A bundle is here, verified and synced. A repeat is ignored.
-    BundleCompleted { digest: BundleDigest, platform: Platform },
-    /// A bundle can't be had: its jobs fail.
-    BundleFailed { digest: BundleDigest, reason: String },
-    /// A bundle isn't here: it was deleted to make room, or is being uploaded anew after an upload that failed.
+    /// A bundle is here, verified and synced. A repeat may bring further accounts of what it was built for.
+    BundleCompleted { digest: BundleDigest, platforms: Platforms },
+    /// What an application offers of a bundle may yet come, or is here: an earlier failure counts no more.
+    BundleOffered { peer: Peer, digest: BundleDigest, platform: Platform },
+    /// What an application offered, or sent, of a bundle is of no use: its own jobs of it fail. Others may have the right one.
+    BundleFailed { peer: Peer, digest: BundleDigest, reason: String },
+    /// A bundle isn't here any more: it was deleted to make room.
     BundleForgotten { digest: BundleDigest },
     /// A command wishes to stop these jobs.
     JobsCancelled { jobs: Vec<JobId> },

@@ -156,6 +156,7 @@ impl Engine {
     fn restore_keyed(&mut self, keyed: &KeyedRecord, node: NewNode) -> u32 {
         let KeyedRecord { job, key, digest, .. } = keyed;
         let carrier = node.session;
+        self.sessions[carrier].brought_keys = true;
         let application = self.sessions[carrier].application;
         let session = match self.session_ids.get(&job.session) {
             Some(&session) => session,

@@ -334,6 +334,17 @@ impl Jobs {
         *next = new_next.unwrap_or(*next);
     }
 
+    /// All jobs of a queue, in order.
+    pub(super) fn queued_in(&self, queue: u32) -> Vec<u32> {
+        let mut jobs = Vec::new();
+        let mut job = self.queues[queue].head;
+        while let Some(Node { phase: Phase::Queued { next, .. }, .. }) = self.nodes.get(job) {
+            jobs.push(job);
+            job = *next;
+        }
+        jobs
+    }
+
     fn release_spec(&mut self, spec: u32) -> Option<Spec> {
         let record = &mut self.specs[spec];
         record.jobs -= 1;

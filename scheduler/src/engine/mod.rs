@@ -13,7 +13,7 @@
 //! | [`leases`] | when a silent worker is suspect, and when it is lost |
 //! | [`placement`] | which job goes where next, ahead of time too, and what is taken back |
 //! | [`retry`] | whether a failed job runs again, and when |
-//! | [`bundles`] | which programs are here, who can't start them |
+//! | [`bundles`], [`platforms`] | which programs are here, who can't start them |
 //! | [`checkpoints`] | which state of a job its next attempt gets |
 //! | [`suspicion`] | when a worker, not its jobs, is to blame for deaths |
 //! | [`images`] | what is kept of a job, and how an engine is made of what was kept |
@@ -37,6 +37,7 @@ mod jobs;
 mod leases;
 mod owners;
 mod placement;
+mod platforms;
 mod queries;
 mod retry;
 mod sessions;
@@ -70,6 +71,7 @@ pub(crate) use events::{
     Action, Attach, AttemptOutcome, Credit, Event, Held, ListedJobs, Message, Note, Peer, Reason, Recipe,
     Registration, Submit, Totals,
 };
+pub(crate) use platforms::Platforms;
 pub(crate) use queries::{ApplicationListing, JobListing, OutputPlace, WorkerListing};
 
 use crate::record::Record;
@@ -220,8 +222,9 @@ impl Engine {
             Event::SaidGoodbye { peer } => self.goodbye(peer),
             Event::SaidAbsent { peer, back_within } => self.absent(peer, back_within),
             Event::Disconnected { peer } => self.disconnected(peer),
-            Event::BundleCompleted { digest, platform } => self.bundle_completed(digest, platform),
-            Event::BundleFailed { digest, reason } => self.bundle_failed(digest, reason),
+            Event::BundleCompleted { digest, platforms } => self.bundle_completed(digest, platforms),
+            Event::BundleOffered { peer, digest, platform } => self.bundle_offered(peer, digest, platform),
+            Event::BundleFailed { peer, digest, reason } => self.bundle_failed(peer, digest, &reason),
             Event::BundleForgotten { digest } => self.bundle_forgotten(digest),
             Event::JobsCancelled { jobs } => self.cancel_by_command(&jobs),
             Event::ApplicationCancelled { application } => self.cancel_application(application),

@@ -212,7 +212,8 @@ impl Engine {
         match self.starters(bundle) {
             Starters::AllRefused(reasons) => {
                 let reason = format!("no worker can start the program: {}", reasons.join("; "));
-                self.fail_queued(bundle, &reason);
+                // Those that wait for something else come here when they are queued.
+                self.fail_waiting(&self.jobs.queued_in(queue), &reason);
             }
             Starters::Nobody => self.bar(queue),
             Starters::Some => {

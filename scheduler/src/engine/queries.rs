@@ -177,10 +177,10 @@ impl Engine {
 
     fn reason_to_wait(&self, node: &Node) -> String {
         let spec = &self.jobs.specs[node.spec];
-        match &self.bundles[spec.bundle].availability {
-            Availability::Awaited => return "waits for its program to be uploaded".to_owned(),
-            Availability::Failed(reason) => return reason.clone(),
-            Availability::Here => {}
+        if self.bundles[spec.bundle].availability == Availability::Awaited {
+            let failed =
+                self.sessions[node.session].program.as_ref().and_then(|program| program.failed.as_deref());
+            return failed.unwrap_or("waits for its program to be uploaded").to_owned();
         }
         let mut refusals = Vec::new();
         let mut largest = None;

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
+use lrts_core::clock::Moment;
 use lrts_core::ids::SessionId;
 
 use super::events::Peer;
@@ -28,6 +30,11 @@ pub(super) struct Session {
     pub(super) accepted: u64,
     /// How many of its jobs are remembered.
     pub(super) jobs: u64,
+    /// Whether it ever had a job of its own, and whether it ever brought one with a key.
+    pub(super) had_jobs: bool,
+    pub(super) brought_keys: bool,
+    /// When it was attached last, as far as is known.
+    pub(super) attached: Moment,
     /// Who was told of the jobs that it wants.
     pub(super) listener: Option<Peer>,
     /// It has ended: its jobs are forgotten as soon as they are terminal.
@@ -39,6 +46,8 @@ pub(super) struct Session {
 pub(super) struct Program {
     pub(super) bundle: u32,
     pub(super) services: Vec<u32>,
+    /// Why it can't be had, if what its application offered last was of no use.
+    pub(super) failed: Option<Arc<str>>,
 }
 
 /// What became of each sequence: its job, or [`FORGOTTEN`] (refused ones are), or [`FORGOTTEN_TAKEN`].
@@ -64,6 +73,9 @@ impl Session {
             decided: false,
             accepted: 0,
             jobs: 0,
+            had_jobs: false,
+            brought_keys: false,
+            attached: Moment::default(),
             listener: None,
             stopped: false,
         }
@@ -94,6 +106,7 @@ impl Session {
 
     /// Takes the next sequence.
     pub(super) fn push(&mut self, entry: u32) {
+        self.had_jobs |= is_job(&entry);
         match &mut self.table {
             Table::Dense { jobs, .. } => jobs.push(entry),
             Table::Keyed(_) => unreachable!("jobs with a key come in other sessions"),

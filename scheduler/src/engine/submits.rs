@@ -38,21 +38,22 @@ impl Refused {
 }
 
 /// How many jobs weren't taken since the scheduler's start, by cause.
-#[derive(Debug, Default)]
-pub(super) struct RefusedJobs([u64; CAUSES.len()]);
-
-/// Causes, and their names in `lrts status --json`.
-const CAUSES: [(RefusalCause, &str); 4] = [
-    (RefusalCause::Invalid, "jobs_invalid"),
-    (RefusalCause::KeyConflict, "jobs_key_conflict"),
-    (RefusalCause::NoRoom, "jobs_no_room"),
-    (RefusalCause::Limit, "jobs_limit"),
-];
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct RefusedJobs {
+    invalid: u64,
+    key_conflict: u64,
+    no_room: u64,
+    limit: u64,
+}
 
 impl RefusedJobs {
     fn count(&mut self, cause: RefusalCause) {
-        let place = CAUSES.iter().position(|&(other, _)| other == cause);
-        self.0[place.expect("every cause is listed")] += 1;
+        *match cause {
+            RefusalCause::Invalid => &mut self.invalid,
+            RefusalCause::KeyConflict => &mut self.key_conflict,
+            RefusalCause::NoRoom => &mut self.no_room,
+            RefusalCause::Limit => &mut self.limit,
+        } += 1;
     }
 }
 
@@ -65,9 +66,16 @@ struct Submitter {
 }
 
 impl Engine {
-    /// How many jobs weren't taken, by the name of the cause.
+    /// How many jobs weren't taken, by the cause's name in `lrts status --json`.
     pub(crate) fn refused_jobs(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        CAUSES.iter().zip(self.refused_jobs.0).map(|(&(_, name), count)| (name, count))
+        let RefusedJobs { invalid, key_conflict, no_room, limit } = self.refused_jobs;
+        let causes = [
+            ("jobs_invalid", invalid),
+            ("jobs_key_conflict", key_conflict),
+            ("jobs_no_room", no_room),
+            ("jobs_limit", limit),
+        ];
+        causes.into_iter()
     }
 
     pub(super) fn submit(&mut self, peer: Peer, submit: Submit) {
@@ -100,7 +108,7 @@ impl Engine {
         }
         let fresh = Submit { first: received + 1, options, jobs, keys, no_room };
         self.submit_fresh(Submitter { application, session, peer }, fresh);
-        if self.bundles[self.bundle_of(session)].availability != Availability::Awaited {
+        if self.is_program_decided(session) {
             self.program_decided(session);
         }
     }
@@ -112,6 +120,7 @@ impl Engine {
         let options: Arc<[JobOptions]> = options.into();
         let mut keys = keys.into_iter().peekable();
         let mut specs: BTreeMap<(u16, u16), u32> = BTreeMap::new();
+        let mut made = Vec::new();
         let (mut refusals, mut skipped, mut keyed) = (Vec::new(), Vec::new(), Vec::new());
         for ((index, sequence), job) in (0..).zip(first..).zip(&jobs) {
             let key = keys.next_if(|key| key.index == index);
@@ -153,9 +162,11 @@ impl Engine {
                 Place::Sequence => {
                     let index = self.add_job(from.session, sequence, spec, job.payload_bytes);
                     self.sessions[from.session].push(index);
+                    made.push(index);
                 }
                 Place::Key { session, id, key } => {
                     self.sessions[from.session].push(FORGOTTEN);
+                    self.sessions[from.session].brought_keys = true;
                     let Key { text, digest } = key.clone();
                     keyed.push(KeyedRecord { sequence, job: id, key: text, digest });
                     let index = self.add_job(session, id.sequence, spec, job.payload_bytes);
@@ -166,6 +177,7 @@ impl Engine {
                         self.job_changed(index);
                     }
                     self.jobs.keys.insert(index, key);
+                    made.push(index);
                 }
             }
         }
@@ -183,9 +195,8 @@ impl Engine {
                 }
             }
         }
-        let bundle = self.bundle_of(from.session);
-        if let Availability::Failed(reason) = self.bundles[bundle].availability.clone() {
-            self.fail_queued(bundle, &reason);
+        if let Some(reason) = self.program_failure(from.session) {
+            self.fail_waiting(&made, &reason);
         }
     }
 
@@ -313,7 +324,19 @@ impl Engine {
         self.sessions[session].program.as_ref().expect("a start has a program").bundle
     }
 
-    /// The session's program is here, or will never be: all that was submitted is accepted.
+    /// Why the session's program can't be had, if so.
+    fn program_failure(&self, session: u32) -> Option<Arc<str>> {
+        let program = self.sessions[session].program.as_ref()?;
+        let is_here = self.bundles[program.bundle].availability == Availability::Here;
+        program.failed.clone().filter(|_| !is_here)
+    }
+
+    fn is_program_decided(&self, session: u32) -> bool {
+        let is_here = self.bundles[self.bundle_of(session)].availability == Availability::Here;
+        is_here || self.program_failure(session).is_some()
+    }
+
+    /// The session's program is here, or can't be had: all that was submitted is accepted.
     pub(super) fn program_decided(&mut self, session: u32) {
         if !std::mem::replace(&mut self.sessions[session].decided, true) {
             self.keep_session(session);

@@ -222,21 +222,23 @@ impl Engine {
         let record = &mut self.workers.all[worker];
         let program = &self.bundles[bundle];
         let Some(own) = &record.platform else { return false };
-        let verdict =
-            record.verdicts.entry(bundle).or_insert_with(|| match (&program.reference, &program.platform) {
-                (BundleRef::Installed(name), _) if !record.installed.contains(name) => Verdict::Unsuited,
-                (BundleRef::Installed(_), _) => Verdict::Likely,
-                (BundleRef::Shipped(_), _) if !record.ships => {
-                    Verdict::Refused(format!("{} runs installed programs only", record.host))
-                }
-                (BundleRef::Shipped(_), Some(platform)) if !own.runs(platform) => Verdict::Refused(format!(
+        let verdict = record.verdicts.entry(bundle).or_insert_with(|| match &program.reference {
+            BundleRef::Installed(name) if !record.installed.contains(name) => Verdict::Unsuited,
+            BundleRef::Installed(_) => Verdict::Likely,
+            BundleRef::Shipped(_) if !record.ships => {
+                Verdict::Refused(format!("{} runs installed programs only", record.host))
+            }
+            BundleRef::Shipped(_) if !program.platforms.suit(own) => {
+                let built_for: Vec<_> = program.platforms.believed().iter().map(describe).collect();
+                Verdict::Refused(format!(
                     "{} is {}, the program was built for {}",
                     record.host,
                     describe(own),
-                    describe(platform)
-                )),
-                (BundleRef::Shipped(_), _) => Verdict::Likely,
-            });
+                    built_for.join(" or ")
+                ))
+            }
+            BundleRef::Shipped(_) => Verdict::Likely,
+        });
         matches!(verdict, Verdict::Likely | Verdict::Proven)
     }
 

@@ -25,7 +25,10 @@ pub fn peers(bytes: &[u8]) {
             1 => scheduler.time_passes(Duration::from_millis(u64::from(input.byte()) * 1_000)),
             2 => {
                 let (digest, platform) = (BundleDigest([input.byte(); 32]), Platform::current());
-                scheduler.handle(Event::BundleCompleted { digest, platform }, InputBodies::Nothing);
+                scheduler.handle(
+                    Event::BundleCompleted { digest, platforms: platform.into() },
+                    InputBodies::Nothing,
+                );
             }
             _ => {
                 let (head, body) = (input.part().to_vec(), input.part().to_vec());
@@ -38,6 +41,7 @@ pub fn peers(bytes: &[u8]) {
 /// Small, so that they are reached.
 const BOUNDS: Bounds = Bounds {
     applications: 4,
+    applications_per_user: 3,
     bundles: 8,
     sessions: 4,
     services: 16,

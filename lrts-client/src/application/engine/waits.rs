@@ -383,7 +383,8 @@ impl Engine {
     pub(crate) fn poll_farewell(&mut self, wait: WaitId) -> Option<Result<(), WaitError>> {
         let refused = match &self.fatal {
             Some(Fatal::Stopped | Fatal::Detached) | None => false,
-            Some(Fatal::Superseded | Fatal::Version(_) | Fatal::Unauthorised(_) | Fatal::Bundle(_)) => true,
+            Some(Fatal::Superseded | Fatal::Version(_) | Fatal::Unauthorised(_)) => true,
+            Some(Fatal::Limit(_) | Fatal::Bundle(_)) => true,
         };
         if refused || self.ending.is_none() || self.is_answered() || !self.may_have_jobs() {
             return Some(Ok(()));

@@ -35,6 +35,8 @@ pub(super) struct Memory {
     pub(super) cancelled: Vec<JobSet>,
     pub(super) stopped: bool,
     pub(super) detached: bool,
+    /// How it turns applications away, if it does.
+    pub(super) refuses: Option<RefusalKind>,
     /// Jobs that never end.
     pub(super) silent: bool,
     /// Submits that are neither accepted nor refused.
@@ -139,6 +141,10 @@ impl Memory {
         let say = |message: &ToApplication, body: Bytes| send(handle, from, message, body);
         self.messages.push(format!("{message:?}").chars().take(120).collect());
         match message {
+            FromApplication::Attach(_) if self.refuses.is_some() => {
+                let refusal = self.refuses.map(|kind| Refusal::new(kind, "too many of them"));
+                handle.disconnect(from, refusal);
+            }
             FromApplication::Attach(attach) => {
                 if let Some(old) = self.connection.replace(from).filter(|&old| old != from) {
                     let refusal = Refusal::new(RefusalKind::Superseded, "a newer one has come");

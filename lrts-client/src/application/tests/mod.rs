@@ -14,7 +14,7 @@ use lrts_core::ids::{AttemptId, BarId, SessionId};
 use lrts_core::protocol::application::JobSet;
 use lrts_core::protocol::codec;
 use lrts_core::protocol::progress::{BarNumbers, BarText, BarUpdate, FromWatcher, ToWatcher};
-use lrts_core::transport::{Role, Server, ServerConfig, ServerEvent, SocketDir};
+use lrts_core::transport::{RefusalKind, Role, Server, ServerConfig, ServerEvent, SocketDir};
 use serde::{Deserialize, Serialize};
 
 use super::*;
@@ -211,6 +211,20 @@ fn a_refusal_for_good_fails_everything() {
     };
     assert!(matches!(soon(app.wait_for(&job)), Err(ClientError::Unauthorised { .. })));
     assert!(matches!(soon(app.flush()), Err(ClientError::Unauthorised { .. })));
+    soon(app.stop()).unwrap();
+}
+
+#[test]
+fn a_scheduler_without_room_for_an_application_says_so() {
+    let scheduler = FakeScheduler::start();
+    scheduler.memory().refuses = Some(RefusalKind::Limit);
+    let app = start(information(&scheduler));
+    let error = match soon(app.schedule_service(&echo(1))) {
+        Ok(job) => soon(app.wait_for(&job)).unwrap_err(),
+        Err(error) => error,
+    };
+    assert!(matches!(error, ClientError::Limit { .. }) && error.to_string().contains("too many"), "{error}");
+    assert!(matches!(soon(app.flush()), Err(ClientError::Limit { .. })));
     soon(app.stop()).unwrap();
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lrts_core::ids::SessionId;
 use lrts_core::limits::TOTALS_INTERVAL;
 use lrts_core::spec::{JobOptions, OnDisconnect};
-use lrts_core::status::{FailureKind, JobState};
+use lrts_core::status::JobState;
 
 use super::cluster::{Cluster, DIGEST, RETENTION, attach_of, attempt, job_of, platform};
 use crate::engine::{Action, Credit, Event, Message, Reason, Submit, Totals};
@@ -22,7 +22,7 @@ fn submits_are_accepted_once_their_program_is_here() {
     let submitted = cluster.submit(peer, 1, JobOptions::new(), &[0, 0]);
     assert!(!submitted.says(peer, &Message::Accepted { through: 2 }) && submitted.starts().is_empty());
     assert!(cluster.reason(session.job(1)).contains("uploaded"));
-    let complete = cluster.handle(Event::BundleCompleted { digest: DIGEST, platform: platform() });
+    let complete = cluster.handle(Event::BundleCompleted { digest: DIGEST, platforms: platform().into() });
     assert!(complete.says(peer, &Message::Accepted { through: 2 }));
     assert_eq!(
         complete.starts(),
@@ -109,7 +109,7 @@ fn results_flow_under_credit_and_urgent_ones_past_it() {
     let mut attach = attach_of("a", session);
     attach.credit = Credit { results: 1, bytes: 100 };
     cluster.handle(Event::Attached { peer, attach });
-    cluster.handle(Event::BundleCompleted { digest: DIGEST, platform: platform() });
+    cluster.handle(Event::BundleCompleted { digest: DIGEST, platforms: platform().into() });
     let worker = cluster.worker(1, 4);
     cluster.submit(peer, 1, JobOptions::new(), &[1, 1, 1]);
     cluster.handle(Event::Wanted { peer, session, ranges: vec![(1, 3)], urgent: false });
@@ -196,19 +196,6 @@ fn an_absent_application_is_forgotten_after_the_retention() {
     cluster.handle(Event::Disconnected { peer });
     cluster.pass(RETENTION);
     assert!(cluster.engine.applications.indices().is_empty());
-}
-
-#[test]
-fn a_bundle_that_cannot_be_had_fails_its_jobs() {
-    let mut cluster = Cluster::new();
-    let peer = cluster.peer();
-    let session = SessionId(1);
-    cluster.handle(Event::Attached { peer, attach: attach_of("a", session) });
-    cluster.submit(peer, 1, JobOptions::new(), &[0]);
-    cluster.want(peer, session.job(1));
-    let failed = cluster.handle(Event::BundleFailed { digest: DIGEST, reason: "too large".into() });
-    assert_eq!(failed.results()[0].1.failure.as_ref().unwrap().kind, FailureKind::Bundle);
-    assert!(failed.says(peer, &Message::Accepted { through: 1 }));
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! What applications may keep: beyond it jobs are refused by name, and applications are turned away.
 
-use lrts_core::ids::SessionId;
+use std::time::Duration;
+
+use lrts_core::ids::{BundleDigest, JobId, SessionId};
 use lrts_core::spec::{BundleRef, JobOptions};
 use lrts_core::status::{JobState, RefusalCause};
 
-use super::cluster::{Cluster, attach_of, attempt};
+use super::cluster::{Cluster, DIGEST, RETENTION, attach_of, attempt, platform};
 use crate::engine::{Attach, Bounds, Event, Message, Peer, Reason, Submit};
 use crate::record::NewJob;
 
@@ -83,23 +85,207 @@ fn attach(cluster: &mut Cluster, attach: Attach) -> bool {
     !is_full
 }
 
+fn of(name: &str, session: u64) -> Attach {
+    attach_of(name, SessionId(session))
+}
+
+fn with(name: &str, session: u64, bundle: &str, services: usize) -> Attach {
+    Attach {
+        bundle: BundleRef::Installed(bundle.into()),
+        services: (0..services).map(|number| number.to_string()).collect(),
+        ..of(name, session)
+    }
+}
+
+/// A start that has a job and goes.
+fn leave_job(cluster: &mut Cluster, attach: Attach) {
+    let peer = cluster.peer();
+    let attached = cluster.handle(Event::Attached { peer, attach });
+    assert!(attached.disconnects(peer).is_none(), "{attached:?}");
+    cluster.submit(peer, 1, JobOptions::new(), &[0]);
+    cluster.handle(Event::Disconnected { peer });
+}
+
 #[test]
 fn a_scheduler_remembers_so_many_applications_starts_services_and_programs() {
     let small = Bounds { applications: 2, bundles: 3, sessions: 2, services: 5, ..Bounds::default() };
     let mut cluster = Cluster::with_bounds(small);
-    let of = |name: &str, session| attach_of(name, SessionId(session));
-    let with = |name: &str, session, bundle: &str, services: usize| Attach {
-        bundle: BundleRef::Installed(bundle.into()),
-        services: (0..services).map(|number| number.to_string()).collect(),
-        ..of(name, session)
-    };
-    assert!(attach(&mut cluster, of("a", 1)));
+    leave_job(&mut cluster, of("a", 1));
     assert!(!attach(&mut cluster, with("a", 2, "x", 4)), "with two before, that is one service too many");
-    assert!(attach(&mut cluster, with("a", 2, "x", 3)));
+    leave_job(&mut cluster, with("a", 2, "x", 3));
     assert!(!attach(&mut cluster, of("a", 3)), "the third start");
     assert!(attach(&mut cluster, of("a", 1)), "one that is known");
-    assert!(attach(&mut cluster, with("b", 4, "y", 1)));
+    leave_job(&mut cluster, with("b", 4, "y", 1));
     assert!(!attach(&mut cluster, of("c", 5)), "the third application");
     assert!(!attach(&mut cluster, with("b", 6, "z", 1)), "the fourth program");
     assert!(attach(&mut cluster, with("b", 6, "x", 1)));
+}
+
+#[test]
+fn starts_that_nobody_would_miss_make_room_for_others_the_oldest_first() {
+    let mut cluster = Cluster::with_bounds(Bounds { sessions: 3, ..Bounds::default() });
+    leave_job(&mut cluster, of("a", 1));
+    for session in 2..20 {
+        cluster.pass(Duration::from_secs(1));
+        assert!(attach(&mut cluster, of("a", session)), "those before had no jobs");
+    }
+    let known = |cluster: &Cluster| {
+        let sessions = cluster.engine.session_ids.keys().map(|session| session.0);
+        let kept = cluster.store.load(cluster.now).sessions.into_iter().map(|(session, _)| session.0);
+        assert!(sessions.clone().eq(kept), "what is forgotten is forgotten for good");
+        sessions.collect::<Vec<_>>()
+    };
+    assert_eq!(known(&cluster), [1, 18, 19], "the one with a job, and the last ones");
+    cluster.restart();
+    assert_eq!(cluster.state(SessionId(1).job(1)), JobState::Queued);
+    assert!(attach(&mut cluster, of("a", 20)));
+    assert_eq!(known(&cluster).len(), 3);
+}
+
+#[test]
+fn what_a_start_has_run_is_known_for_as_long_as_retention_says() {
+    let mut cluster = Cluster::with_bounds(Bounds { sessions: 2, ..Bounds::default() });
+    let worker = cluster.worker(1, 1);
+    let (peer, session) = cluster.application("a", 1);
+    cluster.submit(peer, 1, JobOptions::new(), &[0]);
+    cluster.finished(worker, attempt(session.job(1), 1));
+    cluster.handle(Event::Taken { peer, session, ranges: vec![(1, 1)] });
+    cluster.pass_hearing(RETENTION / 2, &[worker]);
+    let (peer, _) = cluster.application("a", 1);
+    cluster.pass_hearing(RETENTION / 2, &[worker]);
+    // Its job is forgotten, but a program that comes back with it must not run it again.
+    assert_eq!(cluster.engine.state(session.job(1)), None);
+    assert!(attach(&mut cluster, of("a", 2)));
+    assert!(!attach(&mut cluster, of("a", 3)));
+    let (peer, again) = {
+        cluster.handle(Event::Disconnected { peer });
+        cluster.attach_as(None, "a", 1)
+    };
+    assert!(again.says(peer, &Message::Attached { epoch: 1, accepted_through: 1 }));
+    let taken = Message::Gone { job: session.job(1), taken: true };
+    assert!(cluster.want(peer, session.job(1)).says(peer, &taken));
+    assert!(attach(&mut cluster, of("a", 3)), "the second has had none");
+    assert!(!attach(&mut cluster, of("a", 4)), "the third is there");
+    cluster.pass_hearing(RETENTION, &[worker]);
+    leave_job(&mut cluster, of("a", 5));
+    assert!(attach(&mut cluster, of("a", 6)));
+    assert!(!cluster.engine.session_ids.contains_key(&session));
+}
+
+#[test]
+fn a_start_whose_keys_are_known_is_known() {
+    // Of the keys, of the start that brought one, of the last one and of the next.
+    let mut cluster = Cluster::with_bounds(Bounds { sessions: 4, ..Bounds::default() });
+    let (peer, _) = cluster.application("a", 1);
+    cluster.submit_keys(peer, 1, &[("k", 5)]);
+    for session in 2..9 {
+        let (peer, _) = cluster.application("a", session);
+        // It is known already, so it stays with the first.
+        assert_eq!(cluster.submit_keys(peer, 1, &[("k", 5)]).refusals(), []);
+        if session % 3 == 0 {
+            cluster.restart();
+        }
+    }
+    let (peer, _) = cluster.application("a", 9);
+    let job = JobId::keyed(Cluster::id_of("a"), "k");
+    let worker = cluster.worker(1, 1);
+    cluster.want(peer, job);
+    assert_eq!(cluster.finished(worker, attempt(job, 1)).results().len(), 1);
+}
+
+#[test]
+fn an_application_that_nobody_would_miss_makes_room_for_another_one_the_longest_away_first() {
+    let mut cluster = Cluster::with_bounds(Bounds { applications: 3, ..Bounds::default() });
+    leave_job(&mut cluster, of("with a job", 1));
+    for session in 2..20 {
+        let (peer, attached) = cluster.attach_as(None, &format!("a{session}"), session);
+        assert!(attached.disconnects(peer).is_none());
+        cluster.handle(Event::Disconnected { peer });
+        cluster.pass(Duration::from_secs(1));
+    }
+    let names = |cluster: &Cluster| {
+        let ids = cluster.engine.application_ids.keys().map(ToString::to_string);
+        let kept = cluster.store.load(cluster.now).applications.into_iter().map(|(id, _)| id.to_string());
+        assert!(ids.clone().eq(kept), "what is forgotten is forgotten for good");
+        ids.collect::<Vec<_>>()
+    };
+    assert_eq!(names(&cluster), ["a18", "a19", "with a job"]);
+    // Those that are there stay.
+    cluster.attach_as(None, "a18", 18);
+    cluster.attach_as(None, "a19", 19);
+    assert!(!attach(&mut cluster, of("b", 20)));
+    assert_eq!(cluster.state(SessionId(1).job(1)), JobState::Queued);
+}
+
+#[test]
+fn a_user_owns_so_many_applications_at_most_and_takes_nobody_elses_place() {
+    let small = Bounds { applications: 4, applications_per_user: 2, ..Bounds::default() };
+    let mut cluster = Cluster::with_bounds(small);
+    let owned =
+        |user: &str, name: &str, session| Attach { user: Some(user.parse().unwrap()), ..of(name, session) };
+    // From before there were keys.
+    leave_job(&mut cluster, of("old", 1));
+    leave_job(&mut cluster, owned("eve", "e1", 2));
+    leave_job(&mut cluster, owned("eve", "e2", 3));
+    for name in ["e3", "old"] {
+        assert!(!attach(&mut cluster, owned("eve", name, 4)), "{name}");
+    }
+    assert!(attach(&mut cluster, owned("eve", "e1", 5)), "her own");
+    assert!(attach(&mut cluster, owned("ann", "a1", 6)));
+    cluster.restart();
+    assert!(!attach(&mut cluster, owned("eve", "e3", 7)));
+    // Her own makes room for her, whoever else has been away for longer.
+    cluster.handle(Event::ApplicationCancelled { application: Cluster::id_of("e2") });
+    cluster.pass(RETENTION / 2);
+    let (peer, _) = cluster.attach_as(Some("eve"), "e2", 3);
+    cluster.handle(Event::StopAsked { peer });
+    cluster.handle(Event::Disconnected { peer });
+    assert!(attach(&mut cluster, owned("eve", "e3", 8)));
+    let ids = cluster.engine.application_ids.keys().map(ToString::to_string);
+    assert_eq!(ids.collect::<Vec<_>>(), ["a1", "e1", "e3", "old"]);
+}
+
+#[test]
+fn programs_that_no_application_has_any_more_make_room() {
+    let mut cluster = Cluster::with_bounds(Bounds { bundles: 2, ..Bounds::default() });
+    let worker = cluster.worker(1, 4);
+    for session in 2..20 {
+        let attach = with(&format!("a{session}"), session, &format!("program-{session}"), 1);
+        let (peer, platform) = (cluster.peer(), platform());
+        let attached = cluster.handle(Event::Attached { peer, attach });
+        assert!(attached.disconnects(peer).is_none());
+        cluster.handle(Event::StopAsked { peer });
+        cluster.handle(Event::Disconnected { peer });
+        // What was only uploaded takes no place.
+        cluster.handle(Event::BundleCompleted {
+            digest: BundleDigest([session as u8; 32]),
+            platforms: platform.into(),
+        });
+        assert!(cluster.engine.bundles.len() <= 2);
+    }
+    // A place that is used again has nothing of the one before.
+    let (peer, session) = cluster.application("a", 20);
+    let refused = Event::BundleRefusedByWorker {
+        peer: worker,
+        bundle: BundleRef::Shipped(DIGEST),
+        reason: "damaged".into(),
+        attempts: Vec::new(),
+    };
+    cluster.handle(refused);
+    cluster.handle(Event::StopAsked { peer });
+    cluster.handle(Event::Disconnected { peer });
+    for other in 21..30 {
+        let mut attach = of("b", other);
+        attach.bundle = BundleRef::Shipped(BundleDigest([100 + other as u8; 32]));
+        let (peer, platform) = (cluster.peer(), platform());
+        cluster.handle(Event::Attached { peer, attach });
+        let digest = BundleDigest([100 + other as u8; 32]);
+        cluster.handle(Event::BundleCompleted { digest, platforms: platform.into() });
+        let started = cluster.submit(peer, 1, JobOptions::new(), &[0]).starts();
+        assert_eq!(started, [(worker, attempt(SessionId(other).job(1), 1))]);
+        cluster.finished(worker, attempt(SessionId(other).job(1), 1));
+        cluster.handle(Event::StopAsked { peer });
+        cluster.handle(Event::Disconnected { peer });
+    }
+    assert_eq!(cluster.engine.state(session.job(1)), None);
 }

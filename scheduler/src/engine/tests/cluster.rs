@@ -133,7 +133,7 @@ impl Cluster {
         self.engine = Engine::restore(settings, self.store.load(self.now), self.now);
         let restored = self.engine.take_restored();
         let mut outcome = self.keep(restored);
-        let here = self.handle(Event::BundleCompleted { digest: DIGEST, platform: platform() });
+        let here = self.handle(Event::BundleCompleted { digest: DIGEST, platforms: platform().into() });
         outcome.0.extend(here.0);
         outcome
     }
@@ -155,7 +155,7 @@ impl Cluster {
         let peer = self.peer();
         let session = SessionId(session);
         self.handle(Event::Attached { peer, attach: attach_of(name, session) });
-        self.handle(Event::BundleCompleted { digest: DIGEST, platform: platform() });
+        self.handle(Event::BundleCompleted { digest: DIGEST, platforms: platform().into() });
         (peer, session)
     }
 

@@ -13,6 +13,7 @@ mod leases;
 mod leaving;
 mod owners;
 mod placement;
+mod programs;
 mod restart;
 mod rivals;
 mod sim;

@@ -1,0 +1,188 @@
+//! Programs that are on their way, and some that never come: an upload that fails concerns nobody but whose it was.
+
+use lrts_core::ids::{BundleDigest, JobId, SessionId, WorkerId};
+use lrts_core::spec::{BundleRef, JobOptions, Platform};
+use lrts_core::status::{FailureKind, JobState};
+
+use super::cluster::{Cluster, DIGEST, Outcome, attach_of, attempt, platform, registration};
+use crate::engine::{Event, Message, Peer, Registration};
+
+fn offered(cluster: &mut Cluster, peer: Peer) -> Outcome {
+    cluster.handle(Event::BundleOffered { peer, digest: DIGEST, platform: platform() })
+}
+
+fn failed(cluster: &mut Cluster, peer: Peer) -> Outcome {
+    cluster.handle(Event::BundleFailed { peer, digest: DIGEST, reason: "too large".into() })
+}
+
+fn completed(cluster: &mut Cluster) -> Outcome {
+    cluster.handle(Event::BundleCompleted { digest: DIGEST, platforms: platform().into() })
+}
+
+/// A user's application whose program isn't here, with a job.
+fn waiting(cluster: &mut Cluster, user: &str, name: &str, session: u64) -> (Peer, JobId) {
+    let (peer, _) = cluster.attach_as(Some(user), name, session);
+    cluster.submit(peer, 1, JobOptions::new(), &[1]);
+    (peer, SessionId(session).job(1))
+}
+
+#[test]
+fn a_program_that_cannot_be_had_fails_its_jobs() {
+    let mut cluster = Cluster::new();
+    let (peer, job) = waiting(&mut cluster, "ann", "a", 1);
+    cluster.submit_keys(peer, 2, &[("k", 5)]);
+    let keyed = JobId::keyed(Cluster::id_of("a"), "k");
+    cluster.want(peer, job);
+    let failed = failed(&mut cluster, peer);
+    assert_eq!(failed.results()[0].1.failure.as_ref().unwrap().kind, FailureKind::Bundle);
+    assert!(failed.says(peer, &Message::Accepted { through: 2 }));
+    assert_eq!([job, keyed].map(|job| cluster.state(job)), [JobState::Failed; 2]);
+    // What comes later has no better chance.
+    let later = cluster.submit(peer, 3, JobOptions::new(), &[1]);
+    assert!(later.says(peer, &Message::Accepted { through: 3 }));
+    cluster.submit_keys(peer, 4, &[("l", 5)]);
+    let keyed = JobId::keyed(Cluster::id_of("a"), "l");
+    assert_eq!([SessionId(1).job(3), keyed].map(|job| cluster.state(job)), [JobState::Failed; 2]);
+    assert_eq!(cluster.reason(keyed), "too large");
+}
+
+#[test]
+fn a_failed_upload_leaves_other_applications_with_the_same_program_alone() {
+    let mut cluster = Cluster::new();
+    let (anns, job) = waiting(&mut cluster, "ann", "a", 1);
+    let (bobs, bobs_job) = waiting(&mut cluster, "bob", "b", 2);
+    let failed = failed(&mut cluster, bobs);
+    assert_eq!(failed.said_to(anns), Vec::<&Message>::new());
+    assert_eq!((cluster.state(job), cluster.state(bobs_job)), (JobState::Queued, JobState::Failed));
+    let later = cluster.submit(anns, 2, JobOptions::new(), &[1]);
+    assert!(!later.says(anns, &Message::Accepted { through: 2 }), "it still waits");
+    assert!(cluster.reason(job).contains("to be uploaded"));
+
+    let worker = cluster.worker(1, 3);
+    let completed = completed(&mut cluster);
+    assert!(completed.says(anns, &Message::Accepted { through: 2 }));
+    assert_eq!(completed.starts().len(), 2);
+    // Bob has no part in that, but what he submits now has a program.
+    let started = cluster.submit(bobs, 2, JobOptions::new(), &[1]).starts();
+    assert_eq!(started, [(worker, attempt(SessionId(2).job(2), 1))]);
+}
+
+#[test]
+fn another_start_of_the_application_with_the_same_program_fails_too_and_one_with_another_does_not() {
+    let mut cluster = Cluster::new();
+    let (old, job) = waiting(&mut cluster, "ann", "a", 1);
+    cluster.handle(Event::Disconnected { peer: old });
+    let other = cluster.peer();
+    let mut attach = attach_of("a", SessionId(2));
+    attach.bundle = BundleRef::Shipped(BundleDigest([8; 32]));
+    cluster.handle(Event::Attached { peer: other, attach });
+    cluster.submit(other, 1, JobOptions::new(), &[1]);
+    let other_job = SessionId(2).job(1);
+    assert!(failed(&mut cluster, other).0.is_empty(), "that isn't what it is attached with");
+    cluster.handle(Event::Disconnected { peer: other });
+
+    let (new, new_job) = waiting(&mut cluster, "ann", "a", 3);
+    failed(&mut cluster, new);
+    assert_eq!([job, new_job].map(|job| cluster.state(job)), [JobState::Failed; 2]);
+    assert_eq!(cluster.state(other_job), JobState::Queued);
+    cluster.handle(Event::Disconnected { peer: new });
+    let (old, attached) = cluster.attach_as(Some("ann"), "a", 1);
+    assert!(attached.says(old, &Message::Attached { epoch: 1, accepted_through: 1 }));
+}
+
+#[test]
+fn whoever_comes_back_with_the_right_program_is_heard() {
+    let mut cluster = Cluster::new();
+    let worker = cluster.worker(1, 2);
+    let (peer, _) = waiting(&mut cluster, "ann", "a", 1);
+    failed(&mut cluster, peer);
+    cluster.handle(Event::Disconnected { peer });
+    let (peer, _) = cluster.attach_as(Some("ann"), "a", 1);
+    offered(&mut cluster, peer);
+    let submitted = cluster.submit(peer, 2, JobOptions::new(), &[1]);
+    assert!(!submitted.says(peer, &Message::Accepted { through: 2 }), "it may yet come");
+    assert_eq!(cluster.state(SessionId(1).job(2)), JobState::Queued);
+    let completed = completed(&mut cluster);
+    assert!(completed.says(peer, &Message::Accepted { through: 2 }));
+    assert_eq!(completed.starts(), [(worker, attempt(SessionId(1).job(2), 1))]);
+}
+
+#[test]
+fn a_strangers_offer_changes_nothing() {
+    let mut cluster = Cluster::new();
+    let (peer, job) = waiting(&mut cluster, "ann", "a", 1);
+    cluster.pass(lrts_core::limits::TOTALS_INTERVAL);
+    let stranger = cluster.peer();
+    let worker = cluster.worker(1, 1);
+    for other in [stranger, worker] {
+        assert!(failed(&mut cluster, other).0.is_empty());
+        assert!(offered(&mut cluster, other).0.is_empty());
+    }
+    assert_eq!(cluster.state(job), JobState::Queued);
+    failed(&mut cluster, peer);
+    offered(&mut cluster, stranger);
+    cluster.submit(peer, 2, JobOptions::new(), &[1]);
+    assert_eq!(cluster.state(SessionId(1).job(2)), JobState::Failed, "it is its own offer that counts");
+}
+
+#[test]
+fn jobs_that_failed_for_want_of_a_program_have_failed_after_a_restart_too() {
+    let mut cluster = Cluster::new();
+    let (peer, job) = waiting(&mut cluster, "ann", "a", 1);
+    failed(&mut cluster, peer);
+    cluster.restart();
+    assert_eq!(cluster.state(job), JobState::Failed);
+    let (peer, attached) = cluster.attach_as(Some("ann"), "a", 1);
+    assert!(attached.says(peer, &Message::Attached { epoch: 2, accepted_through: 1 }));
+}
+
+fn sparc() -> Platform {
+    Platform { target: "sparc64-linux-gnu".into(), glibc: None }
+}
+
+/// Eve has the same program, sends it first, and says that it was built for another machine.
+fn misled(cluster: &mut Cluster) -> Peer {
+    let (eves, _) = cluster.attach_as(Some("eve"), "e", 9);
+    cluster.handle(Event::BundleOffered { peer: eves, digest: DIGEST, platform: sparc() });
+    cluster.handle(Event::BundleCompleted { digest: DIGEST, platforms: sparc().into() });
+    eves
+}
+
+#[test]
+fn a_wrong_word_about_a_program_keeps_nobody_elses_jobs_from_their_workers() {
+    let mut cluster = Cluster::new();
+    cluster.worker(1, 2);
+    let (anns, job) = waiting(&mut cluster, "ann", "a", 1);
+    offered(&mut cluster, anns);
+    misled(&mut cluster);
+    assert_eq!(cluster.engine.attempts_at(WorkerId(1)), Some(1));
+    assert_eq!(cluster.state(job), JobState::Queued, "it is on its way");
+}
+
+#[test]
+fn a_wrong_word_is_put_right_by_whoever_comes_later() {
+    let mut cluster = Cluster::new();
+    cluster.worker(1, 2);
+    let eves = misled(&mut cluster);
+    cluster.submit(eves, 1, JobOptions::new(), &[1]);
+    let eves_job = SessionId(9).job(1);
+    assert_eq!(cluster.state(eves_job), JobState::Failed);
+    assert!(cluster.reason(eves_job).contains("built for sparc64-linux-gnu"));
+    let (anns, _) = cluster.attach_as(Some("ann"), "a", 1);
+    completed(&mut cluster);
+    assert_eq!(cluster.submit(anns, 1, JobOptions::new(), &[1]).starts().len(), 1);
+}
+
+#[test]
+fn a_further_word_opens_queues_that_no_worker_could_serve() {
+    let mut cluster = Cluster::new();
+    cluster.worker(1, 1);
+    let peer = cluster.peer();
+    let registration = Registration { platform: sparc(), ..registration(WorkerId(2), 4) };
+    cluster.handle(Event::Registered { peer, registration, held: Vec::new() });
+    let (anns, session) = cluster.application("a", 1);
+    let submitted = cluster.submit(anns, 1, JobOptions::new().slots(2), &[1]);
+    assert!(submitted.starts().is_empty() && cluster.reason(session.job(1)).contains("needs 2 slots"));
+    let told = cluster.handle(Event::BundleOffered { peer: anns, digest: DIGEST, platform: sparc() });
+    assert_eq!(told.starts(), [(peer, attempt(session.job(1), 1))]);
+}
