@@ -2,11 +2,15 @@
 
 use std::error::Error;
 use std::ffi::OsString;
+use std::io;
 #[cfg(feature = "commands")]
 use std::io::Write;
+use std::num::NonZero;
 #[cfg(feature = "commands")]
 use std::path::PathBuf;
 use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
 
 #[cfg(feature = "commands")]
 use crate::terminal::{Keep, visible};
@@ -23,6 +27,17 @@ pub mod exit_code {
     pub const NO_SCHEDULER: u8 = 3;
     /// Refused: keys, roles, versions.
     pub const REFUSED: u8 = 4;
+}
+
+/// The runtime of a daemon: two threads, one that decides and one for what takes its time at a peer; on a single core one, since
+/// two would only wait for each other's turns.
+///
+/// # Errors
+///
+/// If the system gives it no threads.
+pub fn daemon_runtime() -> io::Result<Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    Builder::new_multi_thread().worker_threads(cores.min(2)).enable_all().build()
 }
 
 /// Raises this process's soft limit of open files to the hard one, since a server's connections take three each. Must come

@@ -4,11 +4,10 @@ use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use lrts_core::command_line::{KeyArgs, raise_open_file_limit};
+use lrts_core::command_line::{KeyArgs, daemon_runtime, raise_open_file_limit};
 use lrts_core::keys::{self, KeysError};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::telemetry::{self, LogFormat, LogOf};
-use tokio::runtime::Builder;
 
 use crate::{Config, RunError, run};
 
@@ -64,8 +63,7 @@ pub fn main(args: ProgressServerArgs) -> Result<(), RunError> {
     if let Some(path) = &config.keys {
         keys::ensure(path)?;
     }
-    let runtime =
-        Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(RunError::Setup)?;
+    let runtime = daemon_runtime().map_err(RunError::Setup)?;
     runtime.block_on(async {
         let shutdown = Shutdown::on_signals().map_err(RunError::Setup)?;
         run(config, say_ready, shutdown).await

@@ -6,12 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use lrts_core::command_line::{KeyArgs, duration, raise_open_file_limit, size};
+use lrts_core::command_line::{KeyArgs, daemon_runtime, duration, raise_open_file_limit, size};
 use lrts_core::keys;
 use lrts_core::private_dir::state_home;
 use lrts_core::shutdown::Shutdown;
 use lrts_core::telemetry::{self, LogFormat, LogOf};
-use tokio::runtime::Builder;
 
 use crate::{Config, ConfigError, RunError, run};
 
@@ -106,8 +105,7 @@ pub fn main(args: SchedulerArgs) -> Result<(), RunError> {
     if let Some(path) = &config.keys {
         keys::ensure(path)?;
     }
-    let runtime =
-        Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(RunError::Setup)?;
+    let runtime = daemon_runtime().map_err(RunError::Setup)?;
     runtime.block_on(async {
         let shutdown = Shutdown::on_signals().map_err(RunError::Setup)?;
         run(config, say_ready, shutdown).await

@@ -5,14 +5,15 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lrts_core::command_line::{CommandError, KeyArgs, duration, exit_code, raise_open_file_limit, size};
+use lrts_core::command_line::{
+    CommandError, KeyArgs, daemon_runtime, duration, exit_code, raise_open_file_limit, size,
+};
 use lrts_core::ids::WorkerId;
 use lrts_core::keys::KeysError;
 use lrts_core::limits::{BUNDLE_NAME_BYTES, SLOTS};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::spec::is_bundle_name;
 use lrts_core::telemetry::{self, LogFormat, LogOf};
-use tokio::runtime::Builder;
 
 use crate::{Config, OnTerm, RunError, run, slots};
 
@@ -199,9 +200,7 @@ pub fn main(args: WorkerArgs) -> Result<(), WorkerError> {
     telemetry::start(args.log_format, LogOf::Daemon);
     raise_open_file_limit();
     let config = args.into_config()?;
-    // Hosts and files have threads of their own; two are enough for what is decided here and for the transport.
-    let runtime =
-        Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(WorkerError::Setup)?;
+    let runtime = daemon_runtime().map_err(WorkerError::Setup)?;
     let result = runtime.block_on(async {
         let shutdown = Shutdown::on_signals().map_err(WorkerError::Setup)?;
         Ok(run(config, say_ready, shutdown).await?)

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -19,7 +18,7 @@ use super::ConnectionId;
 use super::acceptor::{Network, Newcomer};
 use super::router::Shared;
 use super::socket_dir::SocketPath;
-use super::splice::{End, splice};
+use super::splice::{End, Passage, splice};
 use crate::keys::KeysError;
 use crate::limits::{FILES_PER_PEER, RESERVED_FILES};
 
@@ -96,7 +95,7 @@ async fn serve(newcomer: Newcomer, ipc: Arc<SocketPath>, shared: Arc<Shared>) {
     let Newcomer { connection, orders, stream } = newcomer;
     let end = tokio::select! {
         () = orders.hang_up.cancelled() => End::ClosedHere,
-        end = caught(join(connection, stream, &orders.welcomed, &ipc), End::Fault) => end,
+        end = caught(join(connection, stream, &orders.passage, &ipc), End::Fault) => end,
     };
     shared.closed(connection, &end);
 }
@@ -107,20 +106,20 @@ pub(crate) async fn caught<T>(serving: impl Future<Output = T>, fault: T) -> T {
     AssertUnwindSafe(serving).catch_unwind().await.unwrap_or(fault)
 }
 
-async fn join(connection: ConnectionId, stream: Network, welcomed: &AtomicBool, ipc: &SocketPath) -> End {
+async fn join(connection: ConnectionId, stream: Network, passage: &Passage, ipc: &SocketPath) -> End {
     match stream.move_here() {
-        Ok(Network::Plain(stream)) => pass(connection, stream, welcomed, ipc).await,
-        Ok(Network::Tls(stream)) => pass(connection, stream, welcomed, ipc).await,
+        Ok(Network::Plain(stream)) => pass(connection, stream, passage, ipc).await,
+        Ok(Network::Tls(stream)) => pass(connection, stream, passage, ipc).await,
         Err(error) => End::Network(error),
     }
 }
 
-async fn pass<N>(connection: ConnectionId, network: N, welcomed: &AtomicBool, ipc: &SocketPath) -> End
+async fn pass<N>(connection: ConnectionId, network: N, passage: &Passage, ipc: &SocketPath) -> End
 where
     N: AsyncRead + AsyncWrite + Send + Unpin,
 {
     match connect(ipc).await {
-        Ok(router) => splice(network, router, "DEALER", Some(connection), welcomed).await,
+        Ok(router) => splice(network, router, "DEALER", Some(connection), passage).await,
         Err(error) => End::Network(error),
     }
 }

@@ -5,7 +5,6 @@ use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -25,7 +24,7 @@ use super::hello::{Hello, Refusal, RefusalKind, Role, Welcome};
 use super::packet::Packet;
 use super::session::{Dead, Received, Session};
 use super::socket_dir::SocketPath;
-use super::splice::End;
+use super::splice::{End, Passage};
 use super::tls::Certified;
 use super::turned_away::TurnedAway;
 use super::{ConnectionId, Message, Sent, acceptor, gate, key_watch, send_now};
@@ -349,12 +348,12 @@ pub(crate) struct Opened {
 }
 
 /// What the gate must know of a connection that it serves.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Orders {
     /// Closes the TCP side.
     pub(crate) hang_up: CancellationToken,
-    /// Whether the peer may send messages of the full size.
-    pub(crate) welcomed: Arc<AtomicBool>,
+    /// What the peer may send.
+    pub(crate) passage: Arc<Passage>,
 }
 
 struct Peers {
@@ -412,7 +411,7 @@ impl Shared {
             peers.leave(oldest, "made room for a newer connection: too many have not said hello");
         }
         debug!(%connection, %address, "connection accepted");
-        let orders = Orders::default();
+        let orders = Orders { hang_up: CancellationToken::new(), passage: Arc::new(Passage::narrow()) };
         let state = PeerState::New { since: Moment::now() };
         let peer = Peer { address, certified: None, orders: orders.clone(), state };
         peers.map.insert(connection, peer);
@@ -575,7 +574,7 @@ impl Shared {
         });
         peer.state = PeerState::Joined { session, unsent: Some(Packet::Welcome(welcome)) };
         // Before it hears of it, and sends more.
-        peer.orders.welcomed.store(true, Ordering::Release);
+        peer.orders.passage.welcome();
         let user = peer.certified.as_ref().map(|certified| certified.identity.user.clone());
         let joined = ServerEvent::Joined { connection, hello, user, address: peer.address };
         peers.admission.welcomed(connection);
@@ -752,6 +751,7 @@ impl Peers {
         if matches!(peer.state, PeerState::Leaving { .. }) {
             return;
         }
+        peer.orders.passage.dismiss();
         let before = std::mem::replace(&mut peer.state, PeerState::Leaving { since: Moment::now() });
         if matches!(before, PeerState::Joined { .. }) {
             self.emit(ServerEvent::Left { connection, reason: reason.to_owned() });

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -17,7 +17,7 @@ use super::guard::{
     short_command_length,
 };
 use super::{ConnectionId, tls};
-use crate::limits::{FAREWELL_TIME, HANDSHAKE_TIME};
+use crate::limits::{FAREWELL_TIME, HANDSHAKE_TIME, WINDOW_BYTES};
 
 /// Copy buffers grow from the first to the second while reads fill them, so that idle connections cost little.
 const BUFFER_MIN: usize = 4 * 1024;
@@ -25,6 +25,9 @@ const BUFFER_MAX: usize = 256 * 1024;
 
 /// After so many small reads in a row, a grown buffer shrinks again.
 const SMALL_READS: u32 = 4;
+
+/// Most of an honest peer's bytes that can be under way: its credit and what frames them.
+const UNDER_WAY: usize = 2 * WINDOW_BYTES as usize;
 
 /// TCP's own check that a silent peer's machine is still there; finer checks are the pings'.
 const KEEPALIVE_IDLE: u32 = 30;
@@ -103,16 +106,55 @@ impl End {
     }
 }
 
+/// What of a peer's is passed on, as both ends of the gate know it.
+#[derive(Debug)]
+pub(crate) struct Passage(AtomicU8);
+
+impl Passage {
+    const HELLO: u8 = 0;
+    const ALL: u8 = 1;
+    const NOTHING: u8 = 2;
+
+    /// For a newcomer, of whom no message may be larger than a HELLO.
+    pub(crate) fn narrow() -> Self {
+        Self(AtomicU8::new(Self::HELLO))
+    }
+
+    /// For a peer that was chosen, or is welcomed.
+    pub(crate) fn open() -> Self {
+        Self(AtomicU8::new(Self::ALL))
+    }
+
+    pub(crate) fn welcome(&self) {
+        self.0.store(Self::ALL, Ordering::Release);
+    }
+
+    /// Nobody hears the peer any more; it has been told why.
+    pub(crate) fn dismiss(&self) {
+        self.0.store(Self::NOTHING, Ordering::Release);
+    }
+
+    /// Whether these bytes are to be passed on.
+    fn check(&self, guard: &mut FrameGuard, bytes: &[u8]) -> Result<bool, GuardError> {
+        match self.0.load(Ordering::Acquire) {
+            Self::NOTHING => return Ok(false),
+            Self::ALL => guard.welcome(),
+            _ => {}
+        }
+        guard.check(bytes)?;
+        Ok(true)
+    }
+}
+
 /// Copies both ways until either side ends. What the network brought before its end is still delivered.
 ///
-/// The other side must be a ZeroMQ socket of type `peer`, and is given `identity`. Until it is `welcomed`, no message of it may
-/// be larger than a HELLO.
+/// The other side must be a ZeroMQ socket of type `peer`, and is given `identity`.
 pub(crate) async fn splice<N>(
     network: N,
     ipc: UnixStream,
     peer: &'static str,
     identity: Option<ConnectionId>,
-    welcomed: &AtomicBool,
+    passage: &Passage,
 ) -> End
 where
     N: AsyncRead + AsyncWrite + Send + Unpin,
@@ -120,8 +162,8 @@ where
     let (mut from_network, mut to_network) = tokio::io::split(network);
     let (mut from_ipc, mut to_ipc) = ipc.into_split();
     let outbound = async {
-        let end = match copy(&mut from_ipc, &mut to_network, |_| Ok(())).await {
-            Copied::SourceEnded => return End::ClosedHere,
+        let end = match copy(&mut from_ipc, &mut to_network, |_| Ok(true)).await {
+            Copied::SourceEnded | Copied::Overrun => return End::ClosedHere,
             Copied::Failed(error) => End::failed(error),
             Copied::Violation(error) => End::Violation(error),
         };
@@ -138,13 +180,8 @@ where
             Ok(Ok(())) => {}
         }
         let mut guard = FrameGuard::new();
-        let check = |bytes: &[u8]| {
-            if welcomed.load(Ordering::Acquire) {
-                guard.welcome();
-            }
-            guard.check(bytes)
-        };
-        match copy(&mut from_network, &mut to_ipc, check).await {
+        match copy(&mut from_network, &mut to_ipc, |bytes| passage.check(&mut guard, bytes)).await {
+            Copied::Overrun => End::ClosedHere,
             Copied::SourceEnded => End::Closed,
             Copied::Failed(error) => End::failed(error),
             Copied::Violation(error) => End::Violation(error),
@@ -201,6 +238,13 @@ enum Copied {
     SourceEnded,
     Failed(io::Error),
     Violation(GuardError),
+    /// More came that isn't passed on than can have been under way.
+    Overrun,
+}
+
+async fn pass_on(bytes: &[u8], sink: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    sink.write_all(bytes).await?;
+    sink.flush().await
 }
 
 /// Reads what is there, at least a byte unless the source ends: TLS gives no more than a record at a time.
@@ -222,25 +266,34 @@ async fn fill(source: &mut (impl AsyncRead + Unpin), buffer: &mut [u8]) -> (usiz
 }
 
 /// Copies until the source ends, handing on only what `check` allows.
+///
+/// A peer that was sent away is read from for a while, since bytes that nobody reads would reset its connection before it has
+/// heard why; but no longer than an honest one goes on.
 async fn copy(
     source: &mut (impl AsyncRead + Unpin),
     sink: &mut (impl AsyncWrite + Unpin),
-    mut check: impl FnMut(&[u8]) -> Result<(), GuardError>,
+    mut check: impl FnMut(&[u8]) -> Result<bool, GuardError>,
 ) -> Copied {
     let mut buffer = vec![0; BUFFER_MIN];
     let mut small_reads = 0;
+    let mut dropped = 0;
     loop {
         let (length, end) = fill(source, &mut buffer).await;
         if length > 0 {
             let bytes = &buffer[..length];
-            if let Err(error) = check(bytes) {
-                return Copied::Violation(error);
-            }
-            if let Err(error) = sink.write_all(bytes).await {
-                return Copied::Failed(error);
-            }
-            if let Err(error) = sink.flush().await {
-                return Copied::Failed(error);
+            match check(bytes) {
+                Ok(true) => {
+                    if let Err(error) = pass_on(bytes, sink).await {
+                        return Copied::Failed(error);
+                    }
+                }
+                Ok(false) => {
+                    dropped += length;
+                    if dropped > UNDER_WAY {
+                        return Copied::Overrun;
+                    }
+                }
+                Err(error) => return Copied::Violation(error),
             }
         }
         if let Some(end) = end {
@@ -258,5 +311,42 @@ async fn copy(
                 buffer = vec![0; BUFFER_MIN];
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn of_a_peer_that_was_sent_away_nothing_is_passed_on_and_not_much_is_read() {
+        let (mut peer, mut network) = tokio::io::duplex(1 << 16);
+        let (mut ipc, mut server) = tokio::io::duplex(1 << 16);
+        let passage = Passage::open();
+        let message = [0, 3, 1, 2, 3];
+        peer.write_all(&message).await.unwrap();
+        let mut guard = FrameGuard::new();
+        let copying = copy(&mut network, &mut ipc, |bytes| passage.check(&mut guard, bytes));
+        let sending = async {
+            let mut passed = [0; 5];
+            server.read_exact(&mut passed).await.unwrap();
+            assert_eq!(passed, message);
+            passage.dismiss();
+            let mut sent = 0;
+            // It is not even MessagePack in frames.
+            while let Ok(more) = peer.write(&[0xff; 1 << 12]).await {
+                sent += more;
+                if sent > UNDER_WAY + (1 << 18) {
+                    break;
+                }
+            }
+        };
+        let copied = tokio::select! {
+            copied = copying => copied,
+            () = sending => panic!("it is still read"),
+        };
+        assert!(matches!(copied, Copied::Overrun));
+        drop(ipc);
+        assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
     }
 }

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixListener};
@@ -11,7 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::dealer::LinkConfig;
 use super::socket_dir::SocketPath;
-use super::splice::{End, splice, tune};
+use super::splice::{End, Passage, splice, tune};
 use super::tls::{self, Shown};
 use crate::keys::{KeyRing, KeysError, Security};
 use crate::limits::HANDSHAKE_TIME;
@@ -97,5 +96,5 @@ where
     };
     drop(listener);
     // It is the one server that this side has asked for.
-    splice(network, dealer, "ROUTER", None, &AtomicBool::new(true)).await
+    splice(network, dealer, "ROUTER", None, &Passage::open()).await
 }
