@@ -21,8 +21,8 @@ use lrts_core::transport::{
     Hello, Link, LinkConfig, LinkEvent, LinkReceiver, LinkSender, Message, Role, SocketDir,
 };
 use lrts_core::worker_secret::WorkerSecret;
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::{Pid, SysconfVar, sysconf};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 
 #[path = "../tests/hostile/attack.rs"]
 #[allow(dead_code, reason = "made for tests")]
@@ -49,26 +49,22 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Half-open connections at once.
 const CROWD: usize = 2_000;
 
-/// Of each of the two attackers.
-const THREADS: usize = 8;
-
 const ATTACKS: [&str; 6] = ["half-open", "churn", "garbage", "bombs", "messages", "deaf"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     raise_open_file_limit();
-    if let [word, kind, address] = &arguments[..]
+    if let [word, kind, address, cores @ ..] = &arguments[..]
         && word == "attack"
     {
-        pin(|core| core > 0)?;
+        pin(cores.iter().filter_map(|core| core.parse().ok()))?;
         let target = Target { address: address.clone(), role: Role::Scheduler, keys: Some(keys()) };
-        std::thread::scope(|threads| {
-            for _ in 0..THREADS {
-                threads.spawn(|| attack_on(kind, &target));
-            }
-        });
+        attack_on(kind, &target);
     }
-    pin(|core| core == 0)?;
+    let all = cores()?;
+    // With one core only, they share it.
+    let theirs = if all.len() > 1 { &all[1..] } else { &all[..] };
+    pin(all.first().copied())?;
     // `cargo test` runs benches too, without this flag, where it wants a quick look only.
     let (rounds, time) = match arguments.iter().any(|argument| argument == "--bench") {
         true => (ROUNDS, Duration::from_secs(4)),
@@ -77,21 +73,28 @@ fn main() -> Result<(), Box<dyn Error>> {
     let wanted = |kind: &&str| arguments.iter().any(|argument| argument == kind);
     let named: Vec<_> = ATTACKS.into_iter().filter(wanted).collect();
     let kinds = if named.is_empty() { ATTACKS.to_vec() } else { named };
-    tokio::runtime::Runtime::new()?.block_on(measure(&kinds, rounds, time))
+    tokio::runtime::Runtime::new()?.block_on(measure(&kinds, theirs, rounds, time))
 }
 
-/// Keeps this process and its children to some of the cores, if there are others.
-fn pin(wanted: impl Fn(usize) -> bool) -> std::io::Result<()> {
-    // Not what this process may use: it has kept itself to one, and so its children.
-    let cores = sysconf(SysconfVar::_NPROCESSORS_ONLN)?.map_or(1, |cores| cores as usize);
+/// Keeps this process and its children to these cores.
+fn pin(cores: impl IntoIterator<Item = usize>) -> nix::Result<()> {
     let mut set = CpuSet::new();
-    for core in (0..cores).filter(|&core| cores > 1 && wanted(core)) {
-        set.set(core)?;
-    }
-    if cores > 1 { Ok(sched_setaffinity(Pid::from_raw(0), &set)?) } else { Ok(()) }
+    cores.into_iter().try_for_each(|core| set.set(core))?;
+    sched_setaffinity(Pid::from_raw(0), &set)
 }
 
-async fn measure(kinds: &[&str], rounds: usize, time: Duration) -> Result<(), Box<dyn Error>> {
+/// Those that this process may use.
+fn cores() -> nix::Result<Vec<usize>> {
+    let set = sched_getaffinity(Pid::from_raw(0))?;
+    Ok((0..CpuSet::count()).filter(|&core| set.is_set(core) == Ok(true)).collect())
+}
+
+async fn measure(
+    kinds: &[&str],
+    cores: &[usize],
+    rounds: usize,
+    time: Duration,
+) -> Result<(), Box<dyn Error>> {
     let cluster = Cluster::without_workers(&[]);
     let mut worker = Worker::register(&cluster.scheduler_address).await?;
     let mut out = std::io::stdout().lock();
@@ -99,7 +102,7 @@ async fn measure(kinds: &[&str], rounds: usize, time: Duration) -> Result<(), Bo
         let (mut quiet, mut attacked) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
             quiet.push(worker.heartbeats(time).await?);
-            let attackers = Attackers::start(kind, &cluster.scheduler_address)?;
+            let attackers = Attackers::start(kind, &cluster.scheduler_address, cores)?;
             // It is in full swing.
             worker.heartbeats(time / 4).await?;
             attacked.push(worker.heartbeats(time).await?);
@@ -191,11 +194,11 @@ impl Worker {
 struct Attackers(Vec<Child>);
 
 impl Attackers {
-    fn start(kind: &str, address: &str) -> std::io::Result<Self> {
+    fn start(kind: &str, address: &str, cores: &[usize]) -> std::io::Result<Self> {
         let mut attackers = Self(Vec::new());
         for _ in 0..2 {
             let mut command = Command::new(std::env::current_exe()?);
-            command.args(["attack", kind, address]);
+            command.args(["attack", kind, address]).args(cores.iter().map(usize::to_string));
             attackers.0.push(command.stdin(Stdio::null()).spawn()?);
         }
         Ok(attackers)
@@ -223,7 +226,7 @@ fn attack_on(kind: &str, target: &Target) -> ! {
         let _ended: std::io::Result<()> = match kind {
             "half-open" => {
                 crowd.retain(|attacker| !attacker.has_ended());
-                while crowd.len() < CROWD / 2 / THREADS {
+                while crowd.len() < CROWD / 2 {
                     let mut attacker = target.connect();
                     let _pushed_out = attacker.write(half);
                     crowd.push(attacker);
@@ -248,7 +251,7 @@ fn attack_on(kind: &str, target: &Target) -> ! {
                 target.enter(Stage::Joined, Role::Admin).and_then(|mut attacker| attacker.say(&content, b""))
             }
             "deaf" => {
-                if crowd.len() == 10 / THREADS + 1 {
+                if crowd.len() == 10 {
                     crowd.clear();
                 }
                 target.enter(Stage::Joined, Role::Admin).and_then(|mut attacker| {

@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Component, Path, PathBuf};
 
 use nix::unistd::{Gid, Group, User, geteuid};
+use tracing::warn;
 
 /// The mode of directories.
 const DIRECTORY_MODE: u32 = 0o700;
@@ -51,23 +52,6 @@ pub enum PrivateDirError {
         /// Whose it is.
         owner: u32,
     },
-    /// Others can put something else in the place of what is in it, however private that is.
-    #[error(
-        "directory `{}` can be written to by others, who could replace what lies in it: `chmod go-w {}` as its owner (`chmod +t` \
-         if they are to write there), or give a directory elsewhere", path.display(), path.display()
-    )]
-    WritableAbove {
-        /// The directory, which is above the one that was asked for.
-        path: PathBuf,
-    },
-    /// Its owner can do the same.
-    #[error("directory `{}` belongs to user number {owner}, who could replace what lies in it: give a directory elsewhere", path.display())]
-    AboveOfAnother {
-        /// The directory, which is above the one that was asked for.
-        path: PathBuf,
-        /// Whose it is.
-        owner: u32,
-    },
     /// The system says no.
     #[error("cannot use directory `{}`", path.display())]
     Io {
@@ -84,11 +68,7 @@ impl From<PrivateDirError> for io::Error {
             PrivateDirError::Io { source, .. } => source,
             PrivateDirError::Writable { .. }
             | PrivateDirError::OfAnother { .. }
-            | PrivateDirError::LinkOfAnother { .. }
-            | PrivateDirError::WritableAbove { .. }
-            | PrivateDirError::AboveOfAnother { .. } => {
-                io::Error::new(io::ErrorKind::PermissionDenied, error)
-            }
+            | PrivateDirError::LinkOfAnother { .. } => io::Error::new(io::ErrorKind::PermissionDenied, error),
         }
     }
 }
@@ -104,8 +84,7 @@ pub fn make(path: &Path) -> Result<(), PrivateDirError> {
 }
 
 /// Makes a directory of mode 0700, with all above it, unless it is there. One that is there is left as it is, but must be this
-/// user's, and nobody else's to write to: what others have put there could be taken for one's own. So must the way, see
-/// [`check_way`].
+/// user's, and nobody else's to write to: what others have put there could be taken for one's own. For the way, see [`check_way`].
 ///
 /// # Errors
 ///
@@ -138,11 +117,10 @@ pub fn close(path: &Path) -> Result<(), PrivateDirError> {
     Ok(())
 }
 
-/// Checks that nobody but this user and root can make a path lead elsewhere: not by a symbolic link of theirs, and not by renaming
-/// something on the way. So each directory above it must belong to one of the two and be closed to writers, unless it is sticky
-/// as `/tmp` is. The group of the user's own name may write, if nobody else is in it, and so may root's.
+/// Checks that nobody but this user and root has laid the way to a path: that no symbolic link of somebody else is on it.
 ///
-/// What isn't there yet is made later, and is private then.
+/// Whoever may rename a directory on the way could still put another in its place. Containers and shared project directories are
+/// often set up so, with nobody there to do it, so the log warns of that, and says what mends it.
 ///
 /// # Errors
 ///
@@ -150,10 +128,31 @@ pub fn close(path: &Path) -> Result<(), PrivateDirError> {
 pub fn check_way(path: &Path) -> Result<(), PrivateDirError> {
     let failed = |source| PrivateDirError::Io { path: path.to_owned(), source };
     let steps = steps_to(path).map_err(failed)?;
-    // Whoever has the root directory has everything. In a namespace of users, root may go by another number.
+    // Whoever has the root directory has everything. In a namespace of users, root may go by another number, the one that all
+    // have there who aren't of it.
     let all = steps.first().map_or(0, |root| root.owner);
     let trusted = [geteuid().as_raw(), 0, all];
-    steps.into_iter().try_for_each(|step| step.check(&trusted, is_harmless_group))
+    for step in steps {
+        if step.is_link && !trusted.contains(&step.owner) {
+            return Err(PrivateDirError::LinkOfAnother { path: step.path, owner: step.owner });
+        }
+        if let Some(weakness) = step.weakness(&trusted, is_harmless_group) {
+            let (above, path) = (step.path.display(), path.display());
+            warn!(%above, %path, "{weakness}");
+        }
+    }
+    Ok(())
+}
+
+/// Why a directory that is private may not stay in its place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+enum Weakness {
+    #[error(
+        "others may write to the directory above, and so replace what is below: `chmod go-w` it (`chmod +t`, if they are to)"
+    )]
+    Writable,
+    #[error("the directory above belongs to user number {0}, who could replace what is below")]
+    OfAnother(u32),
 }
 
 /// Something on the way to a directory, by which it could be made to lead elsewhere.
@@ -177,27 +176,22 @@ impl Step {
         }
     }
 
-    fn check(
-        self,
-        trusted: &[u32],
-        is_harmless_group: impl FnOnce(u32) -> bool,
-    ) -> Result<(), PrivateDirError> {
-        let Self { path, owner, group, mode, is_link } = self;
-        if !trusted.contains(&owner) {
-            return Err(match is_link {
-                true => PrivateDirError::LinkOfAnother { path, owner },
-                false => PrivateDirError::AboveOfAnother { path, owner },
-            });
+    /// How somebody could replace what lies in this directory, unless it is one of those who are trusted.
+    fn weakness(&self, trusted: &[u32], is_harmless_group: impl FnOnce(u32) -> bool) -> Option<Weakness> {
+        if self.is_link {
+            return None;
         }
-        let by_group = mode & 0o020 != 0 && !is_harmless_group(group);
-        if !is_link && mode & STICKY == 0 && (by_group || mode & 0o002 != 0) {
-            return Err(PrivateDirError::WritableAbove { path });
+        if !trusted.contains(&self.owner) {
+            return Some(Weakness::OfAnother(self.owner));
         }
-        Ok(())
+        let by_group = self.mode & 0o020 != 0 && !is_harmless_group(self.group);
+        let by_others = self.mode & 0o002 != 0;
+        (self.mode & STICKY == 0 && (by_group || by_others)).then_some(Weakness::Writable)
     }
 }
 
-/// Whether a group lets nobody in but this user and root: many systems give each user a group of the same name.
+/// Whether a group lets nobody in but this user and root, as far as the list of groups tells: many systems give each user a
+/// group of the same name.
 fn is_harmless_group(group: u32) -> bool {
     if group == 0 {
         return true;
@@ -288,12 +282,14 @@ impl PrivateDir {
     ///
     /// # Errors
     ///
-    /// If it can't be made, or others could replace it.
+    /// If it can't be made, or a link of somebody else leads there.
     pub fn create(parent: &Path, purpose: &str) -> io::Result<Self> {
-        check_way(&parent.join(PREFIX))?;
+        // A name that nobody can foresee, and so be there first.
+        let name = || parent.join(format!("{PREFIX}{purpose}-{:016x}", crate::ids::random_u64()));
+        check_way(&name())?;
         remove_leftovers(parent);
         loop {
-            let path = parent.join(format!("{PREFIX}{purpose}-{:016x}", crate::ids::random_u64()));
+            let path = name();
             match DirBuilder::new().mode(DIRECTORY_MODE).create(&path) {
                 Ok(()) => {
                     // Locked before it has its name, so that nobody takes it for a leftover in between.
@@ -386,15 +382,10 @@ mod tests {
         make(&link.join("below")).unwrap();
         assert_eq!(mode(&state.join("below")), 0o700, "a link of one's own is as good as what it leads to");
 
-        // Seen by a user who trusts nobody.
         let own = geteuid().as_raw();
         let links = |path: &Path| -> Vec<PathBuf> {
-            let steps = steps_to(path).unwrap().into_iter().filter(|step| step.is_link);
-            let refused = steps.map(|step| match step.check(&[u32::MAX], |_| true) {
-                Err(PrivateDirError::LinkOfAnother { path, owner }) => Some(path).filter(|_| owner == own),
-                _ => None,
-            });
-            refused.map(|path| path.expect("it is refused")).collect()
+            let links = steps_to(path).unwrap().into_iter().filter(|step| step.is_link);
+            links.inspect(|link| assert_eq!(link.owner, own)).map(|link| link.path).collect()
         };
         assert_eq!(links(&link.join("below")), std::slice::from_ref(&link));
         let chain = parent.path().join("chain");
@@ -412,52 +403,56 @@ mod tests {
         }
     }
 
+    /// Nobody's directory is made useless by somebody who has put a link into `/tmp` first. Only root can make such a link.
     #[test]
-    fn a_directory_above_that_others_write_to_is_refused_with_the_cure() {
+    fn a_link_of_somebody_else_is_in_nobodys_way_but_on_their_own() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let shared = tempfile::tempdir().unwrap();
+        fs::set_permissions(shared.path(), Permissions::from_mode(0o1777)).unwrap();
+        let link = shared.path().join("lrts-");
+        symlink("nowhere", &link).unwrap();
+        std::os::unix::fs::lchown(&link, Some(12_345), None).unwrap();
+        assert!(PrivateDir::create(shared.path(), "").is_ok());
+        let error = make(&link).unwrap_err();
+        assert!(matches!(error, PrivateDirError::LinkOfAnother { owner: 12_345, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_directory_above_in_which_others_may_write_is_a_weakness_and_no_obstacle() {
         let parent = tempfile::tempdir().unwrap();
         let above = parent.path().join("above");
         make(&above.join("state")).unwrap();
+        let own = geteuid().as_raw();
         for (mode, good) in
             [(0o755, true), (0o711, true), (0o1777, true), (0o777, false), (0o2707, false), (0o702, false)]
         {
             fs::set_permissions(&above, Permissions::from_mode(mode)).unwrap();
             for path in ["state", "state/deeper", "none", "none/../state"].map(|name| above.join(name)) {
-                match make(&path) {
-                    Ok(()) => assert!(good, "{mode:o}"),
-                    Err(error) => {
-                        assert!(
-                            !good && error.to_string().contains(&format!("`chmod go-w {}`", above.display()))
-                        );
-                        let is_named =
-                            matches!(&error, PrivateDirError::WritableAbove { path } if *path == above);
-                        assert!(is_named, "{error:?}");
-                    }
-                }
+                let steps = steps_to(&path).unwrap();
+                let step = steps.iter().find(|step| step.path == above).unwrap();
+                let weakness = step.weakness(&[own, 0], |_| false);
+                assert_eq!(weakness, (!good).then_some(Weakness::Writable), "{mode:o}");
             }
-            assert_eq!(PrivateDir::create(&above, "tests").is_ok(), good, "{mode:o}");
+            make(&above.join("state")).unwrap();
+            PrivateDir::create(&above, "tests").unwrap();
         }
-        // A link leads through it.
-        let link = parent.path().join("link");
-        symlink(above.join("state"), &link).unwrap();
-        assert!(matches!(make(&link), Err(PrivateDirError::WritableAbove { .. })));
     }
 
     #[test]
-    fn above_a_directory_only_its_user_and_root_may_write() {
-        let check = |owner, mode| {
-            let step = Step { path: "/above".into(), owner, group: 7, mode, is_link: false };
-            step.check(&[1_000, 0], |group| group != 7)
-        };
+    fn above_a_directory_its_user_root_and_a_group_of_its_own_may_write() {
+        let step = |owner, mode| Step { path: "/above".into(), owner, group: 7, mode, is_link: false };
+        let weakness = |owner, mode| step(owner, mode).weakness(&[1_000, 0], |group| group != 7);
         for owner in [0, 1_000] {
-            assert!(check(owner, 0o755).is_ok() && check(owner, 0o1777).is_ok());
-            assert!(matches!(check(owner, 0o775), Err(PrivateDirError::WritableAbove { .. })));
+            assert_eq!([0o755, 0o1777].map(|mode| weakness(owner, mode)), [None; 2]);
+            assert_eq!(weakness(owner, 0o775), Some(Weakness::Writable));
         }
         for mode in [0o700, 0o1777] {
-            assert!(matches!(check(1_001, mode), Err(PrivateDirError::AboveOfAnother { owner: 1_001, .. })));
+            assert_eq!(weakness(1_001, mode), Some(Weakness::OfAnother(1_001)));
         }
-        let home = |mode| Step { path: "/home/ann".into(), owner: 1_000, group: 1_000, mode, is_link: false };
-        assert!(home(0o2775).check(&[1_000, 0], |group| group == 1_000).is_ok());
-        assert!(home(0o2777).check(&[1_000, 0], |group| group == 1_000).is_err());
+        assert_eq!(step(1_000, 0o2775).weakness(&[1_000, 0], |group| group == 7), None);
+        assert_eq!(step(1_000, 0o2777).weakness(&[1_000, 0], |group| group == 7), Some(Weakness::Writable));
         assert!(is_harmless_group(0) && !is_harmless_group(u32::MAX - 1));
     }
 

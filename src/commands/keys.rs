@@ -11,7 +11,7 @@ use lrts_core::clock::wall_clock;
 use lrts_core::command_line::{CommandError, exit_code};
 use lrts_core::ids::UserName;
 use lrts_core::keys::{
-    Identity, IssuedKey, KeyFile, KeyId, KeysDirectory, KeysError, ROLES, Rotation, key_file_name, keys_home,
+    Identity, IssuedKey, KeyFile, KeysDirectory, KeysError, ROLES, Rotation, key_file_name, keys_home,
     login_name, role_word,
 };
 use lrts_core::limits::KEYS_INTERVAL;
@@ -264,8 +264,7 @@ fn revoke(args: RevokeKeysArgs) -> Result<(), KeysCommandError> {
     let (known, unknown) = match args.user {
         None => args.ids.iter().partition(|&&key| directory.issued_key(key).is_some()),
         Some(user) => {
-            let keys: Vec<KeyId> =
-                directory.issued().filter(|key| key.user == user).map(|key| key.key).collect();
+            let keys = directory.keys_of(&user);
             if keys.is_empty() {
                 return Err(KeysCommandError::Nobody(user));
             }

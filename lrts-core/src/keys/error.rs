@@ -128,9 +128,7 @@ impl From<PrivateDirError> for KeysError {
             PrivateDirError::Io { path, source } => Self::Io { path, source },
             PrivateDirError::Writable { .. }
             | PrivateDirError::OfAnother { .. }
-            | PrivateDirError::LinkOfAnother { .. }
-            | PrivateDirError::WritableAbove { .. }
-            | PrivateDirError::AboveOfAnother { .. } => Self::Replaceable(error),
+            | PrivateDirError::LinkOfAnother { .. } => Self::Replaceable(error),
         }
     }
 }

@@ -145,7 +145,7 @@ pub(crate) fn check_private(path: &Path, metadata: &fs::Metadata) -> Result<(), 
     Ok(())
 }
 
-/// Checks the directory where keys are made in the same way, and that nobody can put another one in its place.
+/// Checks the directory where keys are made in the same way, and the way there.
 #[cfg(feature = "authority")]
 pub(crate) fn check_private_directory(path: &Path) -> Result<(), KeysError> {
     crate::private_dir::check_way(path)?;

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::runtime::{Builder, Runtime};
-use tokio::sync::mpsc;
+use tokio::runtime::Builder;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::gate::caught;
 use super::router::{Opened, Orders, Shared};
@@ -26,12 +26,14 @@ use crate::keys::Security;
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 4_096;
 
-/// Niceness of the thread above the process's own: where all want the same core, it gets a tenth of it (`sched(7)`).
+/// Niceness of the thread above the process's own: where all want the same core, it gets a tenth of it (`sched(7)`), which is some
+/// hundred handshakes a second.
 const NICENESS: i32 = 10;
 
 /// How long its turns are: longer than anybody else's, so that whoever wakes up goes first even in the middle of one (EEVDF, since
-/// Linux 6.12; before, all turns are alike, up to 3 ms).
-const SLICE: Duration = Duration::from_millis(20);
+/// Linux 6.12; before, all turns are alike, up to 3 ms). Not much longer, since its turns come the later for it: by the slice
+/// over its weight, some 50 ms for each thread that has the core to itself otherwise.
+const SLICE: Duration = Duration::from_millis(5);
 
 /// Backoff when accepting fails, which is mostly for want of descriptors: doubles from the first to the second.
 const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
@@ -78,41 +80,56 @@ impl Network {
 }
 
 /// Starts the thread, which ends once it is told to stop; so does the channel then.
-pub(crate) fn start(
+pub(crate) async fn start(
     listener: TcpListener,
     shared: Arc<Shared>,
     stop: CancellationToken,
 ) -> io::Result<mpsc::UnboundedReceiver<Newcomer>> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
     let listener = listener.into_std()?;
     let (admitted, newcomers) = mpsc::unbounded_channel();
+    let (ready, started) = oneshot::channel();
     let acceptor = Acceptor { shared, admitted };
     std::thread::Builder::new()
         .name("acceptor".to_owned())
-        .spawn(move || run_thread(&runtime, listener, acceptor, &stop))?;
+        .spawn(move || run_thread(listener, acceptor, &stop, ready))?;
+    started.await.map_err(io::Error::other)??;
     Ok(newcomers)
 }
 
 fn run_thread(
-    runtime: &Runtime,
     listener: std::net::TcpListener,
     acceptor: Acceptor,
     stop: &CancellationToken,
+    ready: oneshot::Sender<io::Result<()>>,
 ) {
     lower_priority();
-    runtime.block_on(async {
-        match TcpListener::from_std(listener) {
-            Ok(listener) => acceptor.run(listener, stop).await,
-            Err(error) => error!(%error, "cannot accept connections"),
-        }
+    let opened = Builder::new_current_thread().enable_io().enable_time().build().and_then(|runtime| {
+        let _within = runtime.enter();
+        let listener = TcpListener::from_std(listener)?;
+        Ok((runtime, listener))
     });
+    let (opened, result) = match opened {
+        Ok(opened) => (Some(opened), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    // Unless whoever has started it is gone again.
+    if ready.send(result).is_ok()
+        && let Some((runtime, listener)) = opened
+    {
+        runtime.block_on(acceptor.run(listener, stop));
+    }
 }
 
 /// Of this thread.
-#[expect(unsafe_code, reason = "nix has neither call")]
+#[expect(unsafe_code, reason = "nix has none of these calls")]
 fn lower_priority() {
-    // SAFETY: it takes no pointers; 0 is the calling thread, whose own niceness it is on Linux.
-    let niceness = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    // SAFETY: they take no pointers; 0 is the calling thread, whose own niceness it is on Linux.
+    let (policy, niceness) =
+        unsafe { (libc::sched_getscheduler(0), libc::getpriority(libc::PRIO_PROCESS, 0)) };
+    if policy != libc::SCHED_OTHER && policy != libc::SCHED_BATCH {
+        // Whoever has chosen another for the daemon knows what they do.
+        return;
+    }
     let attributes = libc::sched_attr {
         size: size_of::<libc::sched_attr>() as u32,
         sched_policy: libc::SCHED_OTHER as u32,

@@ -1,8 +1,8 @@
 //! Who is let in to say hello: bounds on connections in total, for each address, and of strangers.
 //!
 //! Pure. A *stranger* has not been welcomed yet, so it costs its address nothing to be one. Where there are too many, the one
-//! that has been silent longest makes room: an honest peer needs milliseconds for its handshake, so it is gone from their number
-//! before newer ones can push it out.
+//! that has been silent longest makes room: where cores are idle, an honest peer needs milliseconds for its handshake, so it is gone
+//! from their number before newer ones can push it out. One that is pushed out comes back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};

@@ -26,7 +26,7 @@ use super::session::{Dead, Received, Session};
 use super::socket_dir::SocketPath;
 use super::splice::{End, Passage};
 use super::tls::Certified;
-use super::turned_away::TurnedAway;
+use super::turned_away::{Line, TurnedAway};
 use super::{ConnectionId, Message, Sent, acceptor, gate, key_watch, send_now};
 use crate::clock::{Moment, sleep_until};
 use crate::ids::UserName;
@@ -194,14 +194,16 @@ impl Server {
         });
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
+        let ended = stop.clone().drop_guard();
         let newcomers =
-            acceptor::start(listener, shared.clone(), stop.clone()).map_err(BindError::Acceptor)?;
+            acceptor::start(listener, shared.clone(), stop.clone()).await.map_err(BindError::Acceptor)?;
         tasks.spawn(gate::run(newcomers, Arc::new(ipc), shared.clone()));
         if let Security::Keys(source) = &shared.security {
             tasks.spawn(key_watch::run(source.clone(), shared.clone(), stop.clone()));
         }
         tasks.spawn(run(receiver, shared.clone(), config.decode_budget, stop.clone()));
         let handle = ServerHandle { shared };
+        ended.disarm();
         Ok(Self { address, handle, urgent, normal, flush_time: config.flush_time, stop, tasks })
     }
 
@@ -260,6 +262,7 @@ impl Server {
         let _ = timeout(self.flush_time, shared.wait_until(Peers::has_sent_all)).await;
         shared.say_goodbye();
         let _ = timeout(FAREWELL_TIME, shared.wait_until(Peers::is_empty)).await;
+        self.handle.shared.tell(Moment::now());
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
     }
@@ -407,8 +410,8 @@ impl Shared {
             }
         };
         if let Some(oldest) = oldest {
-            peers.counters.count(Cause::NoHello);
-            peers.leave(oldest, "made room for a newer connection: too many have not said hello");
+            let reason = "made room for a newer connection: too many have not said hello";
+            peers.give_up(oldest, Cause::NoHello, reason);
         }
         debug!(%connection, %address, "connection accepted");
         let orders = Orders { hang_up: CancellationToken::new(), passage: Arc::new(Passage::narrow()) };
@@ -621,8 +624,8 @@ impl Shared {
     /// Ends connections that are silent, stalled or overdue.
     fn tick(&self) {
         let now = Moment::now();
+        self.tell(now);
         let mut peers = self.lock();
-        peers.turned_away.due(now).for_each(|line| line.log());
         let mut dead = Vec::new();
         for (&connection, peer) in &peers.map {
             match &peer.state {
@@ -648,6 +651,12 @@ impl Shared {
         for (connection, cause, reason) in dead {
             peers.give_up(connection, cause, &reason);
         }
+    }
+
+    /// Lets the log tell of those who were turned away; without the lock, since whoever reads it may be slow.
+    fn tell(&self, now: Moment) {
+        let lines: Vec<_> = self.lock().turned_away.due(now).collect();
+        lines.iter().for_each(Line::log);
     }
 
     fn say_goodbye(&self) {
@@ -720,9 +729,7 @@ impl Peers {
     /// Counts a peer that is sent away, and lets the log tell of it.
     fn turn_away(&mut self, cause: Cause, address: SocketAddr, reason: &dyn Display) {
         self.counters.count(cause);
-        if let Some(line) = self.turned_away.note(cause, address, reason, Moment::now()) {
-            line.log();
-        }
+        self.turned_away.note(cause, address, reason);
     }
 
     /// Tells a peer to go. It has [`FAREWELL_TIME`] to hang up by itself, so that it reads why.

@@ -134,6 +134,11 @@ impl Passage {
         self.0.store(Self::NOTHING, Ordering::Release);
     }
 
+    /// How much may be held of it at a time.
+    fn buffer_bytes(&self) -> usize {
+        if self.0.load(Ordering::Acquire) == Self::ALL { BUFFER_MAX } else { BUFFER_MIN }
+    }
+
     /// Whether these bytes are to be passed on.
     fn check(&self, guard: &mut FrameGuard, bytes: &[u8]) -> Result<bool, GuardError> {
         match self.0.load(Ordering::Acquire) {
@@ -162,7 +167,7 @@ where
     let (mut from_network, mut to_network) = tokio::io::split(network);
     let (mut from_ipc, mut to_ipc) = ipc.into_split();
     let outbound = async {
-        let end = match copy(&mut from_ipc, &mut to_network, |_| Ok(true)).await {
+        let end = match copy(&mut from_ipc, &mut to_network, || BUFFER_MAX, |_| Ok(true)).await {
             Copied::SourceEnded | Copied::Overrun => return End::ClosedHere,
             Copied::Failed(error) => End::failed(error),
             Copied::Violation(error) => End::Violation(error),
@@ -180,7 +185,8 @@ where
             Ok(Ok(())) => {}
         }
         let mut guard = FrameGuard::new();
-        match copy(&mut from_network, &mut to_ipc, |bytes| passage.check(&mut guard, bytes)).await {
+        let check = |bytes: &[u8]| passage.check(&mut guard, bytes);
+        match copy(&mut from_network, &mut to_ipc, || passage.buffer_bytes(), check).await {
             Copied::Overrun => End::ClosedHere,
             Copied::SourceEnded => End::Closed,
             Copied::Failed(error) => End::failed(error),
@@ -272,6 +278,7 @@ async fn fill(source: &mut (impl AsyncRead + Unpin), buffer: &mut [u8]) -> (usiz
 async fn copy(
     source: &mut (impl AsyncRead + Unpin),
     sink: &mut (impl AsyncWrite + Unpin),
+    buffer_bytes: impl Fn() -> usize,
     mut check: impl FnMut(&[u8]) -> Result<bool, GuardError>,
 ) -> Copied {
     let mut buffer = vec![0; BUFFER_MIN];
@@ -301,7 +308,7 @@ async fn copy(
         }
         if length == buffer.len() {
             small_reads = 0;
-            if length < BUFFER_MAX {
+            if length < buffer_bytes() {
                 buffer.resize(2 * length, 0);
             }
         } else if length <= BUFFER_MIN && buffer.len() > BUFFER_MIN {
@@ -326,7 +333,7 @@ mod tests {
         let message = [0, 3, 1, 2, 3];
         peer.write_all(&message).await.unwrap();
         let mut guard = FrameGuard::new();
-        let copying = copy(&mut network, &mut ipc, |bytes| passage.check(&mut guard, bytes));
+        let copying = copy(&mut network, &mut ipc, || BUFFER_MAX, |bytes| passage.check(&mut guard, bytes));
         let sending = async {
             let mut passed = [0; 5];
             server.read_exact(&mut passed).await.unwrap();

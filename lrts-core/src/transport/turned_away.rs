@@ -38,17 +38,10 @@ pub(crate) struct Line {
 
 impl TurnedAway {
     /// One more was sent away.
-    pub(crate) fn note(
-        &mut self,
-        cause: Cause,
-        address: SocketAddr,
-        reason: &dyn Display,
-        now: Moment,
-    ) -> Option<Line> {
+    pub(crate) fn note(&mut self, cause: Cause, address: SocketAddr, reason: &dyn Display) {
         let sum = self.0.entry(cause).or_default();
         sum.count += 1;
         sum.last = Some((address, reason.to_string()));
-        sum.tell(cause, now)
     }
 
     /// What is to be told of those that were noted since the last line.
@@ -113,7 +106,7 @@ mod tests {
         for number in 0..60_000_u16 {
             let now = T0 + Duration::from_millis(number.into());
             for cause in [Cause::Role, Cause::Keys] {
-                lines.extend(turned_away.note(cause, address(number), &format!("number {number}"), now));
+                turned_away.note(cause, address(number), &format!("number {number}"));
             }
             lines.extend(turned_away.due(now));
         }
