@@ -180,13 +180,18 @@ pub const ROWS: usize = 500;
 
 // --- what an application may keep at the scheduler ---
 
-/// Applications that a scheduler remembers, and those of them that one user owns.
-pub const APPLICATIONS: usize = 10_000;
+/// Applications that a scheduler remembers, and those of them that one user owns. A program that is started without an
+/// application id is another application each time. Even if it has ended well, it is remembered for as long as results are:
+/// until then nothing that it submitted may run again, and who asks is told what was taken. So a user may start one each minute
+/// for the seven days that this is unless an operator says otherwise.
+pub const APPLICATIONS: usize = 50_000;
 /// See [`APPLICATIONS`].
-pub const APPLICATIONS_PER_USER: usize = 1_000;
+pub const APPLICATIONS_PER_USER: usize = 12_000;
 
-/// Programs that all applications have.
+/// Programs that all applications have, and those of one user.
 pub const BUNDLES: usize = 100_000;
+/// See [`BUNDLES`].
+pub const BUNDLES_PER_USER: usize = 20_000;
 
 /// Starts of one application that are remembered, with the services of all of their programs.
 pub const SESSIONS_PER_APPLICATION: usize = 20_000;

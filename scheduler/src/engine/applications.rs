@@ -51,6 +51,12 @@ pub(super) struct Application {
     pub(super) ahead: BTreeSet<(i32, u32)>,
     /// Services by program and name.
     services: BTreeMap<(u32, Arc<str>), u32>,
+    /// Why programs of its can't be had: of each what it offered last was of no use.
+    pub(super) failed_programs: BTreeMap<u32, Arc<str>>,
+    /// How many of its sessions nobody would miss, from some moment on.
+    pub(super) spare_sessions: usize,
+    /// From when on nobody would miss it itself.
+    pub(super) spare_from: Option<Moment>,
 }
 
 /// Whether an application is connected.
@@ -83,13 +89,17 @@ impl Engine {
         if let Some(what) = self.make_room_for(&attach) {
             return self.part(peer, Reason::Full(what));
         }
-        let Attach { application: id, session: session_id, bundle, services, .. } = attach;
-        if let Some(&known) = self.application_ids.get(&id)
+        if let Some(&known) = self.application_ids.get(&attach.application)
             && let Presence::Here { peer: old, .. } = self.applications[known].presence
         {
             self.actions.push(Action::Disconnect { peer: old, reason: Reason::Superseded });
             self.disconnected(old);
+            // The start that was superseded may be what makes room.
+            if let Some(&known) = self.application_ids.get(&attach.application) {
+                self.no_room_for_session(known, &attach);
+            }
         }
+        let Attach { application: id, session: session_id, bundle, services, .. } = attach;
         // Looked up only now: one that was stopped is forgotten when it has left.
         let application = self.application_ids.get(&id).copied().unwrap_or_else(|| self.new_application(id));
         self.forget_away_timers(application);
@@ -109,10 +119,14 @@ impl Engine {
                 session
             }
         };
+        let record = &self.sessions[session];
+        if record.accepted < record.received() && self.is_program_decided(session) {
+            self.program_decided(session);
+        }
         self.applications[application].presence = Presence::Here { peer, session };
+        self.refresh_spare(session);
         self.peers.insert(peer, Party::Application(application));
         self.sessions[session].listener = Some(peer);
-        self.sessions[session].attached = self.now;
         self.use_bundle(self.bundle_of(session));
         let accepted_through = self.sessions[session].accepted;
         self.send(peer, Message::Attached { epoch: self.settings.epoch, accepted_through });
@@ -157,6 +171,10 @@ impl Engine {
     fn set_terms(&mut self, application: u32, terms: ApplicationImage) {
         let record = &mut self.applications[application];
         if record.terms != terms || record.sessions.is_empty() {
+            if let Some(owner) = terms.owner.clone().filter(|_| record.terms.owner.is_none()) {
+                self.give_application(application, owner);
+            }
+            let record = &mut self.applications[application];
             record.terms = terms.clone();
             let application = record.id;
             self.persist(Record::Application { application, image: terms });
@@ -186,6 +204,9 @@ impl Engine {
             ready: BTreeSet::new(),
             ahead: BTreeSet::new(),
             services: BTreeMap::new(),
+            failed_programs: BTreeMap::new(),
+            spare_sessions: 0,
+            spare_from: None,
         });
         self.application_ids.insert(id, application);
         application
@@ -193,6 +214,8 @@ impl Engine {
 
     pub(super) fn new_session(&mut self, application: u32, id: SessionId, image: SessionImage) -> u32 {
         let bundle = self.bundles.intern(image.bundle);
+        // It may bring what others had not.
+        self.applications[application].failed_programs.remove(&bundle);
         let services = image
             .services
             .into_iter()
@@ -206,7 +229,7 @@ impl Engine {
                 service
             })
             .collect();
-        let mut session = Session::new(id, application, Some(Program { bundle, services, failed: None }));
+        let mut session = Session::new(id, application, Some(Program { bundle, services }));
         session.decided = image.decided;
         session.stopped = image.stopped;
         self.add_session(session)
@@ -214,9 +237,15 @@ impl Engine {
 
     pub(super) fn add_session(&mut self, session: Session) -> u32 {
         let (id, application) = (session.id, session.application);
-        let session = self.sessions.insert(Session { attached: self.now, ..session });
+        let bundle = session.program.as_ref().map(|program| program.bundle);
+        let session = self.sessions.insert(Session { left: self.now, ..session });
         self.session_ids.insert(id, session);
         self.applications[application].sessions.insert(session);
+        if let Some(bundle) = bundle {
+            self.bundles.add_session(bundle, application, session);
+            self.hold_program(application, bundle);
+        }
+        self.refresh_spare(session);
         session
     }
 
@@ -340,6 +369,7 @@ impl Engine {
 
     fn stop_session(&mut self, session: u32) {
         if !std::mem::replace(&mut self.sessions[session].stopped, true) {
+            self.refresh_spare(session);
             self.keep_session(session);
         }
     }
@@ -391,6 +421,7 @@ impl Engine {
         session.set(node.sequence, if taken { FORGOTTEN_TAKEN } else { FORGOTTEN });
         session.jobs -= 1;
         let application = session.application;
+        self.refresh_spare_by_jobs(node.session);
         self.tidy_retention();
         self.forget_if_over(application);
     }
@@ -431,6 +462,16 @@ impl Engine {
         self.forget_if_empty(application);
     }
 
+    /// A session has its first job now, or has lost its last one.
+    pub(super) fn refresh_spare_by_jobs(&mut self, session: u32) {
+        let record = &self.sessions[session];
+        match record.jobs {
+            0 | 1 if record.is_keyed() => self.refresh_spare_of(record.application),
+            0 | 1 => self.refresh_spare(session),
+            _ => {}
+        }
+    }
+
     /// Whether there are jobs with a key. They outlive the start that submitted them, but not what is known of its program.
     pub(super) fn has_keys(&self, application: u32) -> bool {
         let keyed = self.session_ids.get(&SessionId::keyed(self.applications[application].id));
@@ -445,23 +486,35 @@ impl Engine {
             let id = record.id;
             self.forget_away_timers(application);
             self.application_ids.remove(&id);
-            self.applications.remove(application);
+            let gone = self.applications.remove(application);
+            if let Some(owner) = gone.terms.owner {
+                self.take_application(&owner);
+            }
             self.persist(Record::ApplicationForgotten { application: id });
         }
     }
 
     pub(super) fn forget_session(&mut self, session: u32) {
+        self.set_spare(session, None);
         let record = self.sessions.remove(session);
         self.session_ids.remove(&record.id);
         let owner = &mut self.applications[record.application];
         owner.sessions.remove(&session);
-        for service in record.program.map(|program| program.services).unwrap_or_default() {
-            self.services[service].sessions -= 1;
-            if self.services[service].sessions == 0 {
-                let gone = self.services.remove(service);
-                owner.services.remove(&(gone.bundle, gone.name));
+        if let Some(Program { bundle, services }) = record.program {
+            self.drop_program(record.application, bundle);
+            let owner = &mut self.applications[record.application];
+            if !self.bundles.remove_session(bundle, record.application, session) {
+                owner.failed_programs.remove(&bundle);
+            }
+            for service in services {
+                self.services[service].sessions -= 1;
+                if self.services[service].sessions == 0 {
+                    let gone = self.services.remove(service);
+                    owner.services.remove(&(gone.bundle, gone.name));
+                }
             }
         }
+        self.refresh_spare_application(record.application);
         self.persist(Record::SessionForgotten { session: record.id });
     }
 
@@ -472,6 +525,8 @@ impl Engine {
         record.presence = Presence::Away { since: now };
         record.outbox.clear();
         let id = record.id;
+        self.sessions[session].left = now;
+        self.refresh_spare(session);
         self.release_bundle(self.bundle_of(session));
         self.note(Note::ApplicationLeft { application: id });
         self.start_absence(application);

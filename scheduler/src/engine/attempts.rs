@@ -134,7 +134,8 @@ impl Engine {
 
     /// Makes an attempt the newest open one of its job, and one of its worker's.
     pub(super) fn add_attempt(&mut self, attempt: Attempt) -> u32 {
-        let Attempt { job, id, worker, .. } = attempt;
+        let Attempt { job, id, worker, bundle, .. } = attempt;
+        self.bundles.add_attempt(bundle);
         let next = self.jobs.nodes[job].open;
         let index = self.attempts.insert(Attempt { next, ..attempt });
         self.jobs.nodes[job].open = index;
@@ -428,6 +429,7 @@ impl Engine {
             self.forget_ahead(attempt);
         }
         let record = self.attempts.remove(attempt);
+        self.bundles.remove_attempt(record.bundle);
         if record.fate == Fate::Open {
             self.free_slots(record.application, record.slots);
         }

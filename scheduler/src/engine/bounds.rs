@@ -1,15 +1,17 @@
 //! What applications may keep here. The bounds are generous; they keep one that has gone wild from taking the others down. At a
 //! bound, what nobody would miss is forgotten before anybody is turned away.
 
-use lrts_core::clock::Moment;
+use std::collections::BTreeSet;
+
 use lrts_core::limits::{
-    APPLICATIONS, APPLICATIONS_PER_USER, BODY_BYTES, BUNDLES, JOBS_PER_APPLICATION, KEYS_PER_APPLICATION,
-    PAYLOAD_BYTES_PER_APPLICATION, SERVICES_PER_APPLICATION, SESSIONS_PER_APPLICATION,
+    APPLICATIONS, APPLICATIONS_PER_USER, BODY_BYTES, BUNDLES, BUNDLES_PER_USER, JOBS_PER_APPLICATION,
+    KEYS_PER_APPLICATION, PAYLOAD_BYTES_PER_APPLICATION, SERVICES_PER_APPLICATION, SESSIONS_PER_APPLICATION,
 };
 
 use super::Engine;
 use super::applications::{Application, Presence};
 use super::events::Attach;
+use super::spare::Scope;
 
 /// The bounds. Tests have smaller ones.
 #[derive(Clone, Debug)]
@@ -20,6 +22,8 @@ pub(crate) struct Bounds {
     pub(crate) applications_per_user: usize,
     /// Programs that they have or had.
     pub(crate) bundles: usize,
+    /// Those that the applications of one user have.
+    pub(crate) bundles_per_user: usize,
     /// Starts of one application that are remembered.
     pub(crate) sessions: usize,
     /// Services of all programs of one application.
@@ -38,6 +42,7 @@ impl Default for Bounds {
             applications: APPLICATIONS,
             applications_per_user: APPLICATIONS_PER_USER,
             bundles: BUNDLES,
+            bundles_per_user: BUNDLES_PER_USER,
             sessions: SESSIONS_PER_APPLICATION,
             services: SERVICES_PER_APPLICATION,
             jobs: JOBS_PER_APPLICATION,
@@ -78,14 +83,8 @@ const _: () = assert!(BODY_BYTES <= u32::MAX as u64, "every payload has a rough 
 impl Engine {
     /// Makes room for an application by forgetting what nobody would miss. Why there is none, if so.
     pub(super) fn make_room_for(&mut self, attach: &Attach) -> Option<String> {
-        let most = self.settings.bounds.bundles;
-        if self.bundles.find(&attach.bundle).is_none() && self.bundles.len() >= most {
-            self.forget_unnamed_bundles();
-            if self.bundles.len() >= most {
-                return Some(format!(
-                    "the applications that the scheduler remembers have {most} programs: stop some"
-                ));
-            }
+        if let Some(reason) = self.no_room_for_program(attach) {
+            return Some(reason);
         }
         match self.application_ids.get(&attach.application).copied() {
             None => self.no_room_for_application(attach),
@@ -97,12 +96,44 @@ impl Engine {
         }
     }
 
+    fn no_room_for_program(&mut self, attach: &Attach) -> Option<String> {
+        let known = self.bundles.find(&attach.bundle);
+        if let Some(user) = &attach.user {
+            let most = self.settings.bounds.bundles_per_user;
+            let scope = Scope::User(user.clone());
+            let lacks_room = |engine: &Self| {
+                let programs = engine.users.get(user).map(|holdings| &holdings.programs);
+                programs.is_some_and(|programs| {
+                    programs.len() >= most && known.is_none_or(|known| !programs.contains_key(&known))
+                })
+            };
+            while lacks_room(self) {
+                if !self.forget_spare_session(&scope) {
+                    return Some(format!(
+                        "the applications of user `{user}` have {most} programs: stop some, see `lrts applications`"
+                    ));
+                }
+            }
+        }
+        let most = self.settings.bounds.bundles;
+        while known.is_none() && self.bundles.len() >= most {
+            if self.bundles.has_unnamed() {
+                self.forget_unnamed_bundles();
+            } else if !self.forget_spare_session(&Scope::All) {
+                return Some(format!(
+                    "the applications that the scheduler remembers have {most} programs: stop some"
+                ));
+            }
+        }
+        None
+    }
+
     fn no_room_for_application(&mut self, attach: &Attach) -> Option<String> {
         if let Some(reason) = self.no_room_for_one_more_of(attach) {
             return Some(reason);
         }
         let most = self.settings.bounds.applications;
-        let is_full = self.application_ids.len() >= most && !self.forget_longest_away(|_| true);
+        let is_full = self.application_ids.len() >= most && !self.forget_spare_application(&Scope::All);
         is_full.then(|| {
             format!("the scheduler remembers {most} applications: stop some, see `lrts applications`")
         })
@@ -112,75 +143,52 @@ impl Engine {
     fn no_room_for_one_more_of(&mut self, attach: &Attach) -> Option<String> {
         let user = attach.user.as_ref()?;
         let most = self.settings.bounds.applications_per_user;
-        let is_its = |application: &Application| application.terms.owner.as_ref() == Some(user);
-        let has = self.applications.iter().filter(|(_, application)| is_its(application)).count();
-        let is_full = has >= most && !self.forget_longest_away(is_its);
-        is_full.then(|| format!("user `{user}` has {most} applications: stop some, see `lrts applications`"))
+        let has = self.users.get(user).map_or(0, |holdings| holdings.applications);
+        let is_full = has >= most && !self.forget_spare_application(&Scope::User(user.clone()));
+        is_full.then(|| {
+            format!(
+                "user `{user}` has {most} applications: stop some, see `lrts applications`, or start with one \
+                 application id again and again"
+            )
+        })
     }
 
-    /// Forgets the application that has been away for longest, of those of which nobody would miss anything. Returns whether
-    /// there was one.
-    fn forget_longest_away(&mut self, among: impl Fn(&Application) -> bool) -> bool {
-        let mut away: Vec<(Moment, u32)> = Vec::new();
-        for (index, application) in self.applications.iter().filter(|(_, application)| among(application)) {
-            if let Presence::Away { since } = application.presence {
-                away.push((since, index));
-            }
-        }
-        away.sort_unstable();
-        let is_spare = |application: u32| {
-            self.applications[application].sessions.iter().all(|&session| self.is_spare(session))
-        };
-        let Some(&(_, application)) = away.iter().find(|&&(_, application)| is_spare(application)) else {
-            return false;
-        };
-        for session in self.applications[application].sessions.clone() {
-            self.forget_session(session);
-        }
-        self.forget_if_empty(application);
-        true
-    }
-
-    fn no_room_for_session(&mut self, application: u32, attach: &Attach) -> Option<String> {
+    /// Makes room for another start of an application, if it is another one. Why there is none, if so.
+    pub(super) fn no_room_for_session(&mut self, application: u32, attach: &Attach) -> Option<String> {
         if self.session_ids.contains_key(&attach.session) {
             return None;
         }
-        if self.lacks_room_for_session(application, attach).is_some() {
-            let sessions = self.applications[application].sessions.iter().copied();
-            let spare = sessions.filter(|&session| self.is_spare(session));
-            let mut spare: Vec<_> = spare.map(|session| (self.sessions[session].attached, session)).collect();
-            spare.sort_unstable();
-            for (_, session) in spare {
-                if self.lacks_room_for_session(application, attach).is_none() {
-                    break;
-                }
-                self.forget_session(session);
-            }
+        loop {
+            let reason = self.lacks_room_for_session(application, attach)?;
+            let scope = Scope::Application(application);
+            let Some(session) = self.spare_sessions.longest(&scope, self.now) else { return Some(reason) };
+            self.forget_session(session);
         }
-        self.lacks_room_for_session(application, attach)
     }
 
     fn lacks_room_for_session(&self, application: u32, attach: &Attach) -> Option<String> {
         let application = &self.applications[application];
         let (id, most) = (application.id, self.settings.bounds.sessions);
-        if application.sessions.len() >= most {
+        let (leaving, its_services) = self.leaving(application);
+        if application.sessions.len() - leaving >= most {
             return Some(format!("application `{id}` was started {most} times and never stopped: stop it"));
         }
         let most = self.settings.bounds.services;
-        (application.services() + attach.services.len() > most)
+        (application.services() - its_services + attach.services.len() > most)
             .then(|| format!("application `{id}` has {most} services of all its programs: stop it"))
     }
 
-    /// Whether nobody would miss a session: it has no jobs, none of a key's is known by its program, and nobody who comes back
-    /// with it could find that its sequences, or which results were taken, are forgotten before retention ends that.
-    fn is_spare(&self, session: u32) -> bool {
-        let record = &self.sessions[session];
-        let application = &self.applications[record.application];
-        let is_current =
-            matches!(application.presence, Presence::Here { session: current, .. } if current == session);
-        let is_old = self.now.since(record.attached) >= self.settings.result_retention;
-        let has_keys = record.brought_keys && self.has_keys(record.application);
-        !is_current && record.jobs == 0 && !has_keys && (!record.had_jobs || record.stopped || is_old)
+    /// The start that another one would supersede doesn't count if nobody would miss it then: how many sessions and services
+    /// that is.
+    fn leaving(&self, application: &Application) -> (usize, usize) {
+        let Presence::Here { session, .. } = application.presence else { return (0, 0) };
+        if self.spare_once_left(session, self.now).is_none_or(|from| from > self.now) {
+            return (0, 0);
+        }
+        let services = self.sessions[session].program.iter().flat_map(|program| &program.services);
+        // A program that names a service twice has it once.
+        let services: BTreeSet<u32> = services.copied().collect();
+        (1, services.into_iter().filter(|&service| self.services[service].sessions == 1).count())
     }
 
     /// Why an application may have no further job with a payload of this length, if so.

@@ -16,6 +16,9 @@ use super::slab::Slab;
 use super::workers::Standing;
 use super::{Engine, Party};
 
+/// So many workers' reasons for refusing a bundle are told.
+const REASONS: usize = 20;
+
 /// Whether jobs of a bundle may be placed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Availability {
@@ -25,7 +28,7 @@ pub(super) enum Availability {
     Here,
 }
 
-/// One program.
+/// One program. What names it, a session or an attempt, keeps it known.
 #[derive(Debug)]
 pub(super) struct Bundle {
     pub(super) reference: BundleRef,
@@ -34,6 +37,18 @@ pub(super) struct Bundle {
     pub(super) platforms: Platforms,
     /// Jobs that aren't terminal, and attached applications.
     users: u64,
+    /// Sessions that were started with it, each behind its application.
+    pub(super) sessions: BTreeSet<(u32, u32)>,
+    /// Queues in which jobs of it wait, each behind its application.
+    pub(super) queues: BTreeSet<(u32, u32)>,
+    /// How many attempts of it there are.
+    pub(super) attempts: u32,
+}
+
+impl Bundle {
+    fn is_named(&self) -> bool {
+        !self.sessions.is_empty() || self.attempts > 0
+    }
 }
 
 /// Every program that was named; a small record each, which stays until there are very many.
@@ -41,11 +56,13 @@ pub(super) struct Bundle {
 pub(super) struct Bundles {
     all: Slab<Bundle>,
     by_reference: BTreeMap<BundleRef, u32>,
+    /// Those that nothing names any more.
+    unnamed: BTreeSet<u32>,
 }
 
 impl Bundles {
     pub(super) fn new() -> Self {
-        Self { all: Slab::new(), by_reference: BTreeMap::new() }
+        Self { all: Slab::new(), by_reference: BTreeMap::new(), unnamed: BTreeSet::new() }
     }
 
     /// How many were named.
@@ -58,26 +75,82 @@ impl Bundles {
         self.by_reference.get(reference).copied()
     }
 
-    /// The record of this bundle, made if it is new.
+    /// The record of this bundle, made if it is new. It must be named at once.
     pub(super) fn intern(&mut self, reference: BundleRef) -> u32 {
         *self.by_reference.entry(reference).or_insert_with_key(|reference| {
             let availability = match reference {
                 BundleRef::Shipped(_) => Availability::Awaited,
                 BundleRef::Installed(_) => Availability::Here,
             };
-            let (reference, platforms) = (reference.clone(), Platforms::default());
-            self.all.insert(Bundle { reference, availability, platforms, users: 0 })
+            self.all.insert(Bundle {
+                reference: reference.clone(),
+                availability,
+                platforms: Platforms::default(),
+                users: 0,
+                sessions: BTreeSet::new(),
+                queues: BTreeSet::new(),
+                attempts: 0,
+            })
         })
     }
 
-    /// Forgets all but these. Returns those that are gone.
-    fn keep_only(&mut self, named: &BTreeSet<u32>) -> BTreeSet<u32> {
-        let gone = self.all.indices().into_iter().filter(|bundle| !named.contains(bundle)).collect();
+    /// What names a program has changed.
+    fn named(&mut self, bundle: u32) {
+        if self.all[bundle].is_named() {
+            self.unnamed.remove(&bundle);
+        } else {
+            self.unnamed.insert(bundle);
+        }
+    }
+
+    pub(super) fn add_session(&mut self, bundle: u32, application: u32, session: u32) {
+        self.all[bundle].sessions.insert((application, session));
+        self.named(bundle);
+    }
+
+    /// A session is gone. Returns whether its application has others with this program.
+    pub(super) fn remove_session(&mut self, bundle: u32, application: u32, session: u32) -> bool {
+        let sessions = &mut self.all[bundle].sessions;
+        sessions.remove(&(application, session));
+        let has_others = sessions.range((application, 0)..=(application, u32::MAX)).next().is_some();
+        self.named(bundle);
+        has_others
+    }
+
+    pub(super) fn add_attempt(&mut self, bundle: u32) {
+        self.all[bundle].attempts += 1;
+        if self.all[bundle].attempts == 1 {
+            self.named(bundle);
+        }
+    }
+
+    pub(super) fn remove_attempt(&mut self, bundle: u32) {
+        self.all[bundle].attempts -= 1;
+        if self.all[bundle].attempts == 0 {
+            self.named(bundle);
+        }
+    }
+
+    /// Whether a program could be forgotten at once.
+    pub(super) fn has_unnamed(&self) -> bool {
+        !self.unnamed.is_empty()
+    }
+
+    /// Forgets those that nothing names. Returns them.
+    fn forget_unnamed(&mut self) -> BTreeSet<u32> {
+        let gone = std::mem::take(&mut self.unnamed);
         for &bundle in &gone {
             let Bundle { reference, .. } = self.all.remove(bundle);
             self.by_reference.remove(&reference);
         }
         gone
+    }
+
+    /// Panics where what is kept of programs isn't true.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn check(&self) {
+        let unnamed = self.all.iter().filter(|(_, bundle)| !bundle.is_named()).map(|(index, _)| index);
+        assert!(unnamed.eq(self.unnamed.iter().copied()), "unnamed programs are listed");
     }
 }
 
@@ -95,13 +168,24 @@ impl IndexMut<u32> for Bundles {
     }
 }
 
+/// Often one goes of very many.
+fn remove_all<V>(from: &mut BTreeMap<u32, V>, gone: &BTreeSet<u32>) {
+    if gone.len() < from.len() {
+        for bundle in gone {
+            from.remove(bundle);
+        }
+    } else {
+        from.retain(|bundle, _| !gone.contains(bundle));
+    }
+}
+
 /// Who can start a program.
 pub(super) enum Starters {
     /// At least one worker, as far as is known.
     Some,
     /// No worker is there that would try.
     Nobody,
-    /// All who would try have refused, each for its reason.
+    /// All who would try have refused, each for its reason. These are the first of many.
     AllRefused(Vec<String>),
 }
 
@@ -126,14 +210,11 @@ impl Engine {
 
     /// Forgets programs that nobody has any more. One that is here is offered again by whoever has it.
     pub(super) fn forget_unnamed_bundles(&mut self) {
-        let programs = self.sessions.iter().filter_map(|(_, session)| session.program.as_ref());
-        let attempts = self.attempts.iter().map(|(_, attempt)| attempt.bundle);
-        let named = programs.map(|program| program.bundle).chain(attempts).collect();
-        let gone = self.bundles.keep_only(&named);
+        let gone = self.bundles.forget_unnamed();
         for worker in self.workers.all.indices() {
             let record = &mut self.workers.all[worker];
-            record.verdicts.retain(|bundle, _| !gone.contains(bundle));
-            record.ended_well.retain(|bundle, _| !gone.contains(bundle));
+            remove_all(&mut record.verdicts, &gone);
+            remove_all(&mut record.ended_well, &gone);
         }
     }
 
@@ -170,54 +251,51 @@ impl Engine {
         if let Some(bundle) = self.bundles.find(&BundleRef::Shipped(digest)) {
             self.told_platforms(bundle, platform.into());
         }
-        for session in self.sessions_with(peer, digest) {
-            self.program_may_come(session);
+        if let Some((application, _, bundle)) = self.started_with(peer, digest) {
+            self.program_may_come(application, bundle);
         }
     }
 
     /// What an application offered or sent is of no use. Others that have the same program may yet send it: only its own jobs
     /// fail.
     pub(super) fn bundle_failed(&mut self, peer: Peer, digest: BundleDigest, reason: &str) {
-        let sessions = self.sessions_with(peer, digest);
-        let Some(&first) = sessions.first() else { return };
-        let bundle = self.bundle_of(first);
+        let Some((application, current, bundle)) = self.started_with(peer, digest) else { return };
         if self.bundles[bundle].availability == Availability::Here {
             return;
         }
         let reason: Arc<str> = reason.into();
-        for session in sessions {
-            if let Some(program) = &mut self.sessions[session].program {
-                program.failed = Some(Arc::clone(&reason));
-            }
+        self.applications[application].failed_programs.insert(bundle, Arc::clone(&reason));
+        let own = self.bundles[bundle].queues.range((application, 0)..=(application, u32::MAX));
+        // Those that wait for something else fail when they are queued.
+        let jobs: Vec<u32> = own.flat_map(|&(_, queue)| self.jobs.queued_in(queue)).collect();
+        // Other starts hear of it when they are back.
+        let sessions = jobs.iter().map(|&job| self.jobs.nodes[job].session);
+        let mut starts: BTreeSet<u32> =
+            sessions.filter(|&session| !self.sessions[session].is_keyed()).collect();
+        starts.insert(current);
+        for session in starts {
             self.program_decided(session);
         }
-        // Among them those of the application's keys, which come from any of its programs.
-        let all = self.applications[self.sessions[first].application].sessions.iter();
-        let jobs = all.flat_map(|&session| self.sessions[session].remembered());
-        let jobs: Vec<u32> = jobs.filter(|&job| self.spec_of(job).bundle == bundle).collect();
         self.fail_waiting(&jobs, &reason);
     }
 
-    /// The starts of a peer's application that have this program, if it is attached with it. Anybody may offer anything, but
+    /// A peer's application, its session and its program, if it is attached with this one. Anybody may offer anything, but
     /// nothing depends on the rest.
-    fn sessions_with(&self, peer: Peer, digest: BundleDigest) -> Vec<u32> {
-        let Some((application, session)) = self.attached(peer) else { return Vec::new() };
+    fn started_with(&self, peer: Peer, digest: BundleDigest) -> Option<(u32, u32, u32)> {
+        let (application, session) = self.attached(peer)?;
         let bundle = self.bundle_of(session);
-        if self.bundles[bundle].reference != BundleRef::Shipped(digest) {
-            return Vec::new();
-        }
-        let sessions = self.applications[application].sessions.iter().copied();
-        sessions.filter(|&session| self.has_program(session, bundle)).collect()
+        let is_it = self.bundles[bundle].reference == BundleRef::Shipped(digest);
+        is_it.then_some((application, session, bundle))
     }
 
-    fn has_program(&self, session: u32, bundle: u32) -> bool {
-        self.sessions[session].program.as_ref().is_some_and(|program| program.bundle == bundle)
+    fn program_may_come(&mut self, application: u32, bundle: u32) {
+        self.applications[application].failed_programs.remove(&bundle);
     }
 
-    fn program_may_come(&mut self, session: u32) {
-        if let Some(program) = &mut self.sessions[session].program {
-            program.failed = None;
-        }
+    /// Why an application's program can't be had, if so.
+    pub(super) fn program_failure(&self, application: u32, bundle: u32) -> Option<&Arc<str>> {
+        let is_here = self.bundles[bundle].availability == Availability::Here;
+        self.applications[application].failed_programs.get(&bundle).filter(|_| !is_here)
     }
 
     /// It was deleted while nobody needed it: the next application offers it again.
@@ -230,20 +308,16 @@ impl Engine {
 
     /// Submits that waited for the bundle are accepted, and its queues are open.
     fn bundle_decided(&mut self, bundle: u32) {
-        for session in self.sessions.indices() {
-            if self.has_program(session, bundle) {
-                self.program_may_come(session);
-                self.program_decided(session);
-            }
+        for (application, session) in self.bundles[bundle].sessions.clone() {
+            self.program_may_come(application, bundle);
+            self.program_decided(session);
         }
         self.refresh_queues_of(bundle);
     }
 
     fn refresh_queues_of(&mut self, bundle: u32) {
-        for queue in self.jobs.queues.indices() {
-            if self.jobs.queues[queue].bundle == bundle {
-                self.refresh_queue(queue);
-            }
+        for (_, queue) in self.bundles[bundle].queues.clone() {
+            self.refresh_queue(queue);
         }
     }
 
@@ -277,7 +351,8 @@ impl Engine {
             if self.workers.all[worker].platform.is_none() || self.can_start(worker, bundle) {
                 return Starters::Some;
             }
-            reasons.extend(self.workers.all[worker].refusal(bundle).map(str::to_owned));
+            let refusal = self.workers.all[worker].refusal(bundle).filter(|_| reasons.len() < REASONS);
+            reasons.extend(refusal.map(str::to_owned));
         }
         if reasons.is_empty() { Starters::Nobody } else { Starters::AllRefused(reasons) }
     }

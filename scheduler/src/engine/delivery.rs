@@ -15,8 +15,8 @@ impl Engine {
         let Some((application, _)) = self.attached(peer) else { return };
         let index = self.session_of(peer, session);
         let known = index.map_or(RangeInclusive::new(1, 0), |index| self.sessions[index].known());
-        self.tell_gone(peer, session, ranges, known);
-        let Some(index) = index else { return };
+        let is_heard = self.tell_gone(peer, session, ranges, known);
+        let Some(index) = index.filter(|_| is_heard) else { return };
         self.sessions[index].listener = Some(peer);
         for sequence in self.sessions[index].submitted(ranges) {
             let Some(job) = self.sessions[index].job(sequence) else {
@@ -39,14 +39,15 @@ impl Engine {
         self.pump(application);
     }
 
-    /// Tells that the jobs of these ranges that aren't `known` never came. A client speaks of few that it may not know to be so.
+    /// Tells that the jobs of these ranges that aren't `known` never came. A client speaks of few that it may not know to be so:
+    /// one that speaks of more is parted from, and what it had may be forgotten with it. Returns whether it is still heard.
     fn tell_gone(
         &mut self,
         peer: Peer,
         session: SessionId,
         ranges: &[(u64, u64)],
         known: RangeInclusive<u64>,
-    ) {
+    ) -> bool {
         let unknown = |&(first, last): &(u64, u64)| {
             let below = first.max(1)..last.saturating_add(1).min(*known.start());
             let above = first.max(known.end().saturating_add(1))..last.saturating_add(1);
@@ -56,12 +57,14 @@ impl Engine {
         for sequences in ranges.iter().flat_map(unknown) {
             for sequence in sequences {
                 if told == SEND_WINDOW_JOBS {
-                    return self.violation(peer, "too many unknown jobs in one message");
+                    self.violation(peer, "too many unknown jobs in one message");
+                    return false;
                 }
                 told += 1;
                 self.send(peer, Message::Gone { job: session.job(sequence), taken: false });
             }
         }
+        true
     }
 
     /// Sends a terminal job's result, or lets it wait for credit, if it is wanted and its application listens.

@@ -11,7 +11,6 @@ use lrts_core::ids::WorkerId;
 use lrts_core::limits::RETRY_BACKOFF_MIN;
 use lrts_core::status::JobState;
 
-use super::applications::Presence;
 use super::attempts::{Attempt, Fate, Run};
 use super::jobs::{Delivery, EndedJob, NewNode, Phase};
 use super::sessions::{FORGOTTEN, FORGOTTEN_TAKEN, Session};
@@ -77,8 +76,10 @@ impl Engine {
         let Loaded { applications, sessions, submits, jobs, workers } = loaded;
         for (id, image) in applications {
             let application = engine.new_application(id);
+            if let Some(owner) = image.owner.clone() {
+                engine.give_application(application, owner);
+            }
             engine.applications[application].terms = image;
-            engine.applications[application].presence = Presence::Away { since: now };
         }
         for (id, image) in sessions {
             // An application is kept before its sessions.
@@ -157,6 +158,7 @@ impl Engine {
         let KeyedRecord { job, key, digest, .. } = keyed;
         let carrier = node.session;
         self.sessions[carrier].brought_keys = true;
+        self.refresh_spare(carrier);
         let application = self.sessions[carrier].application;
         let session = match self.session_ids.get(&job.session) {
             Some(&session) => session,
@@ -184,6 +186,7 @@ impl Engine {
         let node = self.forget_node(job);
         self.sessions[session].set(node.sequence, if taken { FORGOTTEN_TAKEN } else { FORGOTTEN });
         self.sessions[session].jobs -= 1;
+        self.refresh_spare_by_jobs(session);
     }
 
     fn restore_job(&mut self, job: u32, image: JobImage, age: Duration) {

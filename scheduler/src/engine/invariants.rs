@@ -20,6 +20,9 @@ impl Engine {
         let left = self.actions.len() + self.records.len() + self.changed.len();
         assert_eq!(left, 0, "all that came of an event is handed out");
         self.check_kept();
+        self.bundles.check();
+        self.check_spare();
+        self.check_users();
     }
 
     fn check_queues(&self) {
@@ -49,6 +52,9 @@ impl Engine {
                 assert_eq!(key.2, self.jobs.nodes[queue.head].sequence, "places follow the first job");
             }
             assert_eq!(self.barred.contains(&index), queue.barred, "barred queues are listed");
+            let place = (queue.application, index);
+            let listed = self.bundles[queue.bundle].queues.contains(&place);
+            assert_eq!(listed, queue.head != NONE, "queues in which jobs wait are listed");
         }
         let phased = self.jobs.nodes.iter().filter(|(_, node)| matches!(node.phase, Phase::Queued { .. }));
         assert!(phased.map(|(job, _)| job).eq(queued), "who is queued is in a queue");

@@ -152,6 +152,8 @@ pub(super) struct Queue {
     pub(super) key: Option<ReadyKey>,
     /// Whether no known worker can serve it.
     pub(super) barred: bool,
+    /// Whether it is among its bundle's, because jobs wait in it.
+    pub(super) waits: bool,
     /// How many specs refer to it.
     specs: u32,
 }
@@ -409,6 +411,7 @@ impl Engine {
                 length: 0,
                 key: None,
                 barred: false,
+                waits: false,
                 specs: 0,
             })
         })
@@ -459,6 +462,10 @@ impl Engine {
         // It may have been cancelled meanwhile, or an older attempt of it may have come back.
         if self.jobs.is_current(job) && self.jobs.nodes[job.index].phase == Phase::Backoff {
             self.queue_job(job.index);
+            let spec = self.spec_of(job.index);
+            if let Some(reason) = self.program_failure(spec.application, spec.bundle).cloned() {
+                self.fail_waiting(&[job.index], &reason);
+            }
         }
     }
 

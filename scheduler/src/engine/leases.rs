@@ -132,7 +132,7 @@ impl Engine {
     fn end_exclusive(&mut self, worker: u32) {
         let attempts: Vec<u32> = self.workers.all[worker].attempts.values().copied().collect();
         for attempt in attempts {
-            if self.attempts[attempt].exclusive {
+            if self.attempts.get(attempt).is_some_and(|attempt| attempt.exclusive) {
                 self.lapse(attempt);
             }
         }
@@ -142,7 +142,9 @@ impl Engine {
     fn give_up_held(&mut self, worker: u32) {
         let attempts: Vec<u32> = self.workers.all[worker].attempts.values().copied().collect();
         for attempt in attempts {
-            if self.jobs.nodes[self.attempts[attempt].job].phase == Phase::Held {
+            // The end of a job takes all that are open of it.
+            let Some(record) = self.attempts.get(attempt) else { continue };
+            if self.jobs.nodes[record.job].phase == Phase::Held {
                 self.close_unbegun(attempt);
             }
         }
@@ -232,7 +234,10 @@ impl Engine {
         }
         self.give_up(worker);
         for attempt in attempts {
-            self.lapse(attempt);
+            // A cancelled job ends with the first of them, and takes all that are open of it.
+            if self.attempts.get(attempt).is_some() {
+                self.lapse(attempt);
+            }
         }
     }
 }

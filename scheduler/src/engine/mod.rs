@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`applications`] | attaching, leaving, coming back, stopping |
 //! | [`owners`], [`bounds`] | whose an application is, and how much it may keep |
+//! | [`spare`] | what nobody would miss where room is short |
 //! | [`sessions`], [`submits`] | which jobs are taken, and that one key is one job |
 //! | [`delivery`] | which result is sent when, under the application's credit; totals |
 //! | [`jobs`] | 64 bytes per job, queues, the moves from state to state |
@@ -42,6 +43,7 @@ mod queries;
 mod retry;
 mod sessions;
 mod slab;
+mod spare;
 mod submits;
 mod suspicion;
 #[cfg(test)]
@@ -53,16 +55,18 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
-use lrts_core::ids::{ApplicationId, SessionId};
+use lrts_core::ids::{ApplicationId, SessionId, UserName};
 
 use applications::Application;
 use attempts::Attempt;
 use bundles::Bundles;
 use jobs::{JobHandle, Jobs, Service};
 use leases::Brake;
+use owners::Holdings;
 use retry::Jitter;
 use sessions::Session;
 use slab::Slab;
+use spare::Spare;
 use submits::RefusedJobs;
 use workers::Workers;
 
@@ -137,6 +141,10 @@ pub(crate) struct Engine {
     session_ids: BTreeMap<SessionId, u32>,
     applications: Slab<Application>,
     application_ids: BTreeMap<ApplicationId, u32>,
+    /// What each user has that owns an application.
+    users: BTreeMap<UserName, Holdings>,
+    spare_sessions: Spare,
+    spare_applications: Spare,
     /// Applications with a job that may be placed: the next to be served comes first.
     hungry: BTreeSet<(u32, u64, u32)>,
     /// Counts placements, for turns among applications that hold equally many slots.
@@ -173,6 +181,9 @@ impl Engine {
             session_ids: BTreeMap::new(),
             applications: Slab::new(),
             application_ids: BTreeMap::new(),
+            users: BTreeMap::new(),
+            spare_sessions: Spare::default(),
+            spare_applications: Spare::default(),
             hungry: BTreeSet::new(),
             turns: 0,
             reordered: BTreeSet::new(),

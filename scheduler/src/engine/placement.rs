@@ -80,8 +80,17 @@ impl Engine {
 
     /// Brings a queue's place in its application's order up to date, after its first job, or whether it may be placed, changed.
     pub(super) fn refresh_queue(&mut self, queue: u32) {
-        let record = &self.jobs.queues[queue];
-        let open = self.bundles[record.bundle].availability == Availability::Here && !record.barred;
+        let record = &mut self.jobs.queues[queue];
+        let place = (record.application, queue);
+        let bundle = &mut self.bundles[record.bundle];
+        let waits = record.length > 0;
+        if std::mem::replace(&mut record.waits, waits) != waits {
+            match waits {
+                true => bundle.queues.insert(place),
+                false => bundle.queues.remove(&place),
+            };
+        }
+        let open = bundle.availability == Availability::Here && !record.barred;
         let key = self.jobs.nodes.get(record.head).filter(|_| open);
         let key = key.map(|head| (Reverse(record.priority), head.submitted, head.sequence, queue));
         if key != record.key {
@@ -212,8 +221,11 @@ impl Engine {
         match self.starters(bundle) {
             Starters::AllRefused(reasons) => {
                 let reason = format!("no worker can start the program: {}", reasons.join("; "));
-                // Those that wait for something else come here when they are queued.
-                self.fail_waiting(&self.jobs.queued_in(queue), &reason);
+                // All that wait for the program at once, since this cost a look at all workers. Those that wait for something
+                // else come here when they are queued.
+                let queues = self.bundles[bundle].queues.iter();
+                let jobs: Vec<u32> = queues.flat_map(|&(_, queue)| self.jobs.queued_in(queue)).collect();
+                self.fail_waiting(&jobs, &reason);
             }
             Starters::Nobody => self.bar(queue),
             Starters::Some => {

@@ -178,9 +178,8 @@ impl Engine {
     fn reason_to_wait(&self, node: &Node) -> String {
         let spec = &self.jobs.specs[node.spec];
         if self.bundles[spec.bundle].availability == Availability::Awaited {
-            let failed =
-                self.sessions[node.session].program.as_ref().and_then(|program| program.failed.as_deref());
-            return failed.unwrap_or("waits for its program to be uploaded").to_owned();
+            let failed = self.program_failure(spec.application, spec.bundle);
+            return failed.map_or("waits for its program to be uploaded", |reason| reason).to_owned();
         }
         let mut refusals = Vec::new();
         let mut largest = None;

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 
 use lrts_core::clock::Moment;
 use lrts_core::ids::SessionId;
@@ -33,8 +32,11 @@ pub(super) struct Session {
     /// Whether it ever had a job of its own, and whether it ever brought one with a key.
     pub(super) had_jobs: bool,
     pub(super) brought_keys: bool,
-    /// When it was attached last, as far as is known.
-    pub(super) attached: Moment,
+    /// When it was left last, as far as is known: a scheduler that was started after that counts from its start. Of no meaning
+    /// while its application is attached for it.
+    pub(super) left: Moment,
+    /// From when on nobody would miss it, as it is now.
+    pub(super) spare_from: Option<Moment>,
     /// Who was told of the jobs that it wants.
     pub(super) listener: Option<Peer>,
     /// It has ended: its jobs are forgotten as soon as they are terminal.
@@ -46,8 +48,6 @@ pub(super) struct Session {
 pub(super) struct Program {
     pub(super) bundle: u32,
     pub(super) services: Vec<u32>,
-    /// Why it can't be had, if what its application offered last was of no use.
-    pub(super) failed: Option<Arc<str>>,
 }
 
 /// What became of each sequence: its job, or [`FORGOTTEN`] (refused ones are), or [`FORGOTTEN_TAKEN`].
@@ -75,7 +75,8 @@ impl Session {
             jobs: 0,
             had_jobs: false,
             brought_keys: false,
-            attached: Moment::default(),
+            left: Moment::default(),
+            spare_from: None,
             listener: None,
             stopped: false,
         }

@@ -195,7 +195,8 @@ impl Engine {
                 }
             }
         }
-        if let Some(reason) = self.program_failure(from.session) {
+        let bundle = self.bundle_of(from.session);
+        if let Some(reason) = self.program_failure(from.application, bundle).cloned() {
             self.fail_waiting(&made, &reason);
         }
     }
@@ -221,6 +222,7 @@ impl Engine {
         let record = &mut self.applications[application];
         record.totals.queued += 1;
         record.payload_bytes += self.jobs.nodes[job].payload.bytes();
+        self.refresh_spare_by_jobs(session);
         self.use_bundle(bundle);
     }
 
@@ -324,16 +326,10 @@ impl Engine {
         self.sessions[session].program.as_ref().expect("a start has a program").bundle
     }
 
-    /// Why the session's program can't be had, if so.
-    fn program_failure(&self, session: u32) -> Option<Arc<str>> {
-        let program = self.sessions[session].program.as_ref()?;
-        let is_here = self.bundles[program.bundle].availability == Availability::Here;
-        program.failed.clone().filter(|_| !is_here)
-    }
-
-    fn is_program_decided(&self, session: u32) -> bool {
-        let is_here = self.bundles[self.bundle_of(session)].availability == Availability::Here;
-        is_here || self.program_failure(session).is_some()
+    pub(super) fn is_program_decided(&self, session: u32) -> bool {
+        let bundle = self.bundle_of(session);
+        let is_here = self.bundles[bundle].availability == Availability::Here;
+        is_here || self.program_failure(self.sessions[session].application, bundle).is_some()
     }
 
     /// The session's program is here, or can't be had: all that was submitted is accepted.

@@ -43,6 +43,7 @@ const BOUNDS: Bounds = Bounds {
     applications: 4,
     applications_per_user: 3,
     bundles: 8,
+    bundles_per_user: 4,
     sessions: 4,
     services: 16,
     jobs: 20,

@@ -272,3 +272,14 @@ fn jobs_of_stopped_applications_leave_nothing_behind() {
     }
     assert!(cluster.engine.retention.len() < 3_000, "{}", cluster.engine.retention.len());
 }
+
+#[test]
+fn who_asks_for_too_many_unknown_jobs_after_its_stop_is_only_parted_from() {
+    let mut cluster = Cluster::new();
+    let (peer, session) = cluster.application("a", 1);
+    cluster.handle(Event::StopAsked { peer });
+    let ranges = vec![(1, u64::MAX)];
+    let asked = cluster.handle(Event::Wanted { peer, session, ranges, urgent: false });
+    assert!(matches!(asked.disconnects(peer), Some(Reason::Protocol(_))));
+    assert!(cluster.engine.application_ids.is_empty(), "it is forgotten as it leaves");
+}

@@ -151,25 +151,45 @@ fn what_a_start_has_run_is_known_for_as_long_as_retention_says() {
     cluster.finished(worker, attempt(session.job(1), 1));
     cluster.handle(Event::Taken { peer, session, ranges: vec![(1, 1)] });
     cluster.pass_hearing(RETENTION / 2, &[worker]);
-    let (peer, _) = cluster.application("a", 1);
+    cluster.application("a", 1);
     cluster.pass_hearing(RETENTION / 2, &[worker]);
     // Its job is forgotten, but a program that comes back with it must not run it again.
     assert_eq!(cluster.engine.state(session.job(1)), None);
     assert!(attach(&mut cluster, of("a", 2)));
-    assert!(!attach(&mut cluster, of("a", 3)));
-    let (peer, again) = {
-        cluster.handle(Event::Disconnected { peer });
-        cluster.attach_as(None, "a", 1)
-    };
+    leave_job(&mut cluster, of("a", 3));
+    assert!(!cluster.engine.session_ids.contains_key(&SessionId(2)), "it had none");
+    assert!(!attach(&mut cluster, of("a", 4)));
+    let (peer, again) = cluster.attach_as(None, "a", 1);
     assert!(again.says(peer, &Message::Attached { epoch: 1, accepted_through: 1 }));
     let taken = Message::Gone { job: session.job(1), taken: true };
     assert!(cluster.want(peer, session.job(1)).says(peer, &taken));
-    assert!(attach(&mut cluster, of("a", 3)), "the second has had none");
-    assert!(!attach(&mut cluster, of("a", 4)), "the third is there");
-    cluster.pass_hearing(RETENTION, &[worker]);
-    leave_job(&mut cluster, of("a", 5));
-    assert!(attach(&mut cluster, of("a", 6)));
+    // It counts from when it was left, however long it was there.
+    cluster.pass_hearing(2 * RETENTION, &[worker]);
+    cluster.handle(Event::Disconnected { peer });
+    assert!(!attach(&mut cluster, of("a", 4)));
+    cluster.attach_as(None, "a", 3);
+    cluster.pass_hearing(RETENTION / 2, &[worker]);
+    assert!(!attach(&mut cluster, of("a", 4)));
+    cluster.pass_hearing(RETENTION / 2, &[worker]);
+    assert!(attach(&mut cluster, of("a", 4)));
     assert!(!cluster.engine.session_ids.contains_key(&session));
+}
+
+#[test]
+fn a_start_that_is_superseded_and_would_be_missed_by_nobody_makes_room_for_the_next() {
+    let mut cluster = Cluster::with_bounds(Bounds { sessions: 1, services: 2, ..Bounds::default() });
+    let (first, _) = cluster.attach_as(None, "a", 1);
+    let (second, attached) = cluster.attach_as(None, "a", 2);
+    assert!(matches!(attached.disconnects(first), Some(Reason::Superseded)));
+    assert!(attached.disconnects(second).is_none());
+    let known = cluster.engine.session_ids.keys().collect::<Vec<_>>();
+    assert_eq!(known, [&SessionId(2)]);
+    // One that has a job isn't sent away for a start that finds no room.
+    cluster.submit(second, 1, JobOptions::new(), &[1]);
+    let (third, refused) = cluster.attach_as(None, "a", 3);
+    assert!(matches!(refused.disconnects(third), Some(Reason::Full(_))));
+    assert!(refused.disconnects(second).is_none());
+    assert_eq!(cluster.submit(second, 2, JobOptions::new(), &[1]).refusals(), []);
 }
 
 #[test]
@@ -288,4 +308,73 @@ fn programs_that_no_application_has_any_more_make_room() {
         cluster.handle(Event::Disconnected { peer });
     }
     assert_eq!(cluster.engine.state(session.job(1)), None);
+}
+
+fn shipped(user: Option<&str>, name: &str, session: u64) -> Attach {
+    let mut digest = [0; 32];
+    digest[..8].copy_from_slice(&session.to_le_bytes());
+    let user = user.map(|user| user.parse().unwrap());
+    Attach { user, bundle: BundleRef::Shipped(BundleDigest(digest)), ..of(name, session) }
+}
+
+/// A start that has no job and goes.
+fn come_and_go(cluster: &mut Cluster, attach: Attach) {
+    let peer = cluster.peer();
+    let attached = cluster.handle(Event::Attached { peer, attach });
+    assert!(attached.disconnects(peer).is_none(), "{attached:?}");
+    cluster.handle(Event::Disconnected { peer });
+    cluster.pass(Duration::from_millis(1));
+}
+
+#[test]
+fn starts_with_ever_other_programs_leave_room_for_programs_of_others() {
+    let small = Bounds { bundles: 6, bundles_per_user: 4, ..Bounds::default() };
+    for user in [None, Some("eve")] {
+        let mut cluster = Cluster::with_bounds(small.clone());
+        leave_job(&mut cluster, shipped(Some("ann"), "a", 1));
+        leave_job(&mut cluster, shipped(user, "e", 2));
+        for session in 3..40 {
+            come_and_go(&mut cluster, shipped(user, &format!("e{}", session % 5), session));
+            assert!(cluster.engine.bundles.len() <= small.bundles);
+        }
+        assert_eq!(cluster.state(SessionId(1).job(1)), JobState::Queued);
+        assert_eq!(cluster.state(SessionId(2).job(1)), JobState::Queued);
+        cluster.restart();
+        assert!(attach(&mut cluster, shipped(Some("ann"), "a", 50)));
+        assert!(attach(&mut cluster, shipped(Some("bob"), "b", 51)));
+    }
+}
+
+#[test]
+fn a_user_has_so_many_programs_at_most_whatever_they_are_needed_for() {
+    let small = Bounds { bundles: 6, bundles_per_user: 3, ..Bounds::default() };
+    let mut cluster = Cluster::with_bounds(small);
+    for session in 1..4 {
+        leave_job(&mut cluster, shipped(Some("eve"), &format!("e{session}"), session));
+    }
+    for name in ["e1", "e4"] {
+        assert!(!attach(&mut cluster, shipped(Some("eve"), name, 4)), "{name}");
+    }
+    let known = Attach { bundle: shipped(None, "e3", 3).bundle, ..shipped(Some("eve"), "e4", 5) };
+    assert!(attach(&mut cluster, known), "one that she has");
+    for session in 6..9 {
+        leave_job(&mut cluster, shipped(Some("ann"), "a", session));
+    }
+    assert!(!attach(&mut cluster, shipped(Some("bob"), "b", 9)), "they need all that there is room for");
+    let known = Attach { bundle: shipped(None, "a", 6).bundle, ..shipped(Some("bob"), "b", 10) };
+    assert!(attach(&mut cluster, known));
+    // Two users have this one; that it takes no room of all makes none for eve.
+    let anns = Attach { bundle: shipped(None, "a", 6).bundle, ..shipped(Some("eve"), "e4", 11) };
+    assert!(!attach(&mut cluster, anns.clone()));
+    cluster.restart();
+    let peer = cluster.peer();
+    let refused = cluster.handle(Event::Attached { peer, attach: anns.clone() });
+    assert!(matches!(refused.disconnects(peer), Some(Reason::Full(_))));
+    assert!(!cluster.engine.session_ids.contains_key(&SessionId(5)), "that was tried");
+    let peer = cluster.peer();
+    cluster.handle(Event::Attached { peer, attach: shipped(Some("eve"), "e2", 2) });
+    cluster.handle(Event::StopAsked { peer });
+    cluster.handle(Event::Disconnected { peer });
+    assert!(attach(&mut cluster, anns));
+    assert!(attach(&mut cluster, shipped(Some("bob"), "b", 13)));
 }

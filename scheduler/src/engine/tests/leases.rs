@@ -7,7 +7,7 @@ use lrts_core::limits::ORPHAN_GRACE;
 use lrts_core::spec::{BundleRef, JobOptions};
 use lrts_core::status::{FailureKind, JobState, WorkerState};
 
-use super::cluster::{Cluster, DIGEST, HEARTBEAT, LOST_AFTER, STORE, attempt, failed, settings};
+use super::cluster::{Cluster, DIGEST, HEARTBEAT, LOST_AFTER, STORE, attempt, failed, held, settings};
 use crate::engine::{Action, AttemptOutcome, Event, Held, Message, Note, Reason};
 
 #[test]
@@ -371,4 +371,30 @@ fn a_job_that_runs_at_a_worker_cut_off_for_days_goes_on_when_it_is_back() {
     assert!(back.starts().is_empty());
     cluster.finished(worker, attempt(job, 1));
     assert_eq!(cluster.state(job), JobState::Finished);
+}
+
+#[test]
+fn a_worker_is_lost_with_two_open_attempts_of_a_cancelled_job() {
+    let mut cluster = Cluster::new();
+    let (application, session) = cluster.application("a", 1);
+    let job = session.job(1);
+    let first = cluster.worker(1, 2);
+    cluster.submit(application, 1, JobOptions::new(), &[1]);
+    cluster.began(first, attempt(job, 1));
+    cluster.pass(LOST_AFTER);
+    let other = cluster.worker(2, 1);
+    cluster.began(other, attempt(job, 2));
+    // It says that its attempt has ended, and never how.
+    let ended = |number| Held { ended: true, ..held(job, number) };
+    cluster.rejoin(1, 2, vec![ended(1)]);
+    let returned = cluster.handle(Event::Returned { peer: other, attempts: vec![attempt(job, 2)] });
+    assert_eq!(returned.starts().len(), 1);
+    cluster.handle(Event::SaidGoodbye { peer: other });
+    cluster.pass(LOST_AFTER);
+    cluster.rejoin(1, 2, vec![held(job, 1), ended(3)]);
+    assert_eq!(cluster.engine.attempts_at(WorkerId(1)), Some(2));
+    cluster.cancel(application, job);
+    cluster.pass(LOST_AFTER);
+    assert_eq!(cluster.state(job), JobState::Cancelled);
+    assert_eq!(cluster.engine.attempts_at(WorkerId(1)), None, "it is forgotten with them");
 }

@@ -186,3 +186,71 @@ fn a_further_word_opens_queues_that_no_worker_could_serve() {
     let told = cluster.handle(Event::BundleOffered { peer: anns, digest: DIGEST, platform: sparc() });
     assert_eq!(told.starts(), [(peer, attempt(session.job(1), 1))]);
 }
+
+#[test]
+fn an_offer_that_fails_again_costs_nothing_for_jobs_that_have_ended() {
+    let mut cluster = Cluster::new();
+    let (peer, _) = waiting(&mut cluster, "ann", "a", 1);
+    for priority in 2..50 {
+        cluster.submit(peer, priority, JobOptions::new().priority(priority as i32), &[1]);
+    }
+    assert_eq!(failed(&mut cluster, peer).records().len(), 50, "of each job, and that the start is decided");
+    offered(&mut cluster, peer);
+    let bundle = cluster.engine.bundles.find(&BundleRef::Shipped(DIGEST)).unwrap();
+    assert!(cluster.engine.bundles[bundle].queues.is_empty(), "what is looked at");
+    assert!(failed(&mut cluster, peer).0.is_empty());
+}
+
+#[test]
+fn a_job_that_waits_for_its_next_attempt_fails_for_want_of_its_program_when_that_is_due() {
+    let mut cluster = Cluster::new();
+    let worker = cluster.worker(1, 1);
+    let (peer, session) = cluster.application("a", 1);
+    let job = session.job(1);
+    cluster.submit(peer, 1, JobOptions::new().retries(3), &[1]);
+    cluster.began(worker, attempt(job, 1));
+    cluster.ended(worker, attempt(job, 1), super::cluster::failed(FailureKind::Error));
+    // It was deleted from the disk by somebody.
+    cluster.handle(Event::BundleForgotten { digest: DIGEST });
+    failed(&mut cluster, peer);
+    cluster.pass(lrts_core::limits::RETRY_BACKOFF_MAX);
+    assert_eq!((cluster.state(job), cluster.reason(job)), (JobState::Failed, "too large".to_owned()));
+}
+
+#[test]
+fn another_start_without_waiting_jobs_hears_that_its_submits_were_taken_when_it_is_back() {
+    let mut cluster = Cluster::new();
+    let (old, job) = waiting(&mut cluster, "ann", "a", 1);
+    cluster.cancel(old, job);
+    cluster.handle(Event::Disconnected { peer: old });
+    let (new, _) = cluster.attach_as(Some("ann"), "a", 2);
+    failed(&mut cluster, new);
+    let (old, attached) = cluster.attach_as(Some("ann"), "a", 1);
+    assert!(attached.says(old, &Message::Attached { epoch: 1, accepted_through: 1 }));
+}
+
+#[test]
+fn a_program_that_all_workers_refuse_fails_all_jobs_that_wait_for_it_at_once() {
+    let mut cluster = Cluster::new();
+    let worker = cluster.worker(1, 1);
+    let (peer, session) = cluster.application("a", 1);
+    let (others, _) = cluster.application("b", 2);
+    cluster.submit(peer, 1, JobOptions::new(), &[1]);
+    for priority in 2..50 {
+        cluster.submit(peer, priority, JobOptions::new().priority(-(priority as i32)), &[1]);
+    }
+    // No worker there has room for it, so nothing but the program's being hopeless ends it.
+    cluster.submit(others, 1, JobOptions::new().slots(2), &[1]);
+    let refused = Event::BundleRefusedByWorker {
+        peer: worker,
+        bundle: BundleRef::Shipped(DIGEST),
+        reason: "damaged".into(),
+        attempts: vec![attempt(session.job(1), 1)],
+    };
+    cluster.handle(refused);
+    let jobs = (1..50).map(|sequence| session.job(sequence)).chain([SessionId(2).job(1)]);
+    for job in jobs {
+        assert_eq!(cluster.state(job), JobState::Failed);
+        assert!(cluster.reason(job).contains("damaged"));
+    }
+}
