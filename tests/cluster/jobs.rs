@@ -39,9 +39,10 @@ fn five_hundred_jobs_of_mixed_kinds_end_as_they_should() {
                 failure(FailureKind::Panic, ServiceStatus::Failed, "out of ideas"),
             ),
             2 => (schedule(&app, &Abort, once()), crash("signal 6")),
-            3 => (schedule(&app, &Segfault, once()), crash("signal 11")),
-            4 => (schedule(&app, &Exit(3), once()), crash("code 3")),
-            5 => (schedule(&app, &KillItself, once()), crash("signal 9")),
+            // Apart from each other, so that by no chance a worker looks broken.
+            9 => (schedule(&app, &Segfault, once()), crash("signal 11")),
+            15 => (schedule(&app, &Exit(3), once()), crash("code 3")),
+            21 => (schedule(&app, &KillItself, once()), crash("signal 9")),
             6 => {
                 let body = Bytes::from(vec![number as u8; 5 << 20]);
                 (schedule(&app, &Echo(body), once()), Expected::Body(number as u8, 5 << 20))
