@@ -98,8 +98,8 @@ pub const BUNDLE_BACKLOG_BYTES: usize = 64 << 20;
 /// Programs that one connection may be sending.
 pub const UPLOADS_PER_PEER: usize = 2;
 
-/// If a program isn't complete so long after an application was asked for it, the next one that has it is asked as well. What nothing
-/// was added to for so long makes room for others.
+/// If a program isn't complete so long after an application was asked for it, the next one that has it is asked as well; of a user of
+/// whom several were asked, after so many times as long. What nothing was added to for so long makes room for others.
 pub const UPLOAD_STALL: Duration = Duration::from_secs(30);
 
 /// What a bundle takes of the scheduler's room at least, in bytes: it bounds how many there are.

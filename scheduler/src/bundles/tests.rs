@@ -484,7 +484,8 @@ async fn who_finds_no_room_waits_until_there_is_some() {
     second.is_asked().await;
     assert_eq!(store.send(&second, program.digest, &program.content, 0).unwrap(), [""; 0]);
     assert_eq!(store.bundles.part(program.digest, second.connection).unwrap().received, 3 << 20);
-    // What comes is complete soon, and has the room of nobody any more.
+    // Nobody has asked for more of it yet.
+    assert!(store.send(&second, program.digest, &program.content, 3 << 20).unwrap().is_empty());
     assert_eq!(store.look(LOOK_AGAIN), [""; 0]);
     let left = store.send(&first, large.digest, &large.content, 7 << 20).unwrap();
     assert!(left.is_empty(), "it has none either");
