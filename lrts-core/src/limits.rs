@@ -98,12 +98,9 @@ pub const BUNDLE_BACKLOG_BYTES: usize = 64 << 20;
 /// Programs that one connection may be sending.
 pub const UPLOADS_PER_PEER: usize = 2;
 
-/// An application that has sent nothing of a program for this long makes way for another one that has it, and what it has sent
-/// for one that needs the room.
+/// If a program isn't complete so long after an application was asked for it, the next one that has it is asked as well; of a user of
+/// whom several were asked, after so many times as long. What nothing was added to for so long makes room for others.
 pub const UPLOAD_STALL: Duration = Duration::from_secs(30);
-
-/// Bytes, before compression, that it sends in this time at least while others have the program: 8 MiB.
-pub const UPLOAD_PACE_BYTES: u64 = 8 << 20;
 
 /// What a bundle takes of the scheduler's room at least, in bytes: it bounds how many there are.
 pub const BUNDLE_ROOM_MIN: u64 = 64 * 1024;

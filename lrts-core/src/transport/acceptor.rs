@@ -30,10 +30,9 @@ const BACKLOG: u32 = 4_096;
 /// hundred handshakes a second.
 const NICENESS: i32 = 10;
 
-/// How long its turns are: longer than anybody else's, so that whoever wakes up goes first even in the middle of one (EEVDF, since
-/// Linux 6.12; before, all turns are alike, up to 3 ms). Not much longer, since its turns come the later for it: by the slice
-/// over its weight, some 50 ms for each thread that has the core to itself otherwise.
-const SLICE: Duration = Duration::from_millis(5);
+/// How long it may keep a core from a thread that wakes up (EEVDF, since Linux 6.12; before, all turns are alike, up to 3 ms). The
+/// shortest there is: longer ones, which whoever wakes up may cut short, were measured to disturb more.
+const SLICE: Duration = Duration::from_micros(100);
 
 /// Backoff when accepting fails, which is mostly for want of descriptors: doubles from the first to the second.
 const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);

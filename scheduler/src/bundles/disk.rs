@@ -1,6 +1,6 @@
 //! The files of bundles, and the thread that writes them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -25,10 +25,10 @@ use crate::engine::Platforms;
 
 /// What the writing thread does.
 pub(super) enum Work {
-    Write { digest: BundleDigest, file: u64, offset: u64, bytes: u32, compressed: Bytes },
-    Finish { digest: BundleDigest, file: u64, platforms: Platforms },
+    Write { digest: BundleDigest, number: u64, offset: u64, bytes: u32, compressed: Bytes },
+    Finish { digest: BundleDigest, number: u64 },
     Describe { digest: BundleDigest, platforms: Platforms },
-    Abandon { digest: BundleDigest },
+    Abandon { digest: BundleDigest, number: u64 },
     Remove { digest: BundleDigest },
 }
 
@@ -77,14 +77,29 @@ fn description(directory: &Path, digest: BundleDigest) -> PathBuf {
 const DESCRIPTION: &str = ".platform";
 const PART: &str = ".part";
 
-fn part(directory: &Path, digest: BundleDigest) -> PathBuf {
-    directory.join(format!("{digest}{PART}"))
+fn part(directory: &Path, digest: BundleDigest, number: u64) -> PathBuf {
+    directory.join(format!("{digest}.{number}{PART}"))
 }
 
+/// Which bundle's part this is, and its number; none if it can't be continued: a description, or of a scheduler before.
+fn parse_part(name: &str) -> Option<(BundleDigest, Option<u64>)> {
+    let name = name.strip_suffix(PART)?;
+    let (digest, number) = name.split_once('.').unwrap_or((name, ""));
+    // Far from where numbers end, and as it is written, so that this is the file's name.
+    let parsed = number.parse::<u32>().ok().filter(|parsed| parsed.to_string() == number);
+    Some((digest.parse().ok()?, parsed.map(u64::from)))
+}
+
+/// Whoever reads it, at whatever moment, finds all of it or what was there before.
 fn describe(directory: &Path, digest: BundleDigest, platforms: &Platforms) -> io::Result<()> {
     let path = description(directory, digest);
-    private_dir::write(&path, codec::encode(platforms))?;
-    File::open(path)?.sync_all()
+    let part = directory.join(format!("{digest}{DESCRIPTION}{PART}"));
+    let written =
+        private_dir::write(&part, codec::encode(platforms)).and_then(|()| File::open(&part)?.sync_all());
+    written.and_then(|()| fs::rename(&part, path)).inspect_err(|_| {
+        // A full disk is short enough of room.
+        let _ = fs::remove_file(&part);
+    })
 }
 
 /// None if it isn't there or can't be read: an application that has the bundle says it again.
@@ -95,8 +110,8 @@ fn read_platforms(path: &Path) -> Option<Platforms> {
     codec::decode_local(&bytes).or_else(|_| one()).ok()
 }
 
-/// The bundles that earlier schedulers left in a directory, and the halves. Halves that nobody has gone on with for long are
-/// deleted, and descriptions of what isn't there.
+/// The bundles that earlier schedulers left in a directory, and of the others the longest half of each. Halves that nobody has gone
+/// on with for long are deleted, and descriptions of what isn't there.
 ///
 /// # Errors
 ///
@@ -104,7 +119,8 @@ fn read_platforms(path: &Path) -> Option<Platforms> {
 pub(super) fn scan(
     directory: &Path,
 ) -> io::Result<(BTreeMap<BundleDigest, Complete>, BTreeMap<BundleDigest, Half>)> {
-    let (mut complete, mut halves, mut described) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+    let (mut complete, mut halves) = (BTreeMap::new(), BTreeMap::<_, Half>::new());
+    let (mut parts, mut described) = (Vec::new(), Vec::new());
     let now = wall_clock();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
@@ -113,17 +129,24 @@ pub(super) fn scan(
         let digest_before = |suffix: &str| name.strip_suffix(suffix).and_then(|name| name.parse().ok());
         let metadata = entry.metadata()?;
         let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-        if let Some(digest) = digest_before(PART) {
-            if now.saturating_sub(modified) > KEPT {
-                fs::remove_file(entry.path())?;
-            } else {
-                halves.insert(digest, Half { bytes: metadata.len(), left: modified, file: 0 });
-            }
+        if let Some((digest, number)) = parse_part(name) {
+            parts.push((entry.path(), digest, number, metadata.len(), modified));
         } else if let Some(digest) = digest_before(DESCRIPTION) {
             described.push(digest);
         } else if let Some(digest) = digest_before("") {
             let platforms = read_platforms(&description(directory, digest)).unwrap_or_default();
             complete.insert(digest, Complete { bytes: metadata.len(), last_used: modified, platforms });
+        }
+    }
+    for (path, digest, number, bytes, left) in parts {
+        let is_longest =
+            !complete.contains_key(&digest) && halves.get(&digest).is_none_or(|half| half.bytes < bytes);
+        let Some(number) = number.filter(|_| is_longest && now.saturating_sub(left) <= KEPT) else {
+            fs::remove_file(path)?;
+            continue;
+        };
+        if let Some(shorter) = halves.insert(digest, Half { bytes, left, number }) {
+            fs::remove_file(part(directory, digest, shorter.number))?;
         }
     }
     for digest in described.into_iter().filter(|digest| !complete.contains_key(digest)) {
@@ -139,22 +162,22 @@ fn write(
     backlog: &AtomicUsize,
     outcomes: &mpsc::UnboundedSender<Outcome>,
 ) {
-    // Of which nothing more is written.
-    let mut failed: BTreeMap<BundleDigest, u64> = BTreeMap::new();
+    // Files of which nothing more is written, until they are abandoned.
+    let mut failed: BTreeSet<u64> = BTreeSet::new();
     for work in work {
-        let (digest, file, result) = match work {
-            Work::Write { digest, file, offset, bytes, compressed } => {
+        let (digest, number, result) = match work {
+            Work::Write { digest, number, offset, bytes, compressed } => {
                 backlog.fetch_sub(bytes as usize, Ordering::Relaxed);
-                if failed.get(&digest) == Some(&file) {
+                if failed.contains(&number) {
                     continue;
                 }
-                let written = write_piece(directory, digest, offset, bytes, &compressed);
-                (digest, file, written.map(|()| None))
+                let written = write_piece(&part(directory, digest, number), offset, bytes, &compressed);
+                (digest, number, written.map(|()| None))
             }
-            Work::Finish { digest, file, .. } if failed.get(&digest) == Some(&file) => continue,
-            Work::Finish { digest, file, platforms } => {
-                let finished = finish(directory, digest, &platforms);
-                (digest, file, finished.map(|()| Some(Outcome::Stored { digest })))
+            Work::Finish { number, .. } if failed.contains(&number) => continue,
+            Work::Finish { digest, number } => {
+                let finished = finish(directory, digest, number);
+                (digest, number, finished.map(|()| Some(Outcome::Stored { digest, number })))
             }
             Work::Describe { digest, platforms } => {
                 if let Err(error) = describe(directory, digest, &platforms) {
@@ -162,9 +185,9 @@ fn write(
                 }
                 continue;
             }
-            Work::Abandon { digest } => {
-                failed.remove(&digest);
-                remove_half(directory, digest);
+            Work::Abandon { digest, number } => {
+                failed.remove(&number);
+                remove_part(directory, digest, number);
                 continue;
             }
             Work::Remove { digest } => {
@@ -179,10 +202,10 @@ fn write(
         let outcome = match result {
             Ok(outcome) => outcome,
             Err(error) => {
-                failed.insert(digest, file);
-                remove_half(directory, digest);
+                failed.insert(number);
+                remove_part(directory, digest, number);
                 let reason = format!("the scheduler can't store the bundle: {error}");
-                Some(Outcome::Failed { digest, file, reason })
+                Some(Outcome::Failed { digest, number, reason })
             }
         };
         if outcome.is_some_and(|outcome| outcomes.send(outcome).is_err()) {
@@ -191,30 +214,22 @@ fn write(
     }
 }
 
-/// What can't be continued is of no use. If it can't be deleted, what is wrong with it shows when it is verified.
-fn remove_half(directory: &Path, digest: BundleDigest) {
-    let _ = fs::remove_file(part(directory, digest));
-    if !directory.join(digest.to_string()).exists() {
-        let _ = fs::remove_file(description(directory, digest));
-    }
+/// If it can't be deleted, what is wrong with it shows when it is verified.
+fn remove_part(directory: &Path, digest: BundleDigest, number: u64) {
+    let _ = fs::remove_file(part(directory, digest, number));
 }
 
 /// Opens the file for each piece: what keeps files open is the number of peers.
-fn write_piece(
-    directory: &Path,
-    digest: BundleDigest,
-    offset: u64,
-    bytes: u32,
-    compressed: &[u8],
-) -> io::Result<()> {
+fn write_piece(path: &Path, offset: u64, bytes: u32, compressed: &[u8]) -> io::Result<()> {
     let piece = restore_chunk(compressed, bytes)?;
-    let file = private_dir::file_options().truncate(offset == 0).open(part(directory, digest))?;
+    let file = private_dir::file_options().truncate(offset == 0).open(path)?;
     file.write_all_at(&piece, offset)
 }
 
 /// Verifies an upload and gives it its name.
-fn finish(directory: &Path, digest: BundleDigest, platforms: &Platforms) -> io::Result<()> {
-    let file = File::open(part(directory, digest))?;
+fn finish(directory: &Path, digest: BundleDigest, number: u64) -> io::Result<()> {
+    let path = part(directory, digest, number);
+    let file = File::open(&path)?;
     let (found, _) = digest_file(&file)?;
     if found != digest {
         return Err(io::Error::other(format!(
@@ -222,9 +237,7 @@ fn finish(directory: &Path, digest: BundleDigest, platforms: &Platforms) -> io::
         )));
     }
     file.sync_all()?;
-    // First, so that whoever finds the bundle finds this too.
-    describe(directory, digest, platforms)?;
-    fs::rename(part(directory, digest), directory.join(digest.to_string()))?;
+    fs::rename(path, directory.join(digest.to_string()))?;
     File::open(directory)?.sync_all()
 }
 
@@ -235,21 +248,31 @@ mod tests {
     #[test]
     fn uploads_that_nobody_goes_on_with_are_deleted_at_the_next_start() {
         let directory = tempfile::tempdir().unwrap();
-        let [old, new, gone] = [1, 2, 3].map(|byte| BundleDigest([byte; 32]));
-        for digest in [old, new] {
-            fs::write(part(directory.path(), digest), "half").unwrap();
+        let directory = directory.path();
+        let [old, new, gone, here] = [1, 2, 3, 4].map(|byte| BundleDigest([byte; 32]));
+        let half = |digest, number, bytes: usize| {
+            fs::write(part(directory, digest, number), vec![0; bytes]).unwrap();
+        };
+        half(old, 1, 4);
+        for (number, bytes) in [(2, 4), (3, 5), (4, 3)] {
+            half(new, number, bytes);
         }
-        fs::write(description(directory.path(), gone), "").unwrap();
-        let file = File::options().write(true).open(part(directory.path(), old)).unwrap();
+        half(here, 5, 4);
+        fs::write(directory.join(here.to_string()), "all of it").unwrap();
+        fs::write(description(directory, gone), "").unwrap();
+        // Of schedulers before, and what a description was to be.
+        fs::write(directory.join(format!("{new}.part")), "half").unwrap();
+        fs::write(directory.join(format!("{here}.platform.part")), "").unwrap();
+        let file = File::options().write(true).open(part(directory, old, 1)).unwrap();
         file.set_modified(UNIX_EPOCH + wall_clock() - 2 * KEPT).unwrap();
-        let (complete, halves) = scan(directory.path()).unwrap();
-        assert!(complete.is_empty());
-        assert_eq!(
-            halves.into_iter().map(|(digest, half)| (digest, half.bytes)).collect::<Vec<_>>(),
-            [(new, 4)]
-        );
-        assert!(!part(directory.path(), old).exists() && part(directory.path(), new).exists());
-        assert!(!description(directory.path(), gone).exists());
+
+        let (complete, halves) = scan(directory).unwrap();
+        assert_eq!(complete.into_keys().collect::<Vec<_>>(), [here]);
+        let halves: Vec<_> = halves.iter().map(|(digest, half)| (*digest, half.number, half.bytes)).collect();
+        assert_eq!(halves, [(new, 3, 5)]);
+        let mut left: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+        left.sort_unstable();
+        assert_eq!(left, [part(directory, new, 3), directory.join(here.to_string())]);
     }
 
     #[test]

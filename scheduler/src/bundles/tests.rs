@@ -3,17 +3,19 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 
-use lrts_core::limits::{BUNDLE_CHUNK_BYTES, BUNDLE_ROOM_MIN, UPLOAD_PACE_BYTES, UPLOAD_STALL};
+use lrts_core::limits::{BUNDLE_BACKLOG_BYTES, BUNDLE_CHUNK_BYTES, BUNDLE_ROOM_MIN, UPLOAD_STALL};
 use lrts_core::transport::{
     Hello, Link, LinkConfig, LinkEvent, LinkReceiver, LinkSender, Role, Server, ServerConfig, ServerEvent,
     SocketDir,
 };
 
+use super::receive::LOOK_AGAIN;
 use super::*;
 use crate::engine::Peer;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const ROOM: u64 = 10 << 20;
+const CHUNK: u64 = BUNDLE_CHUNK_BYTES as u64;
 
 struct Store {
     bundles: Bundles,
@@ -81,6 +83,23 @@ impl Store {
         Client { connection, who, receiver, _sender: sender }
     }
 
+    async fn connect_as(&mut self, user: &str) -> Client {
+        let mut client = self.connect().await;
+        client.who.user = Some(user.parse().unwrap());
+        client
+    }
+
+    /// As the next scheduler in the same directory.
+    fn restart(&mut self) {
+        self.bundles =
+            Bundles::open(self.directory.path().join("bundles"), ROOM, self.server.handle()).unwrap();
+    }
+
+    /// As much later.
+    fn look(&mut self, later: Duration) -> Vec<&'static str> {
+        words(self.bundles.look(Moment::now() + later))
+    }
+
     fn offer(&mut self, peer: &Client, program: &Program) -> Vec<&'static str> {
         self.offer_bytes(peer, program.digest, program.content.len() as u64)
     }
@@ -110,8 +129,18 @@ impl Store {
 
     /// The next end of an upload, and what the engine is told.
     async fn outcome(&mut self) -> Vec<&'static str> {
-        let outcome = tokio::time::timeout(PATIENCE, self.bundles.next()).await.expect("the disk answers");
+        let outcome = tokio::time::timeout(PATIENCE, self.bundles.outcomes.recv()).await;
+        let outcome = outcome.expect("the disk answers").expect("the writer lives");
         words(self.bundles.uploaded(outcome))
+    }
+
+    /// Returns once the disk has done all that it was told.
+    async fn is_done(&mut self) {
+        let digest = BundleDigest([0xff; 32]);
+        self.bundles.disk.order(Work::Finish { digest, number: 0 });
+        let outcome = tokio::time::timeout(PATIENCE, self.bundles.outcomes.recv()).await.unwrap();
+        assert!(matches!(outcome, Some(Outcome::Failed { number: 0, .. })), "{outcome:?}");
+        self.bundles.disk.order(Work::Abandon { digest, number: 0 });
     }
 
     fn files(&self) -> Vec<String> {
@@ -180,13 +209,14 @@ async fn one_who_sends_something_else_is_refused_and_the_next_one_is_asked() {
 
     let outcome = store.bundles.next().await;
     let event = store.bundles.uploaded(outcome);
-    let is_the_liars = matches!(event, Some(Event::BundleFailed { peer, .. }) if peer == liar.who.peer);
+    let is_the_liars = matches!(event[..], [Event::BundleFailed { peer, .. }] if peer == liar.who.peer);
     assert!(is_the_liars, "others with the program can still run its jobs: {event:?}");
     assert!(liar.is_refused().await.contains("upload the program again"));
     assert_eq!(honest.is_asked().await, 0);
     store.send(&honest, program.digest, &program.content, 0).unwrap();
     assert_eq!(store.outcome().await, ["completed"]);
     assert_eq!(honest.hear().await, ToApplication::BundleComplete { digest: program.digest });
+    store.is_done().await;
     let name = program.digest.to_string();
     assert_eq!(store.files(), [name.clone(), format!("{name}.platform")]);
 
@@ -225,54 +255,191 @@ async fn what_somebody_else_has_begun_wrongly_is_sent_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_sends_nothing_or_too_little_makes_way_for_others_that_wait() {
+async fn slow_senders_all_go_on_and_the_first_to_finish_ends_it() {
     let mut store = Store::start().await;
     let program = Program::new(2_500_000);
-    let (mut silent, mut honest) = (store.connect().await, store.connect().await);
-    store.offer_bytes(&silent, program.digest, BUNDLE_BYTES.min(ROOM));
-    silent.is_asked().await;
-    // Alone it may take its time.
-    let mut later = Moment::now();
-    let chunk = BUNDLE_CHUNK_BYTES as u64;
-    let piece = zstd_of(&vec![0; BUNDLE_CHUNK_BYTES]);
-    for number in 0..2 {
-        store
-            .bundles
-            .chunk(silent.connection, program.digest, number * chunk, chunk as u32, piece.clone())
-            .unwrap();
-        later = later + UPLOAD_STALL;
-        store.bundles.end_turns(later);
-        assert_eq!(store.bundles.uploads[&program.digest].sender, silent.connection);
+    let (mut slow, mut slower) = (store.connect_as("ann").await, store.connect_as("bob").await);
+    store.offer(&slow, &program);
+    assert_eq!(slow.is_asked().await, 0);
+    store.offer(&slower, &program);
+    let piece = |number: usize| &program.content[..(number + 1) * BUNDLE_CHUNK_BYTES];
+    store.send(&slow, program.digest, piece(0), 0).unwrap();
+    store.look(UPLOAD_STALL / 2);
+    store.look(UPLOAD_STALL);
+    assert_eq!(slower.is_asked().await, 0);
+    // Long after.
+    for later in 2..9 {
+        store.look(UPLOAD_STALL * later);
     }
-    store.offer(&honest, &program);
-    store.bundles.chunk(silent.connection, program.digest, 2 * chunk, chunk as u32, piece).unwrap();
-    later = later + UPLOAD_STALL;
-    store.bundles.end_turns(later);
-    assert_eq!(honest.is_asked().await, 0, "there is more of it already than the honest one has");
-    store.send(&honest, program.digest, &program.content, 0).unwrap();
+    store.send(&slower, program.digest, piece(0), 0).unwrap();
+    store.send(&slow, program.digest, piece(1), CHUNK).unwrap();
+    store.send(&slower, program.digest, piece(1), CHUNK).unwrap();
+    store.send(&slow, program.digest, &program.content, 2 * CHUNK).unwrap();
     assert_eq!(store.outcome().await, ["completed"]);
+    for client in [&mut slow, &mut slower] {
+        assert_eq!(client.hear().await, ToApplication::BundleComplete { digest: program.digest });
+    }
+    // What it had under way.
+    assert_eq!(store.send(&slower, program.digest, &program.content, 2 * CHUNK).unwrap(), [""; 0]);
+    store.is_done().await;
+    let name = program.digest.to_string();
+    assert_eq!(store.files(), [name.clone(), format!("{name}.platform")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_on_is_not_interrupted() {
+async fn who_sends_nothing_or_wrong_things_delays_others_once_however_often_it_connects() {
     let mut store = Store::start().await;
-    let (mut sender, waiting) = (store.connect().await, store.connect().await);
-    let program = Program::new(9 << 20);
-    store.offer(&sender, &program);
-    store.offer(&waiting, &program);
-    sender.is_asked().await;
-    let most = UPLOAD_PACE_BYTES as usize;
-    store.send(&sender, program.digest, &program.content[..most], 0).unwrap();
-    store.bundles.end_turns(Moment::now() + UPLOAD_STALL);
-    assert_eq!(store.bundles.uploads[&program.digest].sender, sender.connection);
-    store.send(&sender, program.digest, &program.content, UPLOAD_PACE_BYTES).unwrap();
+    let mut liars = Vec::new();
+    for _ in 0..10 {
+        liars.push(store.connect_as("eve").await);
+    }
+    let mut honest = store.connect_as("ann").await;
+    for is_silent in [true, false] {
+        let program = Program::new(2_500_000 + usize::from(is_silent));
+        for liar in &liars {
+            store.offer_bytes(liar, program.digest, 5);
+        }
+        store.offer(&honest, &program);
+        assert_eq!(liars[0].is_asked().await, 0);
+        if is_silent {
+            store.look(UPLOAD_STALL);
+        } else {
+            store.send(&liars[0], program.digest, b"wrong", 0).unwrap();
+            assert_eq!(store.outcome().await, ["failed"]);
+            liars[0].is_refused().await;
+        }
+        assert_eq!(honest.is_asked().await, 0);
+        store.send(&honest, program.digest, &program.content, 0).unwrap();
+        assert_eq!(store.outcome().await, ["completed"]);
+        honest.hear().await;
+        if is_silent {
+            liars[0].hear().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_of_a_users_own_are_asked_ever_later() {
+    let mut store = Store::start().await;
+    let program = Program::new(2_500_000);
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let client = store.connect_as("ann").await;
+        store.offer(&client, &program);
+        clients.push(client);
+    }
+    let asked = |store: &Store| {
+        let sources = &store.bundles.uploads[&program.digest].sources;
+        sources.iter().filter(|source| source.part.is_some()).count()
+    };
+    // The next one after one span, then after two more, three more.
+    for (stalls, expected) in [(0, 1), (1, 2), (2, 2), (3, 3), (5, 3), (6, 4)] {
+        store.look(UPLOAD_STALL * stalls);
+        assert_eq!(asked(&store), expected, "after {stalls}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_file_refuses_its_sender_alone_while_another_goes_on() {
+    let mut store = Store::start().await;
+    let program = Program::new(2_500_000);
+    let (mut liar, mut honest) = (store.connect().await, store.connect().await);
+    store.offer_bytes(&liar, program.digest, 2_000_000);
+    assert_eq!(liar.is_asked().await, 0);
+    store.offer(&honest, &program);
+    store.look(UPLOAD_STALL);
+    assert_eq!(honest.is_asked().await, 0);
+    store.send(&honest, program.digest, &program.content[..BUNDLE_CHUNK_BYTES], 0).unwrap();
+    store.send(&liar, program.digest, &vec![0; 2_000_000], 0).unwrap();
+    assert_eq!(store.outcome().await, ["failed"]);
+    assert!(liar.is_refused().await.contains("upload the program again"));
+    store.send(&honest, program.digest, &program.content, CHUNK).unwrap();
     assert_eq!(store.outcome().await, ["completed"]);
+    assert_eq!(honest.hear().await, ToApplication::BundleComplete { digest: program.digest });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_midway_leaves_the_longest_to_the_next_and_what_is_whole_counts() {
+    let mut store = Store::start().await;
+    let program = Program::new(2_500_000);
+    let mut clients = Vec::new();
+    for number in 0..3 {
+        let mut client = store.connect().await;
+        store.offer(&client, &program);
+        store.look(UPLOAD_STALL * (10 * number));
+        assert_eq!(client.is_asked().await, 0);
+        clients.push(client);
+    }
+    let [short, long, on] = &mut clients[..] else { panic!("three clients") };
+    store.send(long, program.digest, &program.content[..2 * BUNDLE_CHUNK_BYTES], 0).unwrap();
+    for client in [&short, &on] {
+        store.send(client, program.digest, &program.content[..BUNDLE_CHUNK_BYTES], 0).unwrap();
+    }
+    store.bundles.left(long.connection);
+    store.bundles.left(short.connection);
+    let mut next = store.connect().await;
+    store.offer(&next, &program);
+    store.look(UPLOAD_STALL * 100);
+    assert_eq!(next.is_asked().await, 2 * CHUNK);
+    store.send(&next, program.digest, &program.content, 2 * CHUNK).unwrap();
+    store.bundles.left(next.connection);
+    store.send(on, program.digest, &program.content[..2 * BUNDLE_CHUNK_BYTES], CHUNK).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+    assert_eq!(on.hear().await, ToApplication::BundleComplete { digest: program.digest });
+    assert!(store.bundles.uploads.is_empty() && store.bundles.halves.is_empty());
+    store.is_done().await;
+    assert_eq!(store.files().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_whose_description_was_lost_or_torn_is_there_after_a_restart() {
+    let mut store = Store::start().await;
+    let (torn, lost, half) = (Program::new(10), Program::new(11), Program::new(2_500_000));
+    let mut client = store.connect().await;
+    for program in [&torn, &lost] {
+        store.offer(&client, program);
+        store.send(&client, program.digest, &program.content, 0).unwrap();
+        assert_eq!(store.outcome().await, ["completed"]);
+        client.is_asked().await;
+        client.hear().await;
+    }
+    store.offer(&client, &half);
+    assert_eq!(client.is_asked().await, 0);
+    store.send(&client, half.digest, &half.content[..BUNDLE_CHUNK_BYTES], 0).unwrap();
+    store.is_done().await;
+    let directory = store.directory.path().join("bundles");
+    std::fs::write(directory.join(format!("{}.platform", torn.digest)), b"\x91").unwrap();
+    std::fs::remove_file(directory.join(format!("{}.platform", lost.digest))).unwrap();
+
+    store.restart();
+    let events = store.bundles.complete_already();
+    let any = |event: &Event| matches!(event, Event::BundleCompleted { platforms, .. } if *platforms == Platforms::default());
+    assert!(events.len() == 2 && events.iter().all(any), "{events:?}");
+    let mut again = store.connect().await;
+    assert_eq!(store.offer(&again, &torn), ["completed"]);
+    assert_eq!(again.hear().await, ToApplication::BundleComplete { digest: torn.digest });
+    store.offer(&again, &half);
+    assert_eq!(again.is_asked().await, CHUNK, "and halves are continued");
+    // Under a number of their own.
+    store.offer(&again, &lost);
+    again.hear().await;
+    let fresh = Program::new(12);
+    store.offer(&again, &fresh);
+    assert_eq!(again.is_asked().await, 0);
+    store.send(&again, fresh.digest, &fresh.content, 0).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+    again.hear().await;
+    store.send(&again, half.digest, &half.content, CHUNK).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+    store.is_done().await;
+    let platforms = scan(&directory).unwrap().0.remove(&torn.digest).unwrap().platforms;
+    assert_eq!(platforms, platform("x86_64-linux-gnu").into(), "and what is said of it now is kept");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn announcements_take_no_room_and_what_comes_does() {
     let mut store = Store::start().await;
-    let (mut peer, mut other) = (store.connect().await, store.connect().await);
+    let (mut peer, other) = (store.connect().await, store.connect().await);
     let (unused, needed) = (Program::new(3 << 20), Program::new(2 << 20));
     for program in [&unused, &needed] {
         store.offer(&peer, program);
@@ -300,40 +467,77 @@ async fn announcements_take_no_room_and_what_comes_does() {
     assert!(fits.is_empty() && store.bundles.complete.contains_key(&unused.digest));
     let fits = store.send(&peer, announced[0], &content[..6 << 20], 5 << 20).unwrap();
     assert_eq!(fits, ["forgotten"], "what nobody needs makes room");
-    let second = store.send(&peer, announced[1], &content[..2 << 20], 0).unwrap();
-    assert!(second.is_empty());
-    // There is room for one of them only.
-    let stopped = store.send(&peer, announced[1], &content[..3 << 20], 2 << 20).unwrap();
-    assert_eq!(stopped, ["failed"; 2], "for each of those who have it");
-    assert!(peer.is_refused().await.contains("--bundle-store"));
-    assert!(other.is_refused().await.contains("--bundle-store"));
-    let fits = store.send(&peer, announced[0], &content[..8 << 20], 6 << 20).unwrap();
-    assert!(fits.is_empty());
     assert!(store.bundles.complete.contains_key(&needed.digest));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nothing_comes_of_makes_room_and_is_sent_anew() {
+async fn who_finds_no_room_waits_until_there_is_some() {
     let mut store = Store::start().await;
-    let (mut silent, mut honest) = (store.connect().await, store.connect().await);
-    let (half, program) = (Program::new(9 << 20), Program::new(2 << 20));
+    let (mut first, mut second, mut sharing) =
+        (store.connect().await, store.connect().await, store.connect().await);
+    let (large, program) = (Program::new(8 << 20), Program::new(4 << 20));
+    store.offer(&first, &large);
+    first.is_asked().await;
+    store.send(&first, large.digest, &large.content[..7 << 20], 0).unwrap();
+    store.offer(&second, &program);
+    store.offer(&sharing, &program);
+    second.is_asked().await;
+    assert_eq!(store.send(&second, program.digest, &program.content, 0).unwrap(), [""; 0]);
+    assert_eq!(store.bundles.part(program.digest, second.connection).unwrap().received, 3 << 20);
+    // Nobody has asked for more of it yet.
+    assert!(store.send(&second, program.digest, &program.content, 3 << 20).unwrap().is_empty());
+    assert_eq!(store.look(LOOK_AGAIN), [""; 0]);
+    let left = store.send(&first, large.digest, &large.content, 7 << 20).unwrap();
+    assert!(left.is_empty(), "it has none either");
+    assert_eq!(store.look(LOOK_AGAIN), [""; 0]);
+    store.bundles.left(first.connection);
+    assert_eq!(store.look(LOOK_AGAIN), [""; 0], "what is spare makes room");
+    assert_eq!(second.is_asked().await, 3 << 20);
+    assert!(store.bundles.halves.is_empty());
+    store.send(&second, program.digest, &program.content, 3 << 20).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+    for client in [&mut second, &mut sharing] {
+        assert_eq!(client.hear().await, ToApplication::BundleComplete { digest: program.digest });
+    }
+    // For one who would wait in vain, that is another matter, and nobody who sends is in its way.
+    store.offer(&second, &large);
+    assert_eq!(second.is_asked().await, 0);
+    store.send(&second, large.digest, &large.content[..6 << 20], 0).unwrap();
+    store.bundles.set_in_use(program.digest, true);
+    let too_large = ROOM - (4 << 20) + 1;
+    assert_eq!(store.offer_bytes(&sharing, BundleDigest([1; 32]), too_large), ["failed"]);
+    assert!(sharing.is_refused().await.contains("--bundle-store"));
+    assert_eq!(store.bundles.part(large.digest, second.connection).unwrap().received, 6 << 20);
+    assert_eq!(store.send(&second, large.digest, &large.content[..7 << 20], 6 << 20).unwrap(), ["failed"]);
+    assert!(second.is_refused().await.contains("--bundle-store"));
+    assert!(store.bundles.uploads.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nothing_is_added_to_makes_room_and_is_sent_anew() {
+    let mut store = Store::start().await;
+    let (mut silent, honest) = (store.connect().await, store.connect().await);
+    let half = Program::new(9 << 20);
     store.offer(&silent, &half);
     silent.is_asked().await;
     store.send(&silent, half.digest, &half.content[..8 << 20], 0).unwrap();
-    store.bundles.uploads.get_mut(&half.digest).unwrap().heard = Moment::now() - UPLOAD_STALL;
+    store.bundles.part(half.digest, silent.connection).unwrap().heard = Moment::now() - UPLOAD_STALL;
+    // It stays where that would be in vain.
+    let vain = Program::new(9 << 20);
+    assert_eq!(store.offer(&honest, &vain), ["offered"]);
+    assert_eq!(store.bundles.part(half.digest, silent.connection).unwrap().received, 8 << 20);
+    store.bundles.left(honest.connection);
     // All of it and the half don't fit.
     let other = Program::new(3 << 20);
     store.offer(&honest, &other);
-    assert_eq!(honest.is_asked().await, 0);
     store.send(&honest, other.digest, &other.content, 0).unwrap();
     assert_eq!(store.outcome().await, ["completed"]);
-    honest.hear().await;
-    store.offer(&honest, &program);
-    assert_eq!(honest.is_asked().await, 0);
     // The silent one goes on as if nothing had been, and is asked anew.
-    store.send(&silent, half.digest, &half.content, 8 << 20).unwrap();
+    assert_eq!(store.send(&silent, half.digest, &half.content, 8 << 20).unwrap(), ["forgotten"]);
     assert_eq!(silent.is_asked().await, 0);
-    assert_eq!(store.send(&silent, half.digest, &half.content, 0).unwrap(), ["forgotten"]);
+    let part = store.bundles.part(half.digest, silent.connection).unwrap();
+    assert!(Moment::now().since(part.heard) < UPLOAD_STALL, "and has its time");
+    assert!(store.send(&silent, half.digest, &half.content, 0).unwrap().is_empty());
     assert_eq!(store.outcome().await, ["completed"]);
 }
 
@@ -351,7 +555,8 @@ async fn the_disks_word_about_an_earlier_file_concerns_nobody_who_sends_now() {
         store.bundles.chunk(liar.connection, program.digest, 0, chunk, damaged.clone()).unwrap();
         store.bundles.left(liar.connection);
         if !half_is_kept {
-            store.bundles.delete(program.digest);
+            let number = store.bundles.halves[&program.digest].number;
+            store.bundles.delete(FileId::Part(program.digest, number));
         }
         store.offer(&honest, &program);
         assert_eq!(honest.is_asked().await, if half_is_kept { u64::from(chunk) } else { 0 });
@@ -363,7 +568,7 @@ async fn the_disks_word_about_an_earlier_file_concerns_nobody_who_sends_now() {
         store.send(&honest, program.digest, &program.content, 0).unwrap();
         assert_eq!(store.outcome().await, ["completed"]);
         honest.hear().await;
-        store.bundles.delete(program.digest);
+        store.bundles.delete(FileId::Complete(program.digest));
     }
 }
 
@@ -387,8 +592,8 @@ async fn a_peer_sends_few_programs_at_a_time_and_small_ones_take_room_too() {
         let others = BundleDigest([0; 32]);
         assert_eq!(store.offer_bytes(&other, others, bytes), ["failed"]);
         other.is_refused().await;
-        let upload = &store.bundles.uploads[&others];
-        assert_eq!((upload.sources.len(), upload.bytes), (1, 100), "nobody else's upload is touched");
+        let sources = store.bundles.uploads[&others].sources.iter().map(|source| source.bytes);
+        assert_eq!(sources.collect::<Vec<_>>(), [100], "nobody else's upload is touched");
     }
     store.bundles.left(peer.connection);
     let most = ROOM / BUNDLE_ROOM_MIN;
@@ -483,26 +688,46 @@ async fn what_a_program_was_built_for_is_what_anybody_says_of_it_and_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_user_sends_at_a_time_leaves_room_for_others() {
+async fn what_a_user_sends_at_a_time_makes_way_for_others_and_only_for_them() {
     let mut store = Store::start().await;
-    let (mut eves, mut eves_too, mut anns) =
-        (store.connect().await, store.connect().await, store.connect().await);
-    for (client, user) in [(&mut eves, "eve"), (&mut eves_too, "eve"), (&mut anns, "ann")] {
-        client.who.user = Some(user.parse().unwrap());
-    }
-    let (large, shared) = (BundleDigest([1; 32]), Program::new(3 << 20));
+    let (mut eves, mut eves_too) = (store.connect_as("eve").await, store.connect_as("eve").await);
+    let (mut anns, mut eves_third) = (store.connect_as("ann").await, store.connect_as("eve").await);
+    let (large, second, third) = (BundleDigest([1; 32]), Program::new(3 << 20), Program::new(2 << 20));
     let zeros = vec![0; 6 << 20];
     store.offer_bytes(&eves, large, ROOM - 1);
     eves.is_asked().await;
-    assert!(store.send(&eves, large, &zeros, 0).unwrap().is_empty(), "one may be larger than a share");
+    store.send(&eves, large, &zeros, 0).unwrap();
+    store.offer_bytes(&eves_too, second.digest, 3 << 20);
+    eves_too.is_asked().await;
+    store.send(&eves_too, second.digest, &second.content[..2 << 20], 0).unwrap();
+    let received = |store: &mut Store, digest, client: &Client| {
+        store.bundles.part(digest, client.connection).map(|part| part.received >> 20)
+    };
+    assert_eq!(
+        received(&mut store, second.digest, &eves_too),
+        Some(2),
+        "there is room for more than a share"
+    );
+    // For more of hers there is none.
+    let shared = Program::new(4 << 20);
+    store.offer(&eves_third, &shared);
+    assert_eq!(eves_third.is_asked().await, 0);
+    assert_eq!(store.send(&eves_third, shared.digest, &shared.content, 0).unwrap(), [""; 0]);
+    assert_eq!(received(&mut store, shared.digest, &eves_third), Some(2));
 
-    store.offer(&eves_too, &shared);
-    assert_eq!(eves_too.is_asked().await, 0);
-    store.offer(&anns, &shared);
-    assert_eq!(store.send(&eves_too, shared.digest, &shared.content, 0).unwrap(), ["failed"]);
-    assert!(eves_too.is_refused().await.contains("wait for them"));
+    store.offer(&anns, &third);
     assert_eq!(anns.is_asked().await, 0);
-    store.send(&anns, shared.digest, &shared.content, 0).unwrap();
+    assert_eq!(store.send(&anns, third.digest, &third.content, 0).unwrap(), [""; 0]);
+    assert_eq!(received(&mut store, shared.digest, &eves_third), Some(0), "what she began last makes way");
     assert_eq!(store.outcome().await, ["completed"]);
-    assert_eq!(store.bundles.uploads[&large].received, 6 << 20, "what was there before goes on");
+    assert_eq!(anns.hear().await, ToApplication::BundleComplete { digest: third.digest });
+    assert_eq!(received(&mut store, second.digest, &eves_too), Some(2));
+    assert_eq!(received(&mut store, large, &eves), Some(6));
+
+    // Nothing has failed: it waits until there is room.
+    store.bundles.left(eves_too.connection);
+    assert_eq!(store.look(LOOK_AGAIN), ["forgotten"]);
+    assert_eq!(eves_third.is_asked().await, 0);
+    store.send(&eves_third, shared.digest, &shared.content, 0).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
 }

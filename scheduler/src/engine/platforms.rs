@@ -27,10 +27,6 @@ impl Platforms {
         others.0.into_iter().fold(false, |is_news, platform| self.add(platform) | is_news)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// The accounts; none if any worker may try.
     pub(super) fn believed(&self) -> &[Platform] {
         if self.0.len() > MOST { &[] } else { &self.0 }
