@@ -15,9 +15,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::gate::caught;
 use super::router::{Opened, Orders, Shared};
-use super::splice::{End, tune};
+use super::splice::{End, caught, tune};
 use super::tls_socket::TlsSocket;
 use super::{ConnectionId, tls};
 use crate::clock::{Moment, sleep_until};

@@ -2,12 +2,10 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
@@ -18,7 +16,7 @@ use super::ConnectionId;
 use super::acceptor::{Network, Newcomer};
 use super::router::Shared;
 use super::socket_dir::SocketPath;
-use super::splice::{End, Passage, splice};
+use super::splice::{End, Passage, caught, splice};
 use crate::keys::KeysError;
 use crate::limits::{FILES_PER_PEER, RESERVED_FILES};
 
@@ -100,12 +98,6 @@ async fn serve(newcomer: Newcomer, ipc: Arc<SocketPath>, shared: Arc<Shared>) {
     shared.closed(connection, &end);
 }
 
-/// What becomes of a peer, also if that panics, which must not leave its place taken.
-pub(crate) async fn caught<T>(serving: impl Future<Output = T>, fault: T) -> T {
-    // What it has shared with others lies behind a lock that tells them.
-    AssertUnwindSafe(serving).catch_unwind().await.unwrap_or(fault)
-}
-
 async fn join(connection: ConnectionId, stream: Network, passage: &Passage, ipc: &SocketPath) -> End {
     match stream.move_here() {
         Ok(Network::Plain(stream)) => pass(connection, stream, passage, ipc).await,
@@ -135,18 +127,5 @@ async fn connect(ipc: &SocketPath) -> io::Result<UnixStream> {
             }
             result => return result,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::transport::Cause;
-
-    #[tokio::test]
-    async fn a_fault_in_serving_a_peer_is_an_end_that_counts() {
-        let end = caught(async { panic!("this is a test") }, End::Fault).await;
-        assert_eq!(end.cause(), Some(Cause::Fault));
-        assert_eq!(caught(async { End::Closed }, End::Fault).await.cause(), None);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
@@ -104,6 +105,12 @@ impl End {
             },
         }
     }
+}
+
+/// What becomes of a peer, also if that panics, which must not leave its place taken.
+pub(crate) async fn caught<T>(serving: impl Future<Output = T>, fault: T) -> T {
+    // What it has shared with others lies behind a lock that tells them.
+    AssertUnwindSafe(serving).catch_unwind().await.unwrap_or(fault)
 }
 
 /// What of a peer's is passed on, as both ends of the gate know it.
@@ -324,6 +331,14 @@ async fn copy(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::Cause;
+
+    #[tokio::test]
+    async fn a_fault_in_serving_a_peer_is_an_end_that_counts() {
+        let end = caught(async { panic!("this is a test") }, End::Fault).await;
+        assert_eq!(end.cause(), Some(Cause::Fault));
+        assert_eq!(caught(async { End::Closed }, End::Fault).await.cause(), None);
+    }
 
     #[tokio::test]
     async fn of_a_peer_that_was_sent_away_nothing_is_passed_on_and_not_much_is_read() {
