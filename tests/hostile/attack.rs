@@ -165,6 +165,8 @@ pub(crate) struct Attacker {
     credit: Credit,
     /// The message that is arriving: lengths of head and body, and what has come.
     arriving: Option<(usize, usize, Vec<u8>)>,
+    /// Why it was sent away, if it heard of that while it spoke.
+    refused: Option<(RefusalKind, String)>,
 }
 
 enum Stream {
@@ -180,7 +182,7 @@ impl Attacker {
         stream.set_write_timeout(Some(SOON)).expect("a socket");
         let credit =
             Credit { bytes: WINDOW_BYTES, messages: WINDOW_MESSAGES.into(), urgent: WINDOW_URGENT.into() };
-        Self { stream: Stream::Plain(stream), credit, arriving: None }
+        Self { stream: Stream::Plain(stream), credit, arriving: None, refused: None }
     }
 
     /// TLS as the client of a server of this role.
@@ -191,7 +193,7 @@ impl Attacker {
             tls.complete_io(&mut stream)?;
         }
         let stream = Stream::Client(Box::new(StreamOwned::new(tls, stream)));
-        Ok(Self { stream, credit: self.credit, arriving: None })
+        Ok(Self { stream, credit: self.credit, arriving: None, refused: None })
     }
 
     /// TLS as a server.
@@ -202,7 +204,7 @@ impl Attacker {
             tls.complete_io(&mut stream)?;
         }
         let stream = Stream::Server(Box::new(StreamOwned::new(tls, stream)));
-        Ok(Self { stream, credit: self.credit, arriving: None })
+        Ok(Self { stream, credit: self.credit, arriving: None, refused: None })
     }
 
     /// Both sides' greeting and READY, this one as a socket of this type.
@@ -247,7 +249,10 @@ impl Attacker {
         for piece in bytes.chunks(CHUNK_BYTES) {
             let starts = u64::from(first.is_some());
             while self.credit.bytes < piece.len() as u64 || self.credit.messages < starts {
-                self.hear()?;
+                if let Heard::Refusal { kind, text } = self.hear()? {
+                    self.refused = Some((kind, text.clone()));
+                    return Err(io::Error::other(text));
+                }
             }
             self.credit.bytes -= piece.len() as u64;
             self.credit.messages -= starts;
@@ -355,6 +360,9 @@ impl Attacker {
 
     /// Waits until the other side has hung up, or refused this one: who then lingers is given a second to go.
     pub(crate) fn farewell(mut self) -> Option<(RefusalKind, String)> {
+        if self.refused.is_some() {
+            return self.refused;
+        }
         loop {
             match self.hear() {
                 Ok(Heard::Refusal { kind, text }) => return Some((kind, text)),

@@ -160,6 +160,7 @@ impl Acceptor {
         let mut crowd = 0;
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 Some(_) = handshakes.join_next() => {}
                 () = sleep_until(paused_until) => paused_until = None,

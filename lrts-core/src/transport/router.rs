@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
@@ -138,6 +140,8 @@ pub enum ServerEvent {
 /// Accepts peers and brings their messages. Dropping it closes all connections at once.
 pub struct Server {
     address: SocketAddr,
+    /// Listens, at the acceptor's.
+    socket: OwnedFd,
     handle: ServerHandle,
     urgent: mpsc::UnboundedReceiver<ServerEvent>,
     normal: mpsc::UnboundedReceiver<ServerEvent>,
@@ -195,6 +199,7 @@ impl Server {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let ended = stop.clone().drop_guard();
+        let socket = listener.as_fd().try_clone_to_owned().map_err(BindError::Acceptor)?;
         let newcomers =
             acceptor::start(listener, shared.clone(), stop.clone()).await.map_err(BindError::Acceptor)?;
         tasks.spawn(gate::run(newcomers, Arc::new(ipc), shared.clone()));
@@ -204,7 +209,7 @@ impl Server {
         tasks.spawn(run(receiver, shared.clone(), config.decode_budget, stop.clone()));
         let handle = ServerHandle { shared };
         ended.disarm();
-        Ok(Self { address, handle, urgent, normal, flush_time: config.flush_time, stop, tasks })
+        Ok(Self { address, socket, handle, urgent, normal, flush_time: config.flush_time, stop, tasks })
     }
 
     /// Where it listens, with the port that was chosen.
@@ -271,6 +276,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
+        // The acceptor closes it when it gets its turn; the port is free at once. It may be closed already.
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Read);
         let mut peers = self.handle.shared.lock();
         peers.socket = None;
         peers.map.clear();
