@@ -37,6 +37,7 @@ mod hello;
 mod key_watch;
 mod packet;
 mod router;
+mod server;
 mod session;
 mod socket_dir;
 mod splice;
@@ -59,7 +60,8 @@ pub use self::dealer::{
 };
 pub use self::gate::BindError;
 pub use self::hello::{Hello, Refusal, RefusalKind, Role, Welcome};
-pub use self::router::{SendError, Server, ServerConfig, ServerEvent, ServerHandle};
+pub use self::router::{Server, ServerHandle};
+pub use self::server::{SendError, ServerConfig, ServerEvent};
 pub use self::socket_dir::SocketDir;
 
 use self::chunks::Lengths;

@@ -5,7 +5,6 @@ use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -24,6 +23,7 @@ use super::counters::{Cause, Counters};
 use super::gate::BindError;
 use super::hello::{Hello, Refusal, RefusalKind, Role, Welcome};
 use super::packet::Packet;
+use super::server::{SendError, ServerConfig, ServerEvent};
 use super::session::{Dead, Received, Session};
 use super::socket_dir::SocketPath;
 use super::splice::{End, Passage};
@@ -31,11 +31,10 @@ use super::tls::Certified;
 use super::turned_away::{Line, TurnedAway};
 use super::{ConnectionId, Message, Sent, acceptor, gate, key_watch, send_now};
 use crate::clock::{Moment, sleep_until};
-use crate::ids::UserName;
 use crate::keys::{KeySource, Security, role_word};
 use crate::limits::{
-    FAREWELL_TIME, FLUSH_TIME, FROM_APPLICATION, FROM_COMMAND, FROM_WORKER, HANDSHAKE_TIME, PEER_QUEUE_BYTES,
-    PEER_QUEUE_MESSAGES, PING_INTERVAL, QUESTIONS, WAITING_ANSWERS, WAITING_BYTES, WAITING_MESSAGES,
+    FAREWELL_TIME, FROM_APPLICATION, FROM_COMMAND, FROM_WORKER, HANDSHAKE_TIME, PEER_QUEUE_BYTES,
+    PEER_QUEUE_MESSAGES, QUESTIONS, WAITING_ANSWERS, WAITING_BYTES, WAITING_MESSAGES,
 };
 
 /// How soon a packet that the ROUTER could not take is tried again.
@@ -43,99 +42,6 @@ const RETRY: Duration = Duration::from_millis(1);
 
 /// Shortest time between looks at the peers' deadlines.
 const SHORTEST_TICK: Duration = Duration::from_millis(5);
-
-/// How a server is set up.
-#[derive(Clone, Debug)]
-pub struct ServerConfig {
-    /// Where it listens; port 0 lets the kernel choose.
-    pub address: SocketAddr,
-    /// A directory of this user's own, mode 0700, for its ipc socket; see [`super::SocketDir`].
-    pub socket_dir: PathBuf,
-    /// Roles of the peers that it takes.
-    pub accepts: Vec<Role>,
-    /// Its own key, and by whose authority others are let in.
-    pub security: Security,
-    /// Longest time that incoming packets are handled in a row before anything else gets its turn.
-    pub decode_budget: Duration,
-    /// Interval of pings that peers are told to keep; four of silence end a connection.
-    pub heartbeat: Duration,
-    /// Longest time that [`Server::close`] waits for queued messages to leave.
-    pub flush_time: Duration,
-    /// Most peers at a time; by default what the process's limit of open files allows.
-    pub connections: usize,
-}
-
-impl ServerConfig {
-    /// A server on this address, with the usual bounds.
-    pub fn new(
-        address: SocketAddr,
-        socket_dir: impl Into<PathBuf>,
-        accepts: Vec<Role>,
-        security: Security,
-    ) -> Self {
-        Self {
-            address,
-            socket_dir: socket_dir.into(),
-            accepts,
-            security,
-            decode_budget: Duration::from_millis(10),
-            heartbeat: PING_INTERVAL,
-            flush_time: FLUSH_TIME,
-            connections: gate::connection_limit(),
-        }
-    }
-
-    /// A server without keys on this address.
-    pub fn insecure(address: SocketAddr, socket_dir: impl Into<PathBuf>, accepts: Vec<Role>) -> Self {
-        Self::new(address, socket_dir, accepts, Security::Insecure)
-    }
-}
-
-/// Why a message was not queued.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum SendError {
-    /// The connection has ended or is about to.
-    #[error("connection has ended")]
-    Gone,
-    /// The peer's queue is full; the connection ends.
-    #[error("peer's queue is full")]
-    Overrun,
-    /// The message is over the bounds of one message.
-    #[error("message is too large")]
-    TooLarge,
-}
-
-/// What happens at a server.
-///
-/// Of each connection `Joined` comes first, then its messages, then `Left`, each once.
-#[derive(Debug)]
-pub enum ServerEvent {
-    /// A peer has said hello and was welcomed.
-    Joined {
-        /// The new connection.
-        connection: ConnectionId,
-        /// What the peer said about itself; its version and role are accepted ones.
-        hello: Hello,
-        /// The user of its key; None on a server without keys, which can't tell one peer from another.
-        user: Option<UserName>,
-        /// Where it comes from.
-        address: SocketAddr,
-    },
-    /// A message has arrived.
-    Message {
-        /// From whom.
-        connection: ConnectionId,
-        /// The message. Only its size was checked.
-        message: Message,
-    },
-    /// A connection has ended; sends to it fail.
-    Left {
-        /// Which.
-        connection: ConnectionId,
-        /// Why, for people.
-        reason: String,
-    },
-}
 
 /// Accepts peers and brings their messages. Dropping it closes all connections at once.
 pub struct Server {
