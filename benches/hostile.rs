@@ -54,11 +54,12 @@ const ATTACKS: [&str; 6] = ["half-open", "churn", "garbage", "bombs", "messages"
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     raise_open_file_limit();
-    if let [word, kind, address, cores @ ..] = &arguments[..]
+    if let [word, kind, address, from, cores @ ..] = &arguments[..]
         && word == "attack"
     {
         pin(cores.iter().filter_map(|core| core.parse().ok()))?;
-        let target = Target { address: address.clone(), role: Role::Scheduler, keys: Some(keys()) };
+        let from = Some(from.parse()?);
+        let target = Target { address: address.clone(), role: Role::Scheduler, keys: Some(keys()), from };
         attack_on(kind, &target);
     }
     let all = cores()?;
@@ -190,15 +191,15 @@ impl Worker {
     }
 }
 
-/// Processes that attack until this is dropped.
+/// Processes that attack until this is dropped, each like a machine with an address of its own.
 struct Attackers(Vec<Child>);
 
 impl Attackers {
     fn start(kind: &str, address: &str, cores: &[usize]) -> std::io::Result<Self> {
         let mut attackers = Self(Vec::new());
-        for _ in 0..2 {
+        for from in ["127.0.0.2", "127.0.0.3"] {
             let mut command = Command::new(std::env::current_exe()?);
-            command.args(["attack", kind, address]).args(cores.iter().map(usize::to_string));
+            command.args(["attack", kind, address, from]).args(cores.iter().map(usize::to_string));
             attackers.0.push(command.stdin(Stdio::null()).spawn()?);
         }
         Ok(attackers)

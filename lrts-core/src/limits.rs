@@ -384,6 +384,17 @@ pub const STRANGERS: usize = 1_024;
 /// See [`STRANGERS`].
 pub const STRANGERS_PER_ADDRESS: usize = 256;
 
+/// So many breaches of the protocol by holders of a key at one address, none longer than the second after the one before, make it a
+/// *suspect*: from there its newcomers are let in one by one, each so long after the one before.
+pub const BREACHES: u32 = 8;
+/// See [`BREACHES`].
+pub const BREACH_TIME: Duration = Duration::from_mins(1);
+/// See [`BREACHES`].
+pub const SUSPECT_PACE: Duration = Duration::from_secs(1);
+
+/// Keys and addresses whose breaches are remembered at a time.
+pub const SUSPECTS: usize = 10_000;
+
 /// A server checks the keys of connected peers anew at this interval, since they expire, and whenever its own file changes.
 pub const KEYS_CHECK_INTERVAL: Duration = Duration::from_mins(10);
 

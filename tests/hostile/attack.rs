@@ -72,6 +72,9 @@ pub(crate) struct Target {
     pub(crate) role: Role,
     /// Where the attacker's keys are; none for a server without.
     pub(crate) keys: Option<PathBuf>,
+    /// The address of this machine from which attackers come who go further than TCP. Else each has its own: how one fares is no
+    /// matter of what others did before it.
+    pub(crate) from: Option<IpAddr>,
 }
 
 impl Target {
@@ -99,7 +102,7 @@ impl Target {
 
     /// The same under attack, where it may fail.
     pub(crate) fn enter(&self, stage: Stage, role: Role) -> io::Result<Attacker> {
-        let mut attacker = Attacker::new(TcpStream::connect(&self.address)?);
+        let mut attacker = self.connect_from(self.from.unwrap_or_else(any_address))?;
         if let (true, Some(keys)) = (stage >= Stage::Secured, &self.keys) {
             attacker = attacker.secure(&key(keys, role), self.role)?;
         }
@@ -111,6 +114,11 @@ impl Target {
         }
         Ok(attacker)
     }
+}
+
+/// One of the 16 million that this machine has.
+fn any_address() -> IpAddr {
+    [127, fastrand::u8(1..255), fastrand::u8(..), fastrand::u8(1..255)].into()
 }
 
 /// What TLS says with the key of a role from a keys directory, or with a key file.

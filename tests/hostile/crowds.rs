@@ -125,7 +125,7 @@ fn who_says_a_byte_now_and_then_keeps_nobody_out() {
             said += 1;
             attacker.write(&greeting[said % 2..][..1])
         };
-        let server = target.clone();
+        let server = Target { from: Some([127, 0, 0, 2].into()), ..target.clone() };
         let crowd = Crowd::gather(200, move |_| server.enter(Stage::Secured, Role::Worker), drip);
         newcomers_get_through(&mut site);
         drop(crowd);

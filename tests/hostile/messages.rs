@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use lrts_core::clock::Moment;
 use lrts_core::ids::{JobId, SessionId};
+use lrts_core::limits::{BREACHES, SUSPECT_PACE};
 use lrts_core::protocol::application::{Credit, FromApplication, JobRange, JobSet};
 use lrts_core::protocol::codec::encode;
 use lrts_core::protocol::command::FromCommand;
@@ -71,6 +73,23 @@ fn says_all(mut attacker: Attacker, heads: impl IntoIterator<Item = (Vec<u8>, Ve
             return;
         }
     }
+}
+
+#[test]
+fn who_breaks_the_protocol_again_and_again_is_let_in_at_a_pace() {
+    let site = Site::new();
+    for (target, roles) in site.servers() {
+        let role = roles[0];
+        let target = Target { from: Some([127, 0, 0, 2].into()), ..target };
+        for _ in 0..BREACHES {
+            is_refused(&target, role, "nonsense", b"nonsense");
+        }
+        // It is known for that now.
+        let since = Moment::now();
+        (0..3).for_each(|_| is_refused(&target, role, "nonsense", b"nonsense"));
+        assert!(since.elapsed() >= 2 * SUSPECT_PACE, "{role}: {:?}", since.elapsed());
+    }
+    site.assert_unharmed();
 }
 
 fn applications_messages(session: SessionId) -> Vec<(Vec<u8>, Vec<u8>)> {

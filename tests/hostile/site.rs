@@ -98,7 +98,8 @@ impl Site {
     }
 
     fn target(&self, address: &str, role: Role) -> Target {
-        Target { address: address.to_owned(), role, keys: self.cluster.keys().map(PathBuf::from) }
+        let keys = self.cluster.keys().map(PathBuf::from);
+        Target { address: address.to_owned(), role, keys, from: None }
     }
 
     fn daemons(&self) -> [&Daemon; 3] {

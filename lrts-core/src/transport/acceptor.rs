@@ -223,6 +223,9 @@ impl Acceptor {
         {
             return Err(End::Keys(refusal.to_string()));
         }
+        while let Err(later) = self.shared.enter(connection) {
+            sleep_until(Some(later)).await;
+        }
         Ok(Network::Tls(Box::new(stream)))
     }
 }

@@ -120,7 +120,7 @@ impl Admission {
 }
 
 /// What counts as one address: of IPv6 the network of 64 bits, of which any host has all addresses.
-fn network_of(address: IpAddr) -> IpAddr {
+pub(super) fn network_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(address) => match address.to_ipv4_mapped() {

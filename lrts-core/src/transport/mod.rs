@@ -41,6 +41,7 @@ mod server;
 mod session;
 mod socket_dir;
 mod splice;
+mod suspects;
 mod tls;
 mod tls_socket;
 mod tunnel;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -27,6 +27,7 @@ use super::server::{SendError, ServerConfig, ServerEvent};
 use super::session::{Dead, Received, Session};
 use super::socket_dir::SocketPath;
 use super::splice::{End, Passage};
+use super::suspects::Suspects;
 use super::tls::Certified;
 use super::turned_away::{Line, TurnedAway};
 use super::{ConnectionId, Message, Sent, acceptor, gate, key_watch, send_now};
@@ -94,6 +95,7 @@ impl Server {
                 counters,
                 map: BTreeMap::new(),
                 admission: Admission::new(config.connections),
+                suspects: Suspects::default(),
                 turned_away: TurnedAway::default(),
                 busy: BTreeSet::new(),
                 socket: Some(sender),
@@ -276,6 +278,7 @@ struct Peers {
     counters: Arc<Counters>,
     map: BTreeMap<ConnectionId, Peer>,
     admission: Admission,
+    suspects: Suspects,
     turned_away: TurnedAway,
     /// Peers that have a packet which the ROUTER could not take.
     busy: BTreeSet<ConnectionId>,
@@ -318,7 +321,7 @@ impl Shared {
         let oldest = match peers.admission.admit(connection, address.ip()) {
             Ok(oldest) => oldest,
             Err(too_many) => {
-                peers.turn_away(Cause::Full, address, &too_many);
+                peers.count(Cause::Full, address, &too_many);
                 return Opened { orders: None, crowded: true };
             }
         };
@@ -342,16 +345,28 @@ impl Shared {
         }
     }
 
+    /// Lets a stranger in whose key was accepted, or says when to ask again: if others have misused the key.
+    pub(crate) fn enter(&self, connection: ConnectionId) -> Result<(), Moment> {
+        let mut peers = self.lock();
+        let Peers { map, suspects, .. } = &mut *peers;
+        match map.get(&connection) {
+            Some(Peer { address, certified: Some(certified), .. }) => {
+                suspects.enter(certified.identity.key, address.ip(), Moment::now())
+            }
+            Some(Peer { certified: None, .. }) | None => Ok(()),
+        }
+    }
+
     /// The TCP side of a connection has ended, and what it brought was read.
     pub(crate) fn closed(&self, connection: ConnectionId, end: &End) {
         debug!(%connection, reason = %end, "connection ended");
         let mut peers = self.lock();
         peers.leave(connection, &end.to_string());
         peers.admission.gone(connection);
-        let removed = peers.map.remove(&connection);
-        if let (Some(peer), Some(cause)) = (removed, end.cause()) {
-            peers.turn_away(cause, peer.address, end);
+        if let Some(cause) = end.cause() {
+            peers.turn_away(connection, cause, end);
         }
+        peers.map.remove(&connection);
         drop(peers);
         self.changed.notify_one();
     }
@@ -372,7 +387,7 @@ impl Shared {
                 self.lock().refuse(connection, Refusal::new(RefusalKind::Keys, message));
             }
             // Thousands of checks take seconds in all; nobody waits for that long.
-            tokio::task::yield_now().await;
+            yield_now().await;
         }
     }
 
@@ -539,6 +554,7 @@ impl Shared {
         let now = Moment::now();
         self.tell(now);
         let mut peers = self.lock();
+        peers.suspects.forget(now);
         let mut dead = Vec::new();
         for (&connection, peer) in &peers.map {
             match &peer.state {
@@ -633,23 +649,31 @@ impl Peers {
 
     /// Ends a connection that is of no use any more.
     fn give_up(&mut self, connection: ConnectionId, cause: Cause, reason: &str) {
-        if let Some(address) = self.map.get(&connection).map(|peer| peer.address) {
-            self.turn_away(cause, address, &reason);
-        }
+        self.turn_away(connection, cause, &reason);
         self.leave(connection, reason);
     }
 
-    /// Counts a peer that is sent away, and lets the log tell of it.
-    fn turn_away(&mut self, cause: Cause, address: SocketAddr, reason: &dyn Display) {
+    /// Remembers why a peer is sent away.
+    fn turn_away(&mut self, connection: ConnectionId, cause: Cause, reason: &dyn Display) {
+        let Some(peer) = self.map.get(&connection) else { return };
+        let address = peer.address;
+        if let (Cause::Protocol, Some(Certified { identity, .. })) = (cause, &peer.certified) {
+            self.suspects.note(identity.key, address.ip(), Moment::now());
+        }
+        self.count(cause, address, reason);
+    }
+
+    /// Counts somebody who is sent away, and lets the log tell of it.
+    fn count(&mut self, cause: Cause, address: SocketAddr, reason: &dyn Display) {
         self.counters.count(cause);
         self.turned_away.note(cause, address, reason);
     }
 
     /// Tells a peer to go. It has [`FAREWELL_TIME`] to hang up by itself, so that it reads why.
     fn refuse(&mut self, connection: ConnectionId, refusal: Refusal) {
-        let is_here = |peer: &&Peer| !matches!(peer.state, PeerState::Leaving { .. });
-        if let Some(address) = self.map.get(&connection).filter(is_here).map(|peer| peer.address) {
-            self.turn_away(refusal.kind.into(), address, &refusal);
+        let is_here = |peer: &Peer| !matches!(peer.state, PeerState::Leaving { .. });
+        if self.map.get(&connection).is_some_and(is_here) {
+            self.turn_away(connection, refusal.kind.into(), &refusal);
         }
         let reason = refusal.message.clone();
         if let (Some(socket), true) = (&mut self.socket, self.map.contains_key(&connection)) {
@@ -715,6 +739,8 @@ async fn run(
                     let Some(Ok(message)) = socket.recv().now_or_never() else { break };
                     shared.receive(message.into_vecdeque().into_iter());
                 }
+                // Some of what is ready never makes a task wait.
+                yield_now().await;
             }
         }
     }

@@ -10,6 +10,7 @@ use futures_util::FutureExt;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use super::counters::Cause;
@@ -26,6 +27,9 @@ const BUFFER_MAX: usize = 256 * 1024;
 
 /// After so many small reads in a row, a grown buffer shrinks again.
 const SMALL_READS: u32 = 4;
+
+/// After so many reads, of a record of TLS each, others have their turn.
+const READS_IN_A_ROW: u32 = 32;
 
 /// Most of an honest peer's bytes that can be under way: its credit and what frames them.
 const UNDER_WAY: usize = 2 * WINDOW_BYTES as usize;
@@ -260,20 +264,29 @@ async fn pass_on(bytes: &[u8], sink: &mut (impl AsyncWrite + Unpin)) -> io::Resu
     sink.flush().await
 }
 
+/// What a source has at present.
+enum Source {
+    Empty,
+    /// Perhaps, as it wasn't read to its end.
+    HasMore,
+    Ended(Copied),
+}
+
 /// Reads what is there, at least a byte unless the source ends: TLS gives no more than a record at a time.
-async fn fill(source: &mut (impl AsyncRead + Unpin), buffer: &mut [u8]) -> (usize, Option<Copied>) {
-    let mut length = 0;
+async fn fill(source: &mut (impl AsyncRead + Unpin), buffer: &mut [u8]) -> (usize, Source) {
+    let (mut length, mut reads) = (0, 1);
     let mut read = Some(source.read(buffer).await);
     loop {
         match read {
-            Some(Ok(0)) => return (length, Some(Copied::SourceEnded)),
+            Some(Ok(0)) => return (length, Source::Ended(Copied::SourceEnded)),
             Some(Ok(more)) => length += more,
-            Some(Err(error)) => return (length, Some(Copied::Failed(error))),
-            None => return (length, None),
+            Some(Err(error)) => return (length, Source::Ended(Copied::Failed(error))),
+            None => return (length, Source::Empty),
         }
-        if length == buffer.len() {
-            return (length, None);
+        if length == buffer.len() || reads == READS_IN_A_ROW {
+            return (length, Source::HasMore);
         }
+        reads += 1;
         read = source.read(&mut buffer[length..]).now_or_never();
     }
 }
@@ -292,7 +305,7 @@ async fn copy(
     let mut small_reads = 0;
     let mut dropped = 0;
     loop {
-        let (length, end) = fill(source, &mut buffer).await;
+        let (length, more) = fill(source, &mut buffer).await;
         if length > 0 {
             let bytes = &buffer[..length];
             match check(bytes) {
@@ -310,8 +323,11 @@ async fn copy(
                 Err(error) => return Copied::Violation(error),
             }
         }
-        if let Some(end) = end {
-            return end;
+        match more {
+            Source::Ended(end) => return end,
+            // However much a peer sends, others have their turn in between.
+            Source::HasMore => yield_now().await,
+            Source::Empty => {}
         }
         if length == buffer.len() {
             small_reads = 0;
