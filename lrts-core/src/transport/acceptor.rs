@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::router::{Opened, Orders, Shared};
+use super::peers::{Opened, Orders, Shared};
 use super::splice::{End, caught, tune};
 use super::tls_socket::TlsSocket;
 use super::{ConnectionId, tls};

@@ -1,12 +1,9 @@
 //! The gate: joins each connection that the acceptor lets in to the ROUTER's ipc socket, under an identity of its choice.
 
 use std::io;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -14,58 +11,13 @@ use tokio::task::JoinSet;
 
 use super::ConnectionId;
 use super::acceptor::{Network, Newcomer};
-use super::router::Shared;
+use super::peers::Shared;
 use super::socket_dir::SocketPath;
 use super::splice::{End, Passage, caught, splice};
-use crate::keys::KeysError;
-use crate::limits::{FILES_PER_PEER, RESERVED_FILES};
 
 /// Between attempts to reach the ROUTER's socket while its backlog is full, and how many there are.
 const IPC_RETRY: Duration = Duration::from_millis(10);
 const IPC_ATTEMPTS: u32 = 100;
-
-/// Why a server can't start.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// The TCP address can't be listened on.
-    #[error("cannot listen on {address}: {}", listen_reason(error))]
-    Listen {
-        /// The address in question.
-        address: SocketAddr,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// Its key can't be used.
-    #[error(transparent)]
-    Keys(#[from] KeysError),
-    /// The directory for the ipc socket can't be used.
-    #[error("cannot use {path:?} for sockets: {error}")]
-    SocketDir {
-        /// The directory in question.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// The thread that accepts connections can't be started.
-    #[error("cannot start a thread to accept connections: {0}")]
-    Acceptor(io::Error),
-}
-
-fn listen_reason(error: &io::Error) -> String {
-    let reasons = [
-        (io::ErrorKind::AddrInUse, "the port is in use by another program"),
-        (io::ErrorKind::PermissionDenied, "permission denied (ports below 1024 are privileged)"),
-        (io::ErrorKind::AddrNotAvailable, "this machine has no such address"),
-    ];
-    let known = reasons.into_iter().find(|(kind, _)| *kind == error.kind());
-    known.map_or_else(|| error.to_string(), |(_, reason)| reason.to_owned())
-}
-
-/// Peers that this process can hold, by its limit of open files.
-pub(crate) fn connection_limit() -> usize {
-    let (files, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1_024, 1_024));
-    usize::try_from(files.saturating_sub(RESERVED_FILES) / FILES_PER_PEER).unwrap_or(usize::MAX).max(1)
-}
 
 /// Joins those to the ROUTER whom the acceptor lets in, until it ends; then all connections are closed.
 pub(crate) async fn run(

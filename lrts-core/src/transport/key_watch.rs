@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::router::Shared;
+use super::peers::Shared;
 use crate::clock::{Moment, sleep_until};
 use crate::keys::KeySource;
 use crate::limits::{KEYS_CHECK_INTERVAL, KEYS_INTERVAL};

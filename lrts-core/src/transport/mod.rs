@@ -35,7 +35,9 @@ mod gate;
 mod guard;
 mod hello;
 mod key_watch;
+mod link;
 mod packet;
+mod peers;
 mod router;
 mod server;
 mod session;
@@ -56,13 +58,11 @@ use futures_util::FutureExt;
 use zeromq::{SocketSend, ZmqMessage};
 
 pub use self::counters::{Cause, Counters};
-pub use self::dealer::{
-    Link, LinkConfig, LinkDown, LinkEvent, LinkReceiver, LinkSendError, LinkSender, TrySendError,
-};
-pub use self::gate::BindError;
+pub use self::dealer::{Link, LinkReceiver, LinkSender};
 pub use self::hello::{Hello, Refusal, RefusalKind, Role, Welcome};
+pub use self::link::{LinkConfig, LinkDown, LinkEvent, LinkSendError, TrySendError};
 pub use self::router::{Server, ServerHandle};
-pub use self::server::{SendError, ServerConfig, ServerEvent};
+pub use self::server::{BindError, SendError, ServerConfig, ServerEvent};
 pub use self::socket_dir::SocketDir;
 
 use self::chunks::Lengths;

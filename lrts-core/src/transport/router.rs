@@ -1,42 +1,27 @@
 //! The server's end: one ROUTER behind the gate, a session for each peer.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use nix::sys::socket::{Shutdown, shutdown};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::{JoinSet, yield_now};
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
-use zeromq::{RouterRecvHalf, RouterSendHalf, RouterSocket, Socket, SocketRecv};
+use zeromq::{RouterRecvHalf, RouterSocket, Socket, SocketRecv};
 
-use super::admission::Admission;
-use super::counters::{Cause, Counters};
-use super::gate::BindError;
-use super::hello::{Hello, Refusal, RefusalKind, Role, Welcome};
-use super::packet::Packet;
-use super::server::{SendError, ServerConfig, ServerEvent};
-use super::session::{Dead, Received, Session};
+use super::counters::Counters;
+use super::hello::Refusal;
+use super::peers::Shared;
+use super::server::{BindError, SendError, ServerConfig, ServerEvent};
 use super::socket_dir::SocketPath;
-use super::splice::{End, Passage};
-use super::suspects::Suspects;
-use super::tls::Certified;
-use super::turned_away::{Line, TurnedAway};
-use super::{ConnectionId, Message, Sent, acceptor, gate, key_watch, send_now};
+use super::{ConnectionId, Message, acceptor, gate, key_watch};
 use crate::clock::{Moment, sleep_until};
-use crate::keys::{KeySource, Security, role_word};
-use crate::limits::{
-    FAREWELL_TIME, FROM_APPLICATION, FROM_COMMAND, FROM_WORKER, HANDSHAKE_TIME, PEER_QUEUE_BYTES,
-    PEER_QUEUE_MESSAGES, QUESTIONS, WAITING_ANSWERS, WAITING_BYTES, WAITING_MESSAGES,
-};
+use crate::keys::Security;
 
 /// How soon a packet that the ROUTER could not take is tried again.
 const RETRY: Duration = Duration::from_millis(1);
@@ -81,29 +66,7 @@ impl Server {
         // Not bounded by themselves: credit bounds what each peer may have in them, the gate the number of peers.
         let (urgent_sender, urgent) = mpsc::unbounded_channel();
         let (normal_sender, normal) = mpsc::unbounded_channel();
-        let counters = Arc::new(Counters::default());
-        let shared = Arc::new(Shared {
-            accepts: config.accepts,
-            security: config.security,
-            heartbeat: config.heartbeat,
-            instance: fastrand::u64(..),
-            connections: config.connections,
-            counters: Arc::clone(&counters),
-            busy: Notify::new(),
-            changed: Notify::new(),
-            peers: Mutex::new(Peers {
-                counters,
-                map: BTreeMap::new(),
-                admission: Admission::new(config.connections),
-                suspects: Suspects::default(),
-                turned_away: TurnedAway::default(),
-                busy: BTreeSet::new(),
-                socket: Some(sender),
-                closing: false,
-                urgent: urgent_sender,
-                normal: normal_sender,
-            }),
-        });
+        let shared = Arc::new(Shared::new(&config, sender, urgent_sender, normal_sender));
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let ended = stop.clone().drop_guard();
@@ -111,7 +74,7 @@ impl Server {
         let newcomers =
             acceptor::start(listener, shared.clone(), stop.clone()).await.map_err(BindError::Acceptor)?;
         tasks.spawn(gate::run(newcomers, Arc::new(ipc), shared.clone()));
-        if let Security::Keys(source) = &shared.security {
+        if let Security::Keys(source) = shared.security() {
             tasks.spawn(key_watch::run(source.clone(), shared.clone(), stop.clone()));
         }
         tasks.spawn(run(receiver, shared.clone(), config.decode_budget, stop.clone()));
@@ -127,7 +90,7 @@ impl Server {
 
     /// The number that this server's peers are told: drawn at random at its start.
     pub fn instance(&self) -> u64 {
-        self.handle.shared.instance
+        self.handle.shared.instance()
     }
 
     /// Sends and disconnects; may be cloned and used from any thread.
@@ -170,12 +133,7 @@ impl Server {
 
     /// Says goodbye to all peers, after what is queued for them or after `flush_time`, and closes.
     pub async fn close(mut self) {
-        let shared = &self.handle.shared;
-        shared.lock().closing = true;
-        let _ = timeout(self.flush_time, shared.wait_until(Peers::has_sent_all)).await;
-        shared.say_goodbye();
-        let _ = timeout(FAREWELL_TIME, shared.wait_until(Peers::is_empty)).await;
-        self.handle.shared.tell(Moment::now());
+        self.handle.shared.close(self.flush_time).await;
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
     }
@@ -186,9 +144,7 @@ impl Drop for Server {
         self.stop.cancel();
         // The acceptor closes it when it gets its turn; the port is free at once. It may be closed already.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Read);
-        let mut peers = self.handle.shared.lock();
-        peers.socket = None;
-        peers.map.clear();
+        self.handle.shared.end();
     }
 }
 
@@ -203,503 +159,26 @@ impl ServerHandle {
     ///
     /// # Errors
     ///
-    /// [`SendError`]. A peer whose queue is full ([`PEER_QUEUE_MESSAGES`], [`PEER_QUEUE_BYTES`]) is disconnected; one that takes
+    /// [`SendError`]. A peer whose queue is full ([`crate::limits::PEER_QUEUE_MESSAGES`], [`crate::limits::PEER_QUEUE_BYTES`]) is disconnected; one that takes
     /// nothing for [`crate::limits::STALL`] is so too, later. Success means queued, not received.
     pub fn send(&self, connection: ConnectionId, message: Message) -> Result<(), SendError> {
-        if !message.fits() {
-            return Err(SendError::TooLarge);
-        }
-        let mut peers = self.shared.lock();
-        let session = peers.session(connection).ok_or(SendError::Gone)?;
-        let (messages, bytes) = session.queued();
-        if messages >= PEER_QUEUE_MESSAGES || bytes >= PEER_QUEUE_BYTES {
-            peers.give_up(connection, Cause::QueueFull, "queue is full");
-            return Err(SendError::Overrun);
-        }
-        session.push(message);
-        self.shared.pump(&mut peers, connection);
-        Ok(())
+        self.shared.send(connection, message)
     }
 
     /// Messages and bytes that wait for a peer's credit; None if its connection has ended. For senders that pace themselves.
     pub fn queued(&self, connection: ConnectionId) -> Option<(usize, usize)> {
-        self.shared.lock().session(connection).map(|session| session.queued())
+        self.shared.queued(connection)
     }
 
     /// Whom the server has turned away since its start, by why.
     pub fn counters(&self) -> &Counters {
-        &self.shared.counters
+        self.shared.counters()
     }
 
     /// Ends a connection: at once, or after telling the peer why. What is still queued for it is dropped. `Left` follows, after
     /// messages that had already arrived.
     pub fn disconnect(&self, connection: ConnectionId, refusal: Option<Refusal>) {
-        let mut peers = self.shared.lock();
-        match refusal {
-            Some(refusal) => peers.refuse(connection, refusal),
-            None => peers.leave(connection, "disconnected"),
-        }
-    }
-}
-
-/// What the server's tasks and handles share.
-pub(crate) struct Shared {
-    accepts: Vec<Role>,
-    security: Security,
-    heartbeat: Duration,
-    instance: u64,
-    connections: usize,
-    pub(crate) counters: Arc<Counters>,
-    /// Wakes the server's task: a packet must be tried again.
-    busy: Notify,
-    /// Wakes `close`: something was sent, or a connection has ended.
-    changed: Notify,
-    peers: Mutex<Peers>,
-}
-
-/// What becomes of a connection that was just accepted.
-pub(crate) struct Opened {
-    /// By which the server tells the gate what to do with it; None if it must be closed at once.
-    pub(crate) orders: Option<Orders>,
-    /// Whether there are more strangers than there is room for.
-    pub(crate) crowded: bool,
-}
-
-/// What the gate must know of a connection that it serves.
-#[derive(Clone)]
-pub(crate) struct Orders {
-    /// Closes the TCP side.
-    pub(crate) hang_up: CancellationToken,
-    /// What the peer may send.
-    pub(crate) passage: Arc<Passage>,
-}
-
-struct Peers {
-    counters: Arc<Counters>,
-    map: BTreeMap<ConnectionId, Peer>,
-    admission: Admission,
-    suspects: Suspects,
-    turned_away: TurnedAway,
-    /// Peers that have a packet which the ROUTER could not take.
-    busy: BTreeSet<ConnectionId>,
-    /// None once the server has ended.
-    socket: Option<RouterSendHalf>,
-    closing: bool,
-    urgent: mpsc::UnboundedSender<ServerEvent>,
-    normal: mpsc::UnboundedSender<ServerEvent>,
-}
-
-struct Peer {
-    address: SocketAddr,
-    /// None before its handshake has succeeded, and without keys.
-    certified: Option<Certified>,
-    orders: Orders,
-    state: PeerState,
-}
-
-enum PeerState {
-    /// Connected; has not said hello.
-    New { since: Moment },
-    /// Welcomed.
-    Joined { session: Box<Session>, unsent: Option<Packet> },
-    /// Refused, or said goodbye to; should hang up by itself.
-    Leaving { since: Moment },
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Peers> {
-        self.peers.lock().expect("nothing panics while it holds this lock")
-    }
-
-    pub(crate) fn security(&self) -> &Security {
-        &self.security
-    }
-
-    /// The gate has accepted a connection.
-    pub(crate) fn opened(&self, connection: ConnectionId, address: SocketAddr) -> Opened {
-        let mut peers = self.lock();
-        let oldest = match peers.admission.admit(connection, address.ip()) {
-            Ok(oldest) => oldest,
-            Err(too_many) => {
-                peers.count(Cause::Full, address, &too_many);
-                return Opened { orders: None, crowded: true };
-            }
-        };
-        if let Some(oldest) = oldest {
-            let reason = "made room for a newer connection: too many have not said hello";
-            peers.give_up(oldest, Cause::NoHello, reason);
-        }
-        debug!(%connection, %address, "connection accepted");
-        let orders = Orders { hang_up: CancellationToken::new(), passage: Arc::new(Passage::narrow()) };
-        let state = PeerState::New { since: Moment::now() };
-        let peer = Peer { address, certified: None, orders: orders.clone(), state };
-        peers.map.insert(connection, peer);
-        Opened { orders: Some(orders), crowded: oldest.is_some() }
-    }
-
-    /// A stranger has shown a key that is accepted.
-    pub(crate) fn certified(&self, connection: ConnectionId, certified: Certified) {
-        debug!(%connection, identity = %certified.identity, "key accepted");
-        if let Some(peer) = self.lock().map.get_mut(&connection) {
-            peer.certified = Some(certified);
-        }
-    }
-
-    /// Lets a stranger in whose key was accepted, or says when to ask again: if others have misused the key.
-    pub(crate) fn enter(&self, connection: ConnectionId) -> Result<(), Moment> {
-        let mut peers = self.lock();
-        let Peers { map, suspects, .. } = &mut *peers;
-        match map.get(&connection) {
-            Some(Peer { address, certified: Some(certified), .. }) => {
-                suspects.enter(certified.identity.key, address.ip(), Moment::now())
-            }
-            Some(Peer { certified: None, .. }) | None => Ok(()),
-        }
-    }
-
-    /// The TCP side of a connection has ended, and what it brought was read.
-    pub(crate) fn closed(&self, connection: ConnectionId, end: &End) {
-        debug!(%connection, reason = %end, "connection ended");
-        let mut peers = self.lock();
-        peers.leave(connection, &end.to_string());
-        peers.admission.gone(connection);
-        if let Some(cause) = end.cause() {
-            peers.turn_away(connection, cause, end);
-        }
-        peers.map.remove(&connection);
-        drop(peers);
-        self.changed.notify_one();
-    }
-
-    /// Sends away whose key is no longer accepted.
-    pub(crate) async fn check_keys(&self, source: &KeySource) {
-        let Ok(ring) = source.current_or_last() else { return };
-        // Signatures take their time: checked without the lock.
-        let all: Vec<_> = {
-            let peers = self.lock();
-            peers.map.iter().filter_map(|(&id, peer)| Some((id, peer.certified.clone()?))).collect()
-        };
-        for (connection, Certified { identity, shown }) in all {
-            if let Err(refusal) = shown.check_client(&ring, Moment::now()) {
-                // A line of its own for each, since it had to be let in before and isn't any more.
-                warn!(%connection, %identity, reason = %refusal, "disconnecting a peer whose key is no longer accepted");
-                let message = format!("the server no longer accepts this {identity}: {refusal}");
-                self.lock().refuse(connection, Refusal::new(RefusalKind::Keys, message));
-            }
-            // Thousands of checks take seconds in all; nobody waits for that long.
-            yield_now().await;
-        }
-    }
-
-    /// The consumer has taken a message.
-    fn taken(&self, connection: ConnectionId, message: &Message) {
-        let mut peers = self.lock();
-        if let Some(session) = peers.session(connection) {
-            session.taken(message.urgent, message.size());
-            self.pump(&mut peers, connection);
-        }
-    }
-
-    /// Takes a ZeroMQ message: identity, then a packet.
-    fn receive(&self, mut frames: impl Iterator<Item = Bytes>) {
-        let Some(connection) = frames.next().and_then(|id| ConnectionId::from_bytes(&id)) else { return };
-        let packet = Packet::decode(frames);
-        let mut peers = self.lock();
-        // Whoever is unknown has just been disconnected.
-        let Some(peer) = peers.map.get_mut(&connection) else { return };
-        let packet = match packet {
-            Ok(packet) => packet,
-            Err(error) => return peers.violated(connection, &error.to_string()),
-        };
-        match &mut peer.state {
-            PeerState::Leaving { .. } => {}
-            PeerState::New { .. } => self.greet(&mut peers, connection, packet),
-            PeerState::Joined { session, .. } => {
-                match session.receive(packet, Moment::now()) {
-                    Ok(Received::Message(message)) => peers.deliver(connection, message),
-                    Ok(Received::Nothing) => {}
-                    Ok(Received::Goodbye(reason)) => return peers.leave(connection, &reason),
-                    Err(error) => return peers.violated(connection, &error.to_string()),
-                }
-                self.pump(&mut peers, connection);
-            }
-        }
-    }
-
-    /// Answers a peer's first packet.
-    fn greet(&self, peers: &mut Peers, connection: ConnectionId, packet: Packet) {
-        let refusal = match packet {
-            Packet::Hello(hello) => match self.objection(peers, connection, &hello) {
-                None => return self.welcome(peers, connection, hello),
-                Some(refusal) => refusal,
-            },
-            Packet::ForeignHello { protocol } => Refusal::new(
-                RefusalKind::Version,
-                format!(
-                    "protocol versions differ: this server speaks version {}, the peer version {protocol}",
-                    crate::protocol::VERSION,
-                ),
-            ),
-            Packet::Welcome(_)
-            | Packet::Refusal(_)
-            | Packet::Data(_)
-            | Packet::Credit(_)
-            | Packet::Ping(_)
-            | Packet::Pong(_)
-            | Packet::Goodbye(_) => return peers.violated(connection, "no HELLO first"),
-        };
-        peers.refuse(connection, refusal);
-    }
-
-    fn objection(&self, peers: &Peers, connection: ConnectionId, hello: &Hello) -> Option<Refusal> {
-        if peers.closing {
-            return Some(Refusal::new(RefusalKind::ShuttingDown, "the server is shutting down"));
-        }
-        let certified = peers.map.get(&connection).and_then(|peer| peer.certified.as_ref());
-        if let Some(Certified { identity, .. }) = certified
-            && identity.role != hello.role
-        {
-            let message = format!(
-                "this {identity} does not make a {}: use a key made by `lrts keys export --role {}`",
-                hello.role,
-                role_word(hello.role)
-            );
-            return Some(Refusal::new(RefusalKind::Role, message));
-        }
-        if certified.is_none() && matches!(self.security, Security::Keys(_)) {
-            return Some(Refusal::new(RefusalKind::Keys, "this server wants a key"));
-        }
-        if !self.accepts.contains(&hello.role) {
-            let accepted: Vec<_> = self.accepts.iter().map(Role::to_string).collect();
-            let message = format!(
-                "a peer of role {} has no business here: this server takes {}",
-                hello.role,
-                accepted.join(", ")
-            );
-            return Some(Refusal::new(RefusalKind::Role, message));
-        }
-        if peers.admission.is_full(connection) {
-            let message = format!("the server is full: it can hold {} connections", self.connections);
-            return Some(Refusal::new(RefusalKind::Full, message));
-        }
-        None
-    }
-
-    fn welcome(&self, peers: &mut Peers, connection: ConnectionId, hello: Hello) {
-        let welcome = Welcome {
-            protocol: crate::protocol::VERSION,
-            instance: self.instance,
-            heartbeat: self.heartbeat,
-        };
-        let Some(peer) = peers.map.get_mut(&connection) else { return };
-        let session = Session::new(Moment::now());
-        let session = Box::new(match hello.role {
-            Role::Admin => session
-                .hearing(FROM_COMMAND)
-                .asking_at_most(QUESTIONS)
-                .holding_back(WAITING_ANSWERS, WAITING_BYTES),
-            Role::Client => session.hearing(FROM_APPLICATION).holding_back(WAITING_MESSAGES, WAITING_BYTES),
-            // A worker asks for nothing, and must be heard while its payloads are on their way.
-            Role::Worker => session.hearing(FROM_WORKER),
-            Role::Scheduler | Role::ProgressServer => session,
-        });
-        peer.state = PeerState::Joined { session, unsent: Some(Packet::Welcome(welcome)) };
-        // Before it hears of it, and sends more.
-        peer.orders.passage.welcome();
-        let user = peer.certified.as_ref().map(|certified| certified.identity.user.clone());
-        let joined = ServerEvent::Joined { connection, hello, user, address: peer.address };
-        peers.admission.welcomed(connection);
-        // Ahead of normal messages, so that urgent ones of this connection can't overtake it.
-        peers.emit_urgent(joined);
-        self.pump(peers, connection);
-    }
-
-    /// Sends a peer all that may go.
-    fn pump(&self, peers: &mut Peers, connection: ConnectionId) {
-        let Some(socket) = &mut peers.socket else { return };
-        let Some(PeerState::Joined { session, unsent }) =
-            peers.map.get_mut(&connection).map(|peer| &mut peer.state)
-        else {
-            return;
-        };
-        let now = Moment::now();
-        while let Some(packet) = unsent.take().or_else(|| session.next_packet(now)) {
-            match send_now(socket, Some(connection), &packet) {
-                Sent::Yes => {}
-                Sent::Busy => {
-                    *unsent = Some(packet);
-                    session.blocked(now);
-                    peers.busy.insert(connection);
-                    self.busy.notify_one();
-                    return;
-                }
-                Sent::Gone => return peers.leave(connection, "connection lost"),
-            }
-        }
-        if peers.closing {
-            self.changed.notify_one();
-        }
-    }
-
-    /// Tries packets again that the ROUTER could not take.
-    fn retry(&self) {
-        let mut peers = self.lock();
-        for connection in std::mem::take(&mut peers.busy) {
-            self.pump(&mut peers, connection);
-        }
-    }
-
-    /// Ends connections that are silent, stalled or overdue.
-    fn tick(&self) {
-        let now = Moment::now();
-        self.tell(now);
-        let mut peers = self.lock();
-        peers.suspects.forget(now);
-        let mut dead = Vec::new();
-        for (&connection, peer) in &peers.map {
-            match &peer.state {
-                PeerState::New { since } if now.since(*since) > HANDSHAKE_TIME => {
-                    dead.push((connection, Cause::NoHello, "no hello in time".to_owned()));
-                }
-                PeerState::Leaving { since } if now.since(*since) > FAREWELL_TIME => {
-                    peer.orders.hang_up.cancel()
-                }
-                PeerState::New { .. } | PeerState::Leaving { .. } => {}
-                PeerState::Joined { session, .. } => {
-                    let check = session.check_silence(now, self.heartbeat);
-                    if let Err(reason) = check.and_then(|()| session.check_progress(now)) {
-                        let cause = match reason {
-                            Dead::Silent(_) => Cause::Silent,
-                            Dead::Stalled(_) => Cause::Stalled,
-                        };
-                        dead.push((connection, cause, reason.to_string()));
-                    }
-                }
-            }
-        }
-        for (connection, cause, reason) in dead {
-            peers.give_up(connection, cause, &reason);
-        }
-    }
-
-    /// Lets the log tell of those who were turned away; without the lock, since whoever reads it may be slow.
-    fn tell(&self, now: Moment) {
-        let lines: Vec<_> = self.lock().turned_away.due(now).collect();
-        lines.iter().for_each(Line::log);
-    }
-
-    fn say_goodbye(&self) {
-        let mut peers = self.lock();
-        let connections: Vec<_> = peers.map.keys().copied().collect();
-        for connection in connections {
-            if let Some(session) = peers.session(connection) {
-                session.say_goodbye("the server is shutting down");
-                self.pump(&mut peers, connection);
-            }
-        }
-    }
-
-    async fn wait_until(&self, condition: fn(&Peers) -> bool) {
-        while !condition(&self.lock()) {
-            self.changed.notified().await;
-        }
-    }
-}
-
-impl Peers {
-    fn session(&mut self, connection: ConnectionId) -> Option<&mut Session> {
-        match &mut self.map.get_mut(&connection)?.state {
-            PeerState::Joined { session, .. } => Some(session),
-            PeerState::New { .. } | PeerState::Leaving { .. } => None,
-        }
-    }
-
-    fn has_sent_all(&self) -> bool {
-        self.map.values().all(|peer| match &peer.state {
-            PeerState::Joined { session, unsent } => session.queued().0 == 0 && unsent.is_none(),
-            PeerState::New { .. } | PeerState::Leaving { .. } => true,
-        })
-    }
-
-    fn is_empty(&self) -> bool {
-        self.map.is_empty()
-    }
-
-    fn deliver(&mut self, connection: ConnectionId, message: Message) {
-        let urgent = message.urgent;
-        let event = ServerEvent::Message { connection, message };
-        if urgent { self.emit_urgent(event) } else { self.emit(event) }
-    }
-
-    // A server that is being dropped takes no events; its connections end with it.
-    fn emit(&self, event: ServerEvent) {
-        let _ = self.normal.send(event);
-    }
-
-    fn emit_urgent(&self, event: ServerEvent) {
-        let _ = self.urgent.send(event);
-    }
-
-    /// Ends a connection now. The gate forgets it once its TCP side is closed.
-    fn leave(&mut self, connection: ConnectionId, reason: &str) {
-        let Some(peer) = self.map.get_mut(&connection) else { return };
-        peer.orders.hang_up.cancel();
-        self.set_leaving(connection, reason);
-    }
-
-    /// Ends a connection that is of no use any more.
-    fn give_up(&mut self, connection: ConnectionId, cause: Cause, reason: &str) {
-        self.turn_away(connection, cause, &reason);
-        self.leave(connection, reason);
-    }
-
-    /// Remembers why a peer is sent away.
-    fn turn_away(&mut self, connection: ConnectionId, cause: Cause, reason: &dyn Display) {
-        let Some(peer) = self.map.get(&connection) else { return };
-        let address = peer.address;
-        if let (Cause::Protocol, Some(Certified { identity, .. })) = (cause, &peer.certified) {
-            self.suspects.note(identity.key, address.ip(), Moment::now());
-        }
-        self.count(cause, address, reason);
-    }
-
-    /// Counts somebody who is sent away, and lets the log tell of it.
-    fn count(&mut self, cause: Cause, address: SocketAddr, reason: &dyn Display) {
-        self.counters.count(cause);
-        self.turned_away.note(cause, address, reason);
-    }
-
-    /// Tells a peer to go. It has [`FAREWELL_TIME`] to hang up by itself, so that it reads why.
-    fn refuse(&mut self, connection: ConnectionId, refusal: Refusal) {
-        let is_here = |peer: &Peer| !matches!(peer.state, PeerState::Leaving { .. });
-        if self.map.get(&connection).is_some_and(is_here) {
-            self.turn_away(connection, refusal.kind.into(), &refusal);
-        }
-        let reason = refusal.message.clone();
-        if let (Some(socket), true) = (&mut self.socket, self.map.contains_key(&connection)) {
-            match send_now(socket, Some(connection), &Packet::Refusal(refusal)) {
-                Sent::Yes => {}
-                // It is disconnected all the same, and tries again.
-                Sent::Busy | Sent::Gone => return self.leave(connection, &reason),
-            }
-        }
-        self.set_leaving(connection, &reason);
-    }
-
-    fn violated(&mut self, connection: ConnectionId, error: &str) {
-        self.refuse(connection, Refusal::new(RefusalKind::Protocol, format!("protocol broken: {error}")));
-    }
-
-    fn set_leaving(&mut self, connection: ConnectionId, reason: &str) {
-        let Some(peer) = self.map.get_mut(&connection) else { return };
-        if matches!(peer.state, PeerState::Leaving { .. }) {
-            return;
-        }
-        peer.orders.passage.dismiss();
-        let before = std::mem::replace(&mut peer.state, PeerState::Leaving { since: Moment::now() });
-        if matches!(before, PeerState::Joined { .. }) {
-            self.emit(ServerEvent::Left { connection, reason: reason.to_owned() });
-        }
+        self.shared.disconnect(connection, refusal);
     }
 }
 
@@ -710,7 +189,7 @@ async fn run(
     decode_budget: Duration,
     stop: CancellationToken,
 ) {
-    let interval = (shared.heartbeat / 2).max(SHORTEST_TICK);
+    let interval = (shared.heartbeat() / 2).max(SHORTEST_TICK);
     let mut tick = tokio::time::interval(interval);
     let mut last_tick = Moment::now();
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -730,7 +209,7 @@ async fn run(
                 retry_at = None;
                 shared.retry();
             }
-            () = shared.busy.notified(), if retry_at.is_none() => retry_at = Some(Moment::now() + RETRY),
+            () = shared.busy(), if retry_at.is_none() => retry_at = Some(Moment::now() + RETRY),
             received = socket.recv() => {
                 let Ok(message) = received else { continue };
                 shared.receive(message.into_vecdeque().into_iter());

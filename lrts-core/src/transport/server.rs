@@ -1,14 +1,17 @@
 //! What a server is told, and what it tells: its configuration, events and errors.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit};
+
 use super::hello::{Hello, Role};
-use super::{ConnectionId, Message, gate};
+use super::{ConnectionId, Message};
 use crate::ids::UserName;
-use crate::keys::Security;
-use crate::limits::{FLUSH_TIME, PING_INTERVAL};
+use crate::keys::{KeysError, Security};
+use crate::limits::{FILES_PER_PEER, FLUSH_TIME, PING_INTERVAL, RESERVED_FILES};
 
 /// How a server is set up.
 #[derive(Clone, Debug)]
@@ -47,7 +50,7 @@ impl ServerConfig {
             decode_budget: Duration::from_millis(10),
             heartbeat: PING_INTERVAL,
             flush_time: FLUSH_TIME,
-            connections: gate::connection_limit(),
+            connections: connection_limit(),
         }
     }
 
@@ -101,4 +104,47 @@ pub enum ServerEvent {
         /// Why, for people.
         reason: String,
     },
+}
+
+/// Why a server can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The TCP address can't be listened on.
+    #[error("cannot listen on {address}: {}", listen_reason(error))]
+    Listen {
+        /// The address in question.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// Its key can't be used.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The directory for the ipc socket can't be used.
+    #[error("cannot use {path:?} for sockets: {error}")]
+    SocketDir {
+        /// The directory in question.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The thread that accepts connections can't be started.
+    #[error("cannot start a thread to accept connections: {0}")]
+    Acceptor(io::Error),
+}
+
+fn listen_reason(error: &io::Error) -> String {
+    let reasons = [
+        (io::ErrorKind::AddrInUse, "the port is in use by another program"),
+        (io::ErrorKind::PermissionDenied, "permission denied (ports below 1024 are privileged)"),
+        (io::ErrorKind::AddrNotAvailable, "this machine has no such address"),
+    ];
+    let known = reasons.into_iter().find(|(kind, _)| *kind == error.kind());
+    known.map_or_else(|| error.to_string(), |(_, reason)| reason.to_owned())
+}
+
+/// Peers that this process can hold, by its limit of open files.
+fn connection_limit() -> usize {
+    let (files, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1_024, 1_024));
+    usize::try_from(files.saturating_sub(RESERVED_FILES) / FILES_PER_PEER).unwrap_or(usize::MAX).max(1)
 }

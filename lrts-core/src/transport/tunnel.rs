@@ -8,7 +8,7 @@ use tokio::net::{TcpStream, UnixListener};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::dealer::LinkConfig;
+use super::link::LinkConfig;
 use super::socket_dir::SocketPath;
 use super::splice::{End, Passage, splice, tune};
 use super::tls::{self, Shown};
