@@ -286,6 +286,10 @@ pub const CLOCK_SKEW: Duration = Duration::from_hours(24);
 /// Most keys that an authority and the one before it may have issued. Expired keys make room.
 pub const ISSUED_KEYS: usize = 100_000;
 
+/// Keys beyond these that a keys directory may make for itself: its own must be replaced, by `rotate` and `revoke`, when there is no
+/// room for others.
+pub const RESERVED_KEYS: usize = 100;
+
 /// Longest line of the index of issued keys, in bytes.
 pub const ISSUED_KEY_LINE_BYTES: usize = 512;
 
@@ -384,16 +388,20 @@ pub const STRANGERS: usize = 1_024;
 /// See [`STRANGERS`].
 pub const STRANGERS_PER_ADDRESS: usize = 256;
 
-/// So many breaches of the protocol by holders of a key at one address, none longer than the second after the one before, make it a
-/// *suspect*: from there its newcomers are let in one by one, each so long after the one before.
+/// From so many breaches of the protocol on by holders of a key at one address, each within [`BREACH_TIME`] of the one before,
+/// newcomers with this key from there wait.
 pub const BREACHES: u32 = 8;
-/// See [`BREACHES`].
+
+/// How long a breach of the protocol is remembered, and the longest time for which others wait for it.
 pub const BREACH_TIME: Duration = Duration::from_mins(1);
-/// See [`BREACHES`].
-pub const SUSPECT_PACE: Duration = Duration::from_secs(1);
+
+/// How long newcomers wait for each breach, see [`BREACHES`]; then they come in one after another, so far apart.
+pub const BREACH_PAUSE: Duration = Duration::from_secs(1);
+/// See [`BREACH_PAUSE`].
+pub const BREACH_SPACING: Duration = Duration::from_millis(10);
 
 /// Keys and addresses whose breaches are remembered at a time.
-pub const SUSPECTS: usize = 10_000;
+pub const BREACH_KEYS: usize = 10_000;
 
 /// A server checks the keys of connected peers anew at this interval, since they expire, and whenever its own file changes.
 pub const KEYS_CHECK_INTERVAL: Duration = Duration::from_mins(10);

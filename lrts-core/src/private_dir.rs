@@ -1,5 +1,5 @@
-//! Directories that nobody else can enter: those that last, and temporary ones that don't stay behind, not even after
-//! `kill -9`. And files that nobody else can open.
+//! Directories that nobody else can enter: those that last, and temporary ones that whoever comes
+//! next removes if they stay behind, as after `kill -9`. And files that nobody else can open.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};

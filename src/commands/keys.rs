@@ -244,7 +244,10 @@ fn rotate(args: RotateKeysArgs) -> Result<(), KeysCommandError> {
         return Ok(());
     }
     if directory.rotate()? == Rotation::Completed {
-        writeln!(io::stderr(), "this has completed a rotation that was interrupted")?;
+        writeln!(
+            io::stderr(),
+            "this has completed a rotation that was interrupted: run `lrts keys rotate` again to begin another one"
+        )?;
     }
     let mut out = io::stdout().lock();
     writeln!(out, "{}  current", directory.authority())?;

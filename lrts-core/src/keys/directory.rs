@@ -19,7 +19,7 @@ use super::index::{INDEX_BYTES, Index, IssuedKey};
 use super::{Identity, KeyFile, KeyId, KeysError, ROLES, key_file_name};
 use crate::clock::wall_clock;
 use crate::ids::UserName;
-use crate::limits::{AUTHORITY_VALIDITY, KEY_VALIDITY};
+use crate::limits::{AUTHORITY_VALIDITY, CLOCK_SKEW, KEY_VALIDITY};
 use crate::transport::Role;
 
 const AUTHORITY: &str = "authority.pem";
@@ -175,7 +175,7 @@ impl KeysDirectory {
     /// [`KeysError`].
     pub fn issue(&mut self, role: Role, user: UserName, valid: Duration) -> Result<KeyFile, KeysError> {
         self.index.count_change();
-        let file = self.make(role, user, valid, wall_clock())?;
+        let file = self.make(role, user, valid, wall_clock(), Index::add)?;
         self.replace(INDEX, &self.index.to_text())?;
         Ok(file)
     }
@@ -188,7 +188,7 @@ impl KeysDirectory {
     /// [`KeysError`].
     pub fn rotate(&mut self) -> Result<Rotation, KeysError> {
         let files = self.key_files()?;
-        let rotation = if self.authority.previous().is_some() && !self.are_current(&files) {
+        let rotation = if self.authority.previous().is_some() && self.has_older(&files) {
             Rotation::Completed
         } else {
             self.authority.rotate(wall_clock())?;
@@ -206,7 +206,7 @@ impl KeysDirectory {
     pub fn drop_old(&mut self) -> Result<(), KeysError> {
         let files = self.key_files()?;
         // After a rotation that was interrupted, some of these have keys that are about to be dropped.
-        if !self.are_current(&files) {
+        if self.has_older(&files) {
             self.settle(files)?;
         }
         let files = self.key_files()?;
@@ -215,12 +215,11 @@ impl KeysDirectory {
         Ok(())
     }
 
-    /// Whether all key files are there, with keys of the current authority.
-    fn are_current(&self, files: &[(Role, Option<KeyFile>)]) -> bool {
-        files.iter().all(|(_, file)| {
-            let key = file.as_ref().and_then(KeyFile::identity).and_then(|own| self.index.get(own.key));
-            key.is_some_and(|key| key.authority == self.authority.id())
-        })
+    /// Whether some of these key files still have keys of an older authority. One that isn't there says nothing: no rotation
+    /// leaves it so, somebody has taken it away.
+    fn has_older(&self, files: &[(Role, Option<KeyFile>)]) -> bool {
+        let keys = files.iter().filter_map(|(_, file)| self.index.get(file.as_ref()?.identity()?.key));
+        keys.into_iter().any(|key| key.authority != self.authority.id())
     }
 
     /// Revokes keys; those that aren't on record are skipped. Key files of this directory whose own key is among them get a new
@@ -260,7 +259,7 @@ impl KeysDirectory {
                 }
                 None => {
                     renewed.push(role);
-                    self.make(role, login_name(), KEY_VALIDITY, now)?
+                    self.make(role, login_name(), KEY_VALIDITY, now, Index::add_own)?
                 }
             };
             settled.push((role, file));
@@ -279,7 +278,8 @@ impl KeysDirectory {
     fn is_good(&self, role: Role, file: &KeyFile, now: Duration) -> bool {
         let own = file.identity().filter(|own| own.role == role);
         own.and_then(|own| self.index.get(own.key)).is_some_and(|key| {
-            key.authority == self.authority.id() && key.revoked.is_none() && now < key.expires
+            let is_valid = key.made <= now + CLOCK_SKEW && now < key.expires;
+            is_valid && key.authority == self.authority.id() && key.revoked.is_none()
         })
     }
 
@@ -289,10 +289,11 @@ impl KeysDirectory {
         user: UserName,
         valid: Duration,
         now: Duration,
+        add: fn(&mut Index, IssuedKey) -> Result<(), KeysError>,
     ) -> Result<KeyFile, KeysError> {
         let identity = Identity { role, user, key: KeyId::random() };
         let expires = now + valid.min(AUTHORITY_VALIDITY);
-        self.index.add(IssuedKey {
+        let key = IssuedKey {
             key: identity.key,
             role,
             user: identity.user.clone(),
@@ -300,7 +301,8 @@ impl KeysDirectory {
             expires,
             authority: self.authority.id(),
             revoked: None,
-        })?;
+        };
+        add(&mut self.index, key)?;
         self.authority.issue(&identity, now, expires, &self.index)
     }
 
@@ -590,6 +592,20 @@ mod tests {
         assert_eq!(KeysDirectory::open(&path).unwrap().rotate().unwrap(), Rotation::Completed);
         assert_eq!(KeysDirectory::open(&path).unwrap().authority(), second);
         assert_eq!(KeysDirectory::open(&path).unwrap().rotate().unwrap(), Rotation::Done);
+    }
+
+    #[test]
+    fn a_key_file_that_somebody_has_taken_away_is_no_interrupted_rotation() {
+        let (_parent, path) = made();
+        let first = KeysDirectory::open(&path).unwrap().authority();
+        KeysDirectory::open(&path).unwrap().rotate().unwrap();
+        fs::remove_file(path.join("client.pem")).unwrap();
+        assert_eq!(KeysDirectory::open(&path).unwrap().rotate().unwrap(), Rotation::Done);
+        KeysDirectory::open(&path).unwrap().drop_old().unwrap();
+        let directory = KeysDirectory::open(&path).unwrap();
+        assert_eq!(directory.previous(), None);
+        assert_ne!(directory.authority(), first);
+        all_work(&path);
     }
 
     #[test]

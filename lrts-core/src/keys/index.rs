@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{AuthorityId, KeyId, KeysError};
 use crate::ids::UserName;
-use crate::limits::{CLOCK_SKEW, ISSUED_KEY_LINE_BYTES, ISSUED_KEYS, REVOKED_KEYS};
+use crate::limits::{CLOCK_SKEW, ISSUED_KEY_LINE_BYTES, ISSUED_KEYS, RESERVED_KEYS, REVOKED_KEYS};
 use crate::transport::Role;
 
 /// The longest text of an index that is read, in bytes.
-pub(super) const INDEX_BYTES: usize = (ISSUED_KEYS + 1) * ISSUED_KEY_LINE_BYTES;
+pub(super) const INDEX_BYTES: usize = (ISSUED_KEYS + RESERVED_KEYS + 1) * ISSUED_KEY_LINE_BYTES;
 
 /// A key on record. Times count from 1970.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -71,8 +71,8 @@ impl Index {
         let mut index = Self { revision: head.revision, keys: BTreeMap::new() };
         for (line, number) in lines {
             let key: IssuedKey = serde_json::from_str(line).map_err(|error| in_line(number, &error))?;
-            if index.keys.len() == ISSUED_KEYS {
-                return Err(format!("it has more than {ISSUED_KEYS} keys"));
+            if index.keys.len() == ISSUED_KEYS + RESERVED_KEYS {
+                return Err(format!("it has more than {} keys", ISSUED_KEYS + RESERVED_KEYS));
             }
             if let Some(twice) = index.keys.insert(key.key, key) {
                 return Err(format!("line {number}: key {} for the second time", twice.key));
@@ -130,9 +130,18 @@ impl Index {
     ///
     /// [`KeysError::Full`].
     pub fn add(&mut self, key: IssuedKey) -> Result<(), KeysError> {
-        let missing = (self.keys.len() + 1).saturating_sub(ISSUED_KEYS);
+        self.insert(key, ISSUED_KEYS)
+    }
+
+    /// The same of a key that takes the place of another in its keys directory: there is always room for that.
+    pub(super) fn add_own(&mut self, key: IssuedKey) -> Result<(), KeysError> {
+        self.insert(key, ISSUED_KEYS + RESERVED_KEYS)
+    }
+
+    fn insert(&mut self, key: IssuedKey, most: usize) -> Result<(), KeysError> {
+        let missing = (self.keys.len() + 1).saturating_sub(most);
         if !self.forget_expired(missing, key.made, |_| true) {
-            return Err(KeysError::Full { state: "issued", limit: ISSUED_KEYS });
+            return Err(KeysError::Full { state: "issued", limit: most });
         }
         self.keys.insert(key.key, key);
         Ok(())
@@ -364,6 +373,12 @@ mod tests {
             index.add(key(id, 7)).unwrap();
         }
         assert!(matches!(index.add(key(u64::MAX, 7)), Err(KeysError::Full { state: "issued", .. })));
+        // What replaces a keys directory's own has room all the same, and is read again.
+        for id in 0..RESERVED_KEYS as u64 {
+            index.add_own(key(u64::MAX - id, 7)).unwrap();
+        }
+        assert!(matches!(index.add_own(key(u64::MAX / 2, 7)), Err(KeysError::Full { state: "issued", .. })));
+        index = Index::parse(index.to_text().as_bytes()).unwrap();
         for (id, issued) in index.keys.values_mut().take(REVOKED_KEYS).enumerate() {
             issued.revoked = Some(NOW + Duration::from_secs(id as u64));
         }

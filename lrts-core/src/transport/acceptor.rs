@@ -21,6 +21,7 @@ use super::tls_socket::TlsSocket;
 use super::{ConnectionId, tls};
 use crate::clock::{Moment, sleep_until};
 use crate::keys::Security;
+use crate::limits::BREACH_PAUSE;
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 4_096;
@@ -224,7 +225,8 @@ impl Acceptor {
             return Err(End::Keys(refusal.to_string()));
         }
         while let Err(later) = self.shared.enter(connection) {
-            sleep_until(Some(later)).await;
+            // Not all at once.
+            sleep_until(Some(later + BREACH_PAUSE.mul_f64(fastrand::f64() / 4.0))).await;
         }
         Ok(Network::Tls(Box::new(stream)))
     }

@@ -1,8 +1,9 @@
 //! Who is let in to say hello: bounds on connections in total, for each address, and of strangers.
 //!
-//! Pure. A *stranger* has not been welcomed yet, so it costs its address nothing to be one. Where there are too many, the one
-//! that has been silent longest makes room: where cores are idle, an honest peer needs milliseconds for its handshake, so it is gone
-//! from their number before newer ones can push it out. One that is pushed out comes back.
+//! Pure. A *stranger* has shown no key yet and wasn't welcomed without, so it costs its address nothing to be one. Where there are
+//! too many, the one that has been silent longest makes room: where cores are idle, an honest peer needs a round trip and
+//! milliseconds for its handshake, so it is gone from their number before newer ones can push it out. One that is pushed out comes
+//! back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -62,7 +63,7 @@ impl Admission {
     pub(crate) fn admit(&mut self, new: ConnectionId, from: IpAddr) -> Result<Option<ConnectionId>, TooMany> {
         let from = network_of(from);
         let address = self.addresses.entry(from).or_default();
-        // Strangers make room for strangers; only a welcomed peer holds its place.
+        // Strangers make room for strangers; who has shown a key holds its place.
         let oldest = if address.unknown.len() >= STRANGERS_PER_ADDRESS.min(self.strangers) {
             address.unknown.first().copied()
         } else if self.unknown.len() >= self.strangers {
@@ -95,8 +96,8 @@ impl Admission {
         Ok(oldest)
     }
 
-    /// A stranger was welcomed.
-    pub(crate) fn welcomed(&mut self, connection: ConnectionId) {
+    /// A stranger has shown a key, or was welcomed without. To call it so again changes nothing.
+    pub(crate) fn known(&mut self, connection: ConnectionId) {
         if let Some(from) = self.all.get(&connection)
             && self.unknown.remove(&connection)
             && let Some(address) = self.addresses.get_mut(from)
@@ -149,7 +150,7 @@ mod tests {
             assert_eq!(admission.admit(id(number), HERE), Ok(None));
         }
         assert_eq!(admission.admit(id(100_000), HERE), Ok(Some(id(2))));
-        admission.welcomed(id(3));
+        admission.known(id(3));
         assert_eq!(admission.admit(id(100_001), HERE), Ok(None), "a welcomed peer is no stranger");
         assert_eq!(admission.admit(id(100_002), HERE), Ok(Some(id(4))));
     }
@@ -175,7 +176,7 @@ mod tests {
                 Err(refused) => break refused,
             }
             assert_eq!(admission.is_full(id(number)), number > 75);
-            admission.welcomed(id(number));
+            admission.known(id(number));
         };
         assert_eq!(refused, TooMany::OfAddress(75));
         assert_eq!(admission.admit(id(1_000), THERE), Ok(None));
@@ -190,7 +191,7 @@ mod tests {
             let from = IpAddr::from([10, 1, (number >> 8) as u8, number as u8]);
             admission.admit(id(number), from).unwrap();
             if number % 2 == 0 {
-                admission.welcomed(id(number));
+                admission.known(id(number));
             }
             admission.gone(id(number));
             admission.gone(id(number));

@@ -13,15 +13,17 @@ use zeromq::{
 };
 
 use super::hello::{Refusal, RefusalKind, Welcome};
+use super::key_watch::{Due, Watch};
 use super::link::{LinkConfig, LinkDown, LinkEvent, LinkSendError, TrySendError};
 use super::packet::Packet;
 use super::session::{Received, Session};
 use super::splice::End;
+use super::tls::Shown;
 use super::tunnel::{OpenError, Tunnel};
 use super::{Message, Sent, send_now};
 use crate::clock::{Moment, sleep_until};
 use crate::command_line::with_causes;
-use crate::keys::{KeysError, Security};
+use crate::keys::{KeyRing, KeysError, Security};
 use crate::limits::{
     CONNECT_BACKOFF_MAX, CONNECT_BACKOFF_MIN, FAREWELL_TIME, FLUSH_TIME, HANDSHAKE_TIME, KEYS_INTERVAL,
     LINK_QUEUE_BYTES, LINK_QUEUE_MESSAGES,
@@ -358,9 +360,12 @@ impl Shared {
     }
 }
 
-/// Since when a link's key has been refused in a row.
+/// Since when a link's key has been refused in a row, and when for the last time.
 #[derive(Default)]
-struct KeysPatience(Option<Moment>);
+struct KeysPatience(Option<(Moment, Moment)>);
+
+/// Refusals that are further apart don't belong together.
+const KEYS_PATIENCE: Duration = Duration::from_secs(2 * CONNECT_BACKOFF_MAX.as_secs());
 
 impl KeysPatience {
     fn has_begun(&self) -> bool {
@@ -369,7 +374,9 @@ impl KeysPatience {
 
     /// Whether a refusal is final now: keys that are being replaced are in their places within two looks at them.
     fn is_over(&mut self, now: Moment) -> bool {
-        let since = *self.0.get_or_insert(now);
+        let in_a_row = self.0.filter(|(_, last)| now.since(*last) <= KEYS_PATIENCE);
+        let since = in_a_row.map_or(now, |(since, _)| since);
+        self.0 = Some((since, now));
         now.since(since) >= 2 * KEYS_INTERVAL
     }
 }
@@ -593,6 +600,9 @@ async fn use_connection(config: &LinkConfig, connection: Connection, shared: &Sh
     // Ahead of normal messages, so that urgent ones can't overtake it. Those of the connection before are gone: its `Down`
     // was taken.
     let _ = shared.urgent.send(LinkEvent::Up { welcome });
+    let watched =
+        |(ring, shown): &(Arc<KeyRing>, Shown)| (Watch::new(ring.clone(), Moment::now()), shown.clone());
+    let mut server = tunnel.server().map(watched);
     let interval = welcome.heartbeat.max(SHORTEST_INTERVAL);
     let mut tick = tokio::time::interval(interval);
     let mut last_tick = Moment::now();
@@ -609,7 +619,7 @@ async fn use_connection(config: &LinkConfig, connection: Connection, shared: &Sh
                 // A process that was stopped for a while hears the server first, before it finds it silent.
                 let late = last_tick.elapsed() > 2 * interval;
                 last_tick = Moment::now();
-                check_server(config, &mut tunnel).and_then(|()| shared.tick(interval, late))
+                check_server(config, server.as_mut()).and_then(|()| shared.tick(interval, late))
             }
             () = sleep_until(retry_at) => {
                 retry_at = None;
@@ -633,21 +643,16 @@ async fn use_connection(config: &LinkConfig, connection: Connection, shared: &Sh
     }
 }
 
-/// Whether the server's key is still accepted, after this side's own has changed.
-fn check_server(config: &LinkConfig, tunnel: &mut Tunnel) -> Result<(), Ended> {
-    let (Security::Keys(source), Some((ring, shown))) = (&config.security, tunnel.server_mut()) else {
+/// Whether the server's key is still accepted: this side's own keys may have changed, and all expire.
+fn check_server(config: &LinkConfig, server: Option<&mut (Watch<KeyRing>, Shown)>) -> Result<(), Ended> {
+    let (Security::Keys(source), Some((watch, shown))) = (&config.security, server) else { return Ok(()) };
+    let now = Moment::now();
+    let Ok(ring) = source.current_or_last() else { return Ok(()) };
+    if watch.looked(&ring, now) == Due::Nothing {
         return Ok(());
-    };
-    // While the file can't be read, what was found before holds.
-    let Ok(current) = source.current() else { return Ok(()) };
-    if !Arc::ptr_eq(ring, &current) {
-        *ring = current;
-        let checked = shown.check_server(ring, config.server, Moment::now());
-        checked.map_err(|refusal| {
-            Ended::Broken(format!("the {} is no longer trusted: {refusal}", config.server))
-        })?;
     }
-    Ok(())
+    let checked = shown.check_server(&ring, config.server, now);
+    checked.map_err(|refusal| Ended::Broken(format!("the {} is no longer trusted: {refusal}", config.server)))
 }
 
 /// Waits until the server has hung up, as it does on a goodbye. What it still says is of no use to anybody.
@@ -673,4 +678,25 @@ fn receive_some(first: ZmqMessage, receiver: &mut DealerRecvHalf, shared: &Share
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_of_a_key_are_final_if_they_come_in_a_row() {
+        let mut now = Moment::from_nanos(1_000_000_000_000);
+        let mut patience = KeysPatience::default();
+        let mut refused_after = |wait| {
+            now = now + wait;
+            patience.is_over(now)
+        };
+        assert!(!refused_after(Duration::ZERO));
+        assert!(!refused_after(KEYS_INTERVAL));
+        assert!(!refused_after(2 * KEYS_PATIENCE), "an outage lay between");
+        assert!(!refused_after(KEYS_INTERVAL));
+        assert!(refused_after(KEYS_INTERVAL));
+        assert!(refused_after(KEYS_PATIENCE));
+    }
 }

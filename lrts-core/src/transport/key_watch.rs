@@ -7,12 +7,12 @@ use tracing::{info, warn};
 
 use super::peers::Shared;
 use crate::clock::{Moment, sleep_until};
-use crate::keys::KeySource;
+use crate::keys::{KeyRing, KeySource};
 use crate::limits::{KEYS_CHECK_INTERVAL, KEYS_INTERVAL};
 
-/// Looks for new keys and revocations.
-pub(crate) async fn run(source: KeySource, shared: Arc<Shared>, stop: CancellationToken) {
-    let mut watch = Watch::new(source.current_or_last().ok(), Moment::now());
+/// Looks for new keys and revocations, from the keys on that the server began with.
+pub(crate) async fn run(source: KeySource, ring: Arc<KeyRing>, shared: Arc<Shared>, stop: CancellationToken) {
+    let mut watch = Watch::new(ring, Moment::now());
     let mut trouble = None;
     loop {
         tokio::select! {
@@ -20,7 +20,9 @@ pub(crate) async fn run(source: KeySource, shared: Arc<Shared>, stop: Cancellati
             () = sleep_until(Some(watch.next_look())) => {}
         }
         let found = source.current();
-        let due = watch.looked(found.as_ref().ok(), Moment::now());
+        // A handshake may have found newer ones, which can't be read any more.
+        let Ok(known) = source.current_or_last() else { continue };
+        let due = watch.looked(&known, Moment::now());
         match found {
             Ok(ring) => {
                 trouble = None;
@@ -43,15 +45,15 @@ pub(crate) async fn run(source: KeySource, shared: Arc<Shared>, stop: Cancellati
 }
 
 /// Decides when the key file is looked at, and when everybody who is connected is checked by it. Pure; `K` is what it holds.
-struct Watch<K> {
-    seen: Option<Arc<K>>,
+pub(crate) struct Watch<K> {
+    seen: Arc<K>,
     looked: Moment,
     checked: Moment,
 }
 
 /// Why all connected peers must be checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Due {
+pub(crate) enum Due {
     Nothing,
     /// The file has changed.
     Changed,
@@ -60,7 +62,7 @@ enum Due {
 }
 
 impl<K> Watch<K> {
-    fn new(seen: Option<Arc<K>>, now: Moment) -> Self {
+    pub(crate) fn new(seen: Arc<K>, now: Moment) -> Self {
         Self { seen, looked: now, checked: now }
     }
 
@@ -68,13 +70,11 @@ impl<K> Watch<K> {
         self.looked + KEYS_INTERVAL
     }
 
-    /// The file was looked at, and holds this, unless it can't be read.
-    fn looked(&mut self, found: Option<&Arc<K>>, now: Moment) -> Due {
+    /// The file was looked at: these are the last keys that were found in it.
+    pub(crate) fn looked(&mut self, found: &Arc<K>, now: Moment) -> Due {
         self.looked = now;
-        let changed =
-            found.is_some_and(|found| !self.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, found)));
-        let due = if changed {
-            self.seen = found.cloned();
+        let due = if !Arc::ptr_eq(&self.seen, found) {
+            self.seen = found.clone();
             Due::Changed
         } else if now.since(self.checked) >= KEYS_CHECK_INTERVAL {
             Due::Time
@@ -99,37 +99,27 @@ mod tests {
         for millis in [0, 1, 999, 1_000, 1_001, 2_500, 700_000] {
             let (old, new) = (Arc::new(()), Arc::new(()));
             let changed = T0 + Duration::from_millis(millis);
-            let mut watch = Watch::new(Some(old.clone()), T0);
+            let mut watch = Watch::new(old.clone(), T0);
             let followed = loop {
                 let now = watch.next_look();
-                match watch.looked(Some(if now < changed { &old } else { &new }), now) {
+                match watch.looked(if now < changed { &old } else { &new }, now) {
                     Due::Changed => break now,
                     Due::Nothing | Due::Time => assert!(now < changed, "changed {millis} ms after the start"),
                 }
             };
             assert!(followed >= changed && followed.since(changed) <= KEYS_INTERVAL, "{millis}");
-            assert_eq!(watch.looked(Some(&new), watch.next_look()), Due::Nothing);
+            assert_eq!(watch.looked(&new, watch.next_look()), Due::Nothing);
         }
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_no_change_and_what_is_read_again_is_none_either() {
-        let (old, new) = (Arc::new(()), Arc::new(()));
-        let mut watch = Watch::new(Some(old.clone()), T0);
-        assert_eq!(watch.looked(None, T0 + KEYS_INTERVAL), Due::Nothing);
-        assert_eq!(watch.looked(Some(&old), T0 + 2 * KEYS_INTERVAL), Due::Nothing);
-        assert_eq!(watch.looked(None, T0 + 3 * KEYS_INTERVAL), Due::Nothing);
-        assert_eq!(watch.looked(Some(&new), T0 + 4 * KEYS_INTERVAL), Due::Changed);
     }
 
     #[test]
     fn keys_that_expire_are_looked_for_without_a_change_too() {
         let keys = Arc::new(());
-        let mut watch = Watch::new(Some(keys.clone()), T0);
+        let mut watch = Watch::new(keys.clone(), T0);
         let due = |watch: &mut Watch<()>| {
             loop {
                 let now = watch.next_look();
-                match watch.looked(Some(&keys), now) {
+                match watch.looked(&keys, now) {
                     Due::Nothing => {}
                     due @ (Due::Changed | Due::Time) => return (due, now),
                 }

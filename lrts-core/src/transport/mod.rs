@@ -25,6 +25,7 @@
 
 mod acceptor;
 mod admission;
+mod breaches;
 mod chunks;
 mod counters;
 mod credit;
@@ -43,7 +44,6 @@ mod server;
 mod session;
 mod socket_dir;
 mod splice;
-mod suspects;
 mod tls;
 mod tls_socket;
 mod tunnel;

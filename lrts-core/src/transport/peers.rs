@@ -15,13 +15,13 @@ use tracing::{debug, warn};
 use zeromq::RouterSendHalf;
 
 use super::admission::Admission;
+use super::breaches::Breaches;
 use super::counters::{Cause, Counters};
 use super::hello::{Hello, Refusal, RefusalKind, Role, Welcome};
 use super::packet::Packet;
 use super::server::{SendError, ServerConfig, ServerEvent};
 use super::session::{Dead, Received, Session};
 use super::splice::{End, Passage};
-use super::suspects::Suspects;
 use super::tls::Certified;
 use super::turned_away::{Line, TurnedAway};
 use super::{ConnectionId, Message, Sent, send_now};
@@ -68,7 +68,7 @@ struct Peers {
     counters: Arc<Counters>,
     map: BTreeMap<ConnectionId, Peer>,
     admission: Admission,
-    suspects: Suspects,
+    breaches: Breaches,
     turned_away: TurnedAway,
     /// Peers that have a packet which the ROUTER could not take.
     busy: BTreeSet<ConnectionId>,
@@ -89,7 +89,11 @@ struct Peer {
 
 enum PeerState {
     /// Connected; has not said hello.
-    New { since: Moment },
+    New {
+        since: Moment,
+        /// It may not come in yet, since others with its key have broken the protocol.
+        waits: bool,
+    },
     /// Welcomed.
     Joined { session: Box<Session>, unsent: Option<Packet> },
     /// Refused, or said goodbye to; should hang up by itself.
@@ -118,7 +122,7 @@ impl Shared {
                 counters,
                 map: BTreeMap::new(),
                 admission: Admission::new(config.connections),
-                suspects: Suspects::default(),
+                breaches: Breaches::default(),
                 turned_away: TurnedAway::default(),
                 busy: BTreeSet::new(),
                 socket: Some(socket),
@@ -186,6 +190,7 @@ impl Shared {
 
     /// The acceptor has accepted a connection.
     pub(super) fn opened(&self, connection: ConnectionId, address: SocketAddr) -> Opened {
+        debug!(%connection, %address, "connection accepted");
         let mut peers = self.lock();
         let oldest = match peers.admission.admit(connection, address.ip()) {
             Ok(oldest) => oldest,
@@ -198,9 +203,8 @@ impl Shared {
             let reason = "made room for a newer connection: too many have not said hello";
             peers.give_up(oldest, Cause::NoHello, reason);
         }
-        debug!(%connection, %address, "connection accepted");
         let orders = Orders { hang_up: CancellationToken::new(), passage: Arc::new(Passage::narrow()) };
-        let state = PeerState::New { since: Moment::now() };
+        let state = PeerState::New { since: Moment::now(), waits: false };
         let peer = Peer { address, certified: None, orders: orders.clone(), state };
         peers.map.insert(connection, peer);
         Opened { orders: Some(orders), crowded: oldest.is_some() }
@@ -216,14 +220,23 @@ impl Shared {
 
     /// Lets a stranger in whose key was accepted, or says when to ask again: if others have misused the key.
     pub(super) fn enter(&self, connection: ConnectionId) -> Result<(), Moment> {
+        let now = Moment::now();
         let mut peers = self.lock();
-        let Peers { map, suspects, .. } = &mut *peers;
-        match map.get(&connection) {
-            Some(Peer { address, certified: Some(certified), .. }) => {
-                suspects.enter(certified.identity.key, address.ip(), Moment::now())
+        let Peers { map, breaches, admission, .. } = &mut *peers;
+        let Some(Peer { address, certified: Some(Certified { identity, .. }), state, .. }) =
+            map.get_mut(&connection)
+        else {
+            return Ok(());
+        };
+        let entered = breaches.enter(identity.key, address.ip(), now);
+        if let PeerState::New { since, waits } = state {
+            *waits = entered.is_err();
+            if entered.is_ok() {
+                *since = now;
+                admission.known(connection);
             }
-            Some(Peer { certified: None, .. }) | None => Ok(()),
         }
+        entered
     }
 
     /// The TCP side of a connection has ended, and what it brought was read.
@@ -232,7 +245,9 @@ impl Shared {
         let mut peers = self.lock();
         peers.leave(connection, &end.to_string());
         peers.admission.gone(connection);
-        if let Some(cause) = end.cause() {
+        if end.is_breach() {
+            peers.breach(connection, end);
+        } else if let Some(cause) = end.cause() {
             peers.turn_away(connection, cause, end);
         }
         peers.map.remove(&connection);
@@ -361,7 +376,7 @@ impl Shared {
             heartbeat: self.heartbeat,
         };
         let Some(peer) = peers.map.get_mut(&connection) else { return };
-        let session = Session::new(Moment::now());
+        let session = Session::new(Moment::now()).pinged_every(self.heartbeat);
         let session = Box::new(match hello.role {
             Role::Admin => session
                 .hearing(FROM_COMMAND)
@@ -377,7 +392,7 @@ impl Shared {
         peer.orders.passage.welcome();
         let user = peer.certified.as_ref().map(|certified| certified.identity.user.clone());
         let joined = ServerEvent::Joined { connection, hello, user, address: peer.address };
-        peers.admission.welcomed(connection);
+        peers.admission.known(connection);
         // Ahead of normal messages, so that urgent ones of this connection can't overtake it.
         peers.emit_urgent(joined);
         self.pump(peers, connection);
@@ -423,12 +438,18 @@ impl Shared {
         let now = Moment::now();
         self.tell(now);
         let mut peers = self.lock();
-        peers.suspects.forget(now);
+        peers.breaches.forget(now);
         let mut dead = Vec::new();
         for (&connection, peer) in &peers.map {
             match &peer.state {
-                PeerState::New { since } if now.since(*since) > HANDSHAKE_TIME => {
-                    dead.push((connection, Cause::NoHello, "no hello in time".to_owned()));
+                PeerState::New { since, waits } if now.since(*since) > HANDSHAKE_TIME => {
+                    let reason = match waits {
+                        true => {
+                            "waited too long to come in: others with its key at its address break the protocol"
+                        }
+                        false => "no hello in time",
+                    };
+                    dead.push((connection, Cause::NoHello, reason.to_owned()));
                 }
                 PeerState::Leaving { since } if now.since(*since) > FAREWELL_TIME => {
                     peer.orders.hang_up.cancel()
@@ -538,14 +559,23 @@ impl Peers {
         self.leave(connection, reason);
     }
 
-    /// Remembers why a peer is sent away.
+    /// Counts a peer that is sent away.
     fn turn_away(&mut self, connection: ConnectionId, cause: Cause, reason: &dyn Display) {
-        let Some(peer) = self.map.get(&connection) else { return };
-        let address = peer.address;
-        if let (Cause::Protocol, Some(Certified { identity, .. })) = (cause, &peer.certified) {
-            self.suspects.note(identity.key, address.ip(), Moment::now());
+        if let Some(address) = self.map.get(&connection).map(|peer| peer.address) {
+            self.count(cause, address, reason);
         }
-        self.count(cause, address, reason);
+    }
+
+    /// Counts a peer that is sent away for what its side has said.
+    fn breach(&mut self, connection: ConnectionId, reason: &dyn Display) {
+        let Some(Peer { address, certified, .. }) = self.map.get(&connection) else { return };
+        let (address, key) = (*address, certified.as_ref().map(|certified| certified.identity.key));
+        if key.is_some_and(|key| self.breaches.note(key, address.ip(), Moment::now())) {
+            let reason = format_args!("{reason}; others with its key at its address wait for that");
+            self.count(Cause::Protocol, address, &reason);
+        } else {
+            self.count(Cause::Protocol, address, reason);
+        }
     }
 
     /// Counts somebody who is sent away, and lets the log tell of it.
@@ -558,7 +588,11 @@ impl Peers {
     fn refuse(&mut self, connection: ConnectionId, refusal: Refusal) {
         let is_here = |peer: &Peer| !matches!(peer.state, PeerState::Leaving { .. });
         if self.map.get(&connection).is_some_and(is_here) {
-            self.turn_away(connection, refusal.kind.into(), &refusal);
+            if refusal.kind == RefusalKind::Protocol {
+                self.breach(connection, &refusal);
+            } else {
+                self.turn_away(connection, refusal.kind.into(), &refusal);
+            }
         }
         let reason = refusal.message.clone();
         if let (Some(socket), true) = (&mut self.socket, self.map.contains_key(&connection)) {

@@ -51,9 +51,10 @@ impl Server {
     pub async fn bind(config: ServerConfig) -> Result<Self, BindError> {
         let listen_error = |error| BindError::Listen { address: config.address, error };
         let socket_dir_error = |error| BindError::SocketDir { path: config.socket_dir.clone(), error };
-        if let Security::Keys(source) = &config.security {
-            source.current()?;
-        }
+        let keys = match &config.security {
+            Security::Keys(source) => Some((source.clone(), source.current()?)),
+            Security::Insecure => None,
+        };
         let listener = acceptor::listen(config.address).map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         let ipc = SocketPath::within(&config.socket_dir).map_err(socket_dir_error)?;
@@ -74,8 +75,8 @@ impl Server {
         let newcomers =
             acceptor::start(listener, shared.clone(), stop.clone()).await.map_err(BindError::Acceptor)?;
         tasks.spawn(gate::run(newcomers, Arc::new(ipc), shared.clone()));
-        if let Security::Keys(source) = shared.security() {
-            tasks.spawn(key_watch::run(source.clone(), shared.clone(), stop.clone()));
+        if let Some((source, ring)) = keys {
+            tasks.spawn(key_watch::run(source, ring, shared.clone(), stop.clone()));
         }
         tasks.spawn(run(receiver, shared.clone(), config.decode_budget, stop.clone()));
         let handle = ServerHandle { shared };

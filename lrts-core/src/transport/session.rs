@@ -10,10 +10,14 @@ use super::chunks::{Assembly, Outbox, PieceError};
 use super::credit::{CreditError, ReceiveCredit, SendCredit};
 use super::packet::Packet;
 use crate::clock::Moment;
-use crate::limits::{HEAD_BYTES, HeadBounds, SILENT_INTERVALS, STALL};
+use crate::limits::{HEAD_BYTES, HeadBounds, PING_INTERVAL, SILENT_INTERVALS, STALL};
 
-/// Answers to pings that may wait; a peer that pings on without reading gets no more of them.
-const WAITING_CONTROL: usize = 256;
+/// Pings of a peer that may come at once: what has gathered while a machine stood still, and more.
+pub(super) const PINGS_AT_ONCE: u32 = 64;
+
+/// A peer may ping so many times as often as it was asked to. Answers are under no credit: of one that takes none they gather in the
+/// ROUTER, so they must be few.
+const PINGS_TOO_MANY: u32 = 4;
 
 /// Flow control, cutting, joining and liveness of one connection.
 #[derive(Debug)]
@@ -33,6 +37,9 @@ pub(crate) struct Session {
     /// Since when messages have waited for credit.
     stalled_since: Option<Moment>,
     pings: Pings,
+    /// The interval of the peer's pings, and how far they are ahead of what they may be.
+    pinged_every: Duration,
+    pinged_until: Moment,
 }
 
 /// What a packet brought.
@@ -55,6 +62,8 @@ pub(crate) enum SessionError {
     Piece(#[from] PieceError),
     #[error("asked {0} questions without waiting for an answer")]
     Impatient(usize),
+    #[error("pings without a pause")]
+    Restless,
     #[error("sent {0} in the middle of a conversation")]
     OutOfPlace(&'static str),
 }
@@ -82,7 +91,14 @@ impl Session {
             last_heard: now,
             stalled_since: None,
             pings: Pings::default(),
+            pinged_every: PING_INTERVAL,
+            pinged_until: now,
         }
+    }
+
+    /// For servers that have told their peers another interval of pings than the usual one.
+    pub(crate) fn pinged_every(self, interval: Duration) -> Self {
+        Self { pinged_every: interval, ..self }
     }
 
     /// For servers: heads of longer messages than this peer's role ever sends are refused when they are announced.
@@ -189,9 +205,8 @@ impl Session {
                 Ok(Received::Nothing)
             }
             Packet::Ping(number) => {
-                if self.control.len() < WAITING_CONTROL {
-                    self.control.push_back(Packet::Pong(number));
-                }
+                self.count_ping(now)?;
+                self.control.push_back(Packet::Pong(number));
                 Ok(Received::Nothing)
             }
             Packet::Pong(number) => {
@@ -203,6 +218,16 @@ impl Session {
                 Err(SessionError::OutOfPlace(packet.name()))
             }
         }
+    }
+
+    fn count_ping(&mut self, now: Moment) -> Result<(), SessionError> {
+        let gap = self.pinged_every / PINGS_TOO_MANY;
+        let from = self.pinged_until.max(now);
+        if from > now + gap * PINGS_AT_ONCE {
+            return Err(SessionError::Restless);
+        }
+        self.pinged_until = from + gap;
+        Ok(())
     }
 
     /// The consumer has taken a message of this size. Packets may be due afterwards.
@@ -263,7 +288,7 @@ impl Pings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::{PING_INTERVAL, WAITING_BYTES, WAITING_MESSAGES, WINDOW_MESSAGES};
+    use crate::limits::{WAITING_BYTES, WAITING_MESSAGES, WINDOW_MESSAGES};
 
     const T0: Moment = Moment::from_nanos(1_000_000_000_000);
 
@@ -334,6 +359,23 @@ mod tests {
         carry(&mut server, &mut client, T0);
 
         assert_eq!(carry(&mut client, &mut server, T0).len(), 1);
+    }
+
+    #[test]
+    fn who_pings_without_a_pause_breaks_the_protocol_and_not_after_one() {
+        let mut session = Session::new(T0).pinged_every(Duration::from_secs(4));
+        let mut ping = |now| session.receive(Packet::Ping(1), now);
+        (0..=PINGS_AT_ONCE).for_each(|_| assert!(ping(T0).is_ok()));
+        assert!(matches!(ping(T0), Err(SessionError::Restless)));
+        let mut now = T0;
+        for _ in 0..1_000 {
+            now = now + Duration::from_secs(1);
+            assert!(ping(now).is_ok());
+            assert!(matches!(ping(now), Err(SessionError::Restless)));
+        }
+        now = now + Duration::from_secs(4 * u64::from(PINGS_AT_ONCE));
+        (0..=PINGS_AT_ONCE).for_each(|_| assert!(ping(now).is_ok()));
+        assert!(matches!(ping(now), Err(SessionError::Restless)));
     }
 
     #[test]

@@ -92,6 +92,12 @@ impl End {
         }
     }
 
+    /// Whether the peer itself has broken the protocol. A record of TLS that was changed on its way is nobody's word: whoever has no
+    /// key can do that to those who have one.
+    pub(crate) fn is_breach(&self) -> bool {
+        matches!(self, Self::Violation(_))
+    }
+
     /// Why reading from a peer failed, or writing to it.
     pub(crate) fn failed(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::UnexpectedEof {
@@ -354,6 +360,13 @@ mod tests {
         let end = caught(async { panic!("this is a test") }, End::Fault).await;
         assert_eq!(end.cause(), Some(Cause::Fault));
         assert_eq!(caught(async { End::Closed }, End::Fault).await.cause(), None);
+    }
+
+    #[test]
+    fn what_was_changed_on_its_way_is_no_breach_of_the_peers() {
+        let changed = End::failed(io::Error::other(rustls::Error::DecryptError));
+        assert_eq!((changed.cause(), changed.is_breach()), (Some(Cause::Protocol), false));
+        assert!(End::Violation(GuardError::Greeting).is_breach());
     }
 
     #[tokio::test]

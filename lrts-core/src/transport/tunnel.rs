@@ -68,8 +68,8 @@ impl Tunnel {
     }
 
     /// How the server was checked: by which of this side's keys, and what it showed.
-    pub(crate) fn server_mut(&mut self) -> Option<&mut (Arc<KeyRing>, Shown)> {
-        self.server.as_mut()
+    pub(crate) fn server(&self) -> Option<&(Arc<KeyRing>, Shown)> {
+        self.server.as_ref()
     }
 
     /// The endpoint for the DEALER.

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::guard::{FrameGuard, GuardError};
 use super::packet::Packet;
-use super::session::{Received, Session};
+use super::session::{PINGS_AT_ONCE, Received, Session};
 use super::splice::{End, handshake};
 use super::{ConnectionId, Message};
 use crate::clock::Moment;
@@ -24,8 +24,8 @@ use crate::limits::{
 
 const NOW: Moment = Moment::from_nanos(1 << 40);
 
-/// Answers to pings that a session keeps, and a grant of credit.
-const OWED_PACKETS: usize = 257;
+/// Answers to as many pings as there may be at one moment, and a grant of credit.
+const OWED_PACKETS: usize = PINGS_AT_ONCE as usize + 2;
 
 /// All that a peer sends over the network: two bytes that say how it is read, then the stream.
 pub fn wire(bytes: &[u8]) {
