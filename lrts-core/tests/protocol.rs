@@ -247,6 +247,7 @@ fn golden() -> String {
         rows: vec![JobRow {
             job_id: JOB,
             application_id: application(),
+            user: owned().owner,
             service: "mult".into(),
             label: "x".into(),
             state: JobState::Running,
@@ -274,6 +275,7 @@ fn golden() -> String {
     golden.add(ToCommand::Applications {
         rows: vec![ApplicationRow {
             application_id: application(),
+            user: owned().owner,
             connected: false,
             away_s: Some(1.5),
             queued: 1,

@@ -376,8 +376,9 @@ impl EventLoop {
 
 fn log(note: Note) {
     match note {
-        Note::ApplicationAttached { application, session } => {
-            info!(%application, %session, "application attached")
+        Note::ApplicationAttached { application, user, session } => {
+            let user = user.as_ref().map(tracing::field::display);
+            info!(%application, user, %session, "application attached");
         }
         Note::ApplicationLeft { application } => info!(%application, "application left"),
         Note::ApplicationStopped { application } => info!(%application, "application stopped"),

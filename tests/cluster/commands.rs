@@ -2,6 +2,7 @@
 
 use lrts_client::blocking::ClientApplication;
 use lrts_client::{JobOptions, ServiceStatus};
+use lrts_core::keys::KeyFile;
 
 use crate::services::*;
 use crate::support::{Cluster, SOON, eventually, run_lrts};
@@ -61,6 +62,11 @@ fn an_application_is_listed_and_all_its_jobs_are_cancelled_at_once() {
     });
     assert_eq!((&row["connected"], &row["away_s"]), (&true.into(), &serde_json::Value::Null));
     assert_eq!((&row["queued"], &row["finished"], &row["failed"]), (&2.into(), &0.into(), &0.into()));
+    let key = KeyFile::read(&cluster.keys().unwrap().join("client.pem")).unwrap();
+    let user = key.identity().unwrap().user.to_string();
+    assert_eq!(row["user"], user.as_str());
+    assert!(cluster.json(&["jobs"]).iter().all(|row| row["user"] == user.as_str()));
+    assert!(cluster.scheduler.log().contains(&format!("application=nightly user={user}")));
 
     let cancelled = cluster.json(&["cancel", "--application", "nightly"]);
     assert_eq!((&cancelled[0]["application_id"], &cancelled[0]["jobs"]), (&"nightly".into(), &3.into()));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::codec::Head;
-use crate::ids::{ApplicationId, JobId, WorkerId};
+use crate::ids::{ApplicationId, JobId, UserName, WorkerId};
 use crate::limits::{self, HeadBounds};
 use crate::status::JobState;
 pub use crate::status::WorkerState;
@@ -112,6 +112,8 @@ impl Head for ToCommand {
 pub struct ApplicationRow {
     /// The application.
     pub application_id: ApplicationId,
+    /// Whose it is; none if nobody with a key has attached it.
+    pub user: Option<UserName>,
     /// Whether it is connected.
     pub connected: bool,
     /// For how long it has been away, in seconds; none while it is connected.
@@ -148,8 +150,10 @@ pub struct Status {
 pub struct JobRow {
     /// The job.
     pub job_id: JobId,
-    /// Whose it is.
+    /// The application that scheduled it.
     pub application_id: ApplicationId,
+    /// Whose that is; none if nobody with a key has attached it.
+    pub user: Option<UserName>,
     /// The service's name.
     pub service: String,
     /// As given by the user; empty if none.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
-use lrts_core::ids::{ApplicationId, AttemptId, JobId, WorkerId};
+use lrts_core::ids::{ApplicationId, AttemptId, JobId, UserName, WorkerId};
 use lrts_core::status::{JobState, WorkerState};
 
 use super::Engine;
@@ -20,6 +20,8 @@ use super::workers::{Standing, Verdict};
 pub(crate) struct JobListing {
     pub(crate) job: JobId,
     pub(crate) application: ApplicationId,
+    /// Who owns that.
+    pub(crate) user: Option<UserName>,
     pub(crate) service: String,
     pub(crate) label: String,
     pub(crate) state: JobState,
@@ -58,6 +60,8 @@ pub(crate) struct WorkerListing {
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct ApplicationListing {
     pub(crate) application: ApplicationId,
+    /// Who owns it.
+    pub(crate) user: Option<UserName>,
     /// For how long it has been away; none while it is connected.
     pub(crate) away: Option<Duration>,
     /// How many of its jobs stand where.
@@ -96,7 +100,8 @@ impl Engine {
     }
 
     fn list_job(&self, job: u32, node: &Node, now: Moment) -> JobListing {
-        let recipe = &self.jobs.specs[node.spec].recipe;
+        let spec = &self.jobs.specs[node.spec];
+        let recipe = &spec.recipe;
         let live = self.live_attempt(job).map(|attempt| &self.attempts[attempt]);
         let worker = match node.phase {
             Phase::Ended { report, .. } => self.jobs.ended[report].report.worker,
@@ -107,6 +112,7 @@ impl Engine {
         JobListing {
             job: self.job_id(job),
             application: recipe.application,
+            user: self.applications[spec.application].terms.owner.clone(),
             service: recipe.service.to_string(),
             label: recipe.options.get_label().to_owned(),
             state: node.state(),
@@ -208,6 +214,7 @@ impl Engine {
         applications
             .map(|application| ApplicationListing {
                 application: application.id,
+                user: application.terms.owner.clone(),
                 away: match application.presence {
                     Presence::Here { .. } => None,
                     Presence::Away { since } => Some(now.since(since)),
