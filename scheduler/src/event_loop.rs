@@ -215,8 +215,10 @@ impl EventLoop {
                 let connection_of = |peer| by_peer.get(&peer).copied();
                 let asked =
                     self.commands.asked(connection, command, &self.engine, &*self.store, connection_of);
-                if let Some(Asked { event, answer }) = asked {
-                    self.handle_event(event, InputBodies::Nothing);
+                if let Some(Asked { events, answer }) = asked {
+                    for event in events {
+                        self.handle_event(event, InputBodies::Nothing);
+                    }
                     self.say_after(Waiting::Answer(connection, answer));
                 }
             }

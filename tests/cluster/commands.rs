@@ -79,6 +79,40 @@ fn an_application_is_listed_and_all_its_jobs_are_cancelled_at_once() {
 }
 
 #[test]
+fn all_jobs_of_a_user_are_cancelled_at_once_and_nobody_elses() {
+    let directory = Cluster::new_directory();
+    let keys = directory.path().join("keys");
+    let mut cluster = Cluster::with_keys(Some(keys.clone()), directory, Vec::new(), &[]);
+    cluster.add_worker(1, &[]);
+    let file = cluster.file("ann.pem");
+    let path = file.to_str().unwrap();
+    let export =
+        ["keys", "export", "--role", "client", "--user", "ann", path, "--keys", keys.to_str().unwrap()];
+    assert!(run_lrts(&export).status.success());
+    let anns =
+        |id: &str| ClientApplication::start(cluster.information().application_id(id).keys(&file)).unwrap();
+    let (one, two) = (anns("one"), anns("two"));
+    let other = ClientApplication::start(cluster.information().application_id("other")).unwrap();
+    let ones = one.schedule_services([Sleep(600_000), Sleep(600_000)]).unwrap();
+    let twos = two.schedule_service(&Sleep(600_000)).unwrap();
+    let theirs = other.schedule_service(&Sleep(0)).unwrap();
+    for app in [&one, &two, &other] {
+        app.flush().unwrap();
+    }
+    assert_eq!(cluster.command(&["cancel", "--user", "bob"]).status.code(), Some(1));
+    let row = &cluster.json(&["cancel", "--user", "ann"])[0];
+    assert_eq!((&row["user"], &row["applications"], &row["jobs"]), (&"ann".into(), &2.into(), &3.into()));
+    for result in one.wait_for_multi(&ones).unwrap() {
+        assert_eq!(result.status(), ServiceStatus::Cancelled);
+    }
+    assert_eq!(two.wait_for(&twos).unwrap().status(), ServiceStatus::Cancelled);
+    assert_eq!(other.wait_for(&theirs).unwrap().status(), ServiceStatus::Finished);
+    for app in [one, two, other] {
+        app.stop().unwrap();
+    }
+}
+
+#[test]
 fn logs_show_what_a_job_has_printed_while_it_runs_and_afterwards() {
     let cluster = Cluster::start(&[2]);
     let app = ClientApplication::start(cluster.information()).unwrap();

@@ -36,6 +36,11 @@ pub enum FromCommand {
         /// Which.
         application: ApplicationId,
     },
+    /// Cancels all jobs of all applications of a user. Answered by [`ToCommand::UserCancelled`].
+    CancelUser {
+        /// Whose.
+        user: UserName,
+    },
     /// Lets a worker take nothing new. Answered by [`ToCommand::Draining`].
     Drain {
         /// Which.
@@ -94,6 +99,13 @@ pub enum ToCommand {
     ApplicationCancelled {
         /// How many had not ended; none if the application is unknown.
         jobs: Option<u64>,
+    },
+    /// The jobs of the user's applications are being cancelled.
+    UserCancelled {
+        /// How many applications are remembered.
+        applications: u64,
+        /// How many of their jobs had not ended.
+        jobs: u64,
     },
     /// The worker takes nothing new.
     Draining {
