@@ -168,10 +168,25 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         }
         self.link.close().await;
         if leaves_jobs {
+            self.tell_of_jobs_left();
             self.fleet.leave().await;
         } else {
             self.keep_results().await;
             self.fleet.end().await;
+        }
+    }
+
+    /// Tells the operator what goes on without the worker.
+    fn tell_of_jobs_left(&self) {
+        let jobs = self.held.values().filter(|held| held.host.is_some() && held.outcome.is_none()).count();
+        let unheard_hosts = self.fleet.unheard();
+        if jobs + unheard_hosts > 0 {
+            let for_s = self.config.orphan_grace.as_secs();
+            let state_dir = self.state.path().display();
+            info!(
+                jobs, unheard_hosts, for_s, %state_dir,
+                "jobs go on without the worker: start it again on this directory to take them over"
+            );
         }
     }
 
