@@ -47,7 +47,7 @@ pub(crate) enum Command {
     Logs(LogsArgs),
     /// Cancel jobs, or all jobs of an application or of a user
     Cancel(CancelArgs),
-    /// Let a worker finish what it has and take nothing new
+    /// Let a worker finish what it has and take nothing new, until its daemon is started again
     Drain(DrainArgs),
     /// Show, make, renew and revoke the keys by which all parts of a cluster know each other
     Keys(KeysArgs),

@@ -398,7 +398,9 @@ fn log(note: Note) {
         Note::WorkerAbsent { worker, back_within } => {
             info!(%worker, back_within_s = back_within.as_secs(), "worker's daemon left, its jobs run on");
         }
-        Note::WorkerDrains { worker, reason } => warn!(%worker, reason, "worker takes nothing new"),
+        Note::WorkerDrains { worker, reason } => {
+            warn!(%worker, reason, "worker takes nothing new until its daemon is started again");
+        }
         Note::WorkerOfAnotherStore { worker, attempts } => {
             warn!(
                 %worker,

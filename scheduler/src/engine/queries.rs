@@ -15,6 +15,9 @@ use super::jobs::{Node, Phase};
 use super::slab::NONE;
 use super::workers::{Standing, Verdict};
 
+/// Why a job waits that only workers could run which take nothing new.
+const DRAINING: &str = "all workers that could run it are draining: start one anew, or another one";
+
 /// A job as people see it.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct JobListing {
@@ -189,22 +192,28 @@ impl Engine {
         }
         let mut refusals = Vec::new();
         let mut largest = None;
+        let mut draining = None;
         let mut present = false;
         for (_, worker) in self.workers.all.iter().filter(|(_, worker)| worker.standing != Standing::Lost) {
             present = true;
             match worker.verdicts.get(&spec.bundle) {
                 Some(Verdict::Refused(reason)) => refusals.push(reason.as_str()),
                 Some(Verdict::Unsuited) => {}
+                Some(Verdict::Likely | Verdict::Proven) | None if worker.draining.is_some() => {
+                    draining = draining.max(Some(worker.slots));
+                }
                 Some(Verdict::Likely | Verdict::Proven) | None => largest = largest.max(Some(worker.slots)),
             }
         }
         let waits = match largest {
             _ if !present => "no worker is connected".to_owned(),
-            None => "no worker that is connected runs such programs".to_owned(),
-            Some(largest) if largest < spec.slots => {
+            Some(largest) if largest >= spec.slots => String::new(),
+            _ if draining >= Some(spec.slots) => DRAINING.to_owned(),
+            None if draining.is_none() => "no worker that is connected runs such programs".to_owned(),
+            _ => {
+                let largest = largest.max(draining).unwrap_or_default();
                 format!("needs {} slots: the largest worker has {largest}", spec.slots)
             }
-            Some(_) => String::new(),
         };
         join(&waits, &refusals.join("; "))
     }
