@@ -19,7 +19,7 @@ use lrts_core::transport::{LinkEvent, LinkReceiver, LinkSender, Message, Refusal
 use tracing::{debug, info, trace, warn};
 
 use crate::config::{Config, OnTerm};
-use crate::convert::{BundleNews, Meaning, Outcome, inventory, meaning, trouble};
+use crate::convert::{BundleNews, Meaning, Outcome, end_word, inventory, meaning, trouble};
 use crate::engine::{Action, Engine, Event, HeldRun, Settings};
 use crate::hosts::{
     Command, Fleet, FleetEvent, HeldJob, HostEnded, HostNumber, Job, LeftEnd, Leftovers, Notes,
@@ -377,7 +377,9 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
             warn!(%attempt, "two job hosts have the same attempt");
             return;
         }
-        info!(%attempt, service = notes.as_ref().map(|notes| &notes.service), ?run, "attempt adopted");
+        let service = notes.as_ref().map(|notes| notes.service.as_str());
+        let (pid, ran_s) = (run.map(|run| run.pid), run.map(|run| run.ran.as_secs_f64()));
+        info!(%attempt, service, pid, ran_s, "attempt adopted");
         let event = Event::AttemptHeld {
             attempt,
             host,
@@ -402,7 +404,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         for LeftEnd { ended, notes, checkpoint } in ends {
             let attempt = ended.attempt;
             if let Entry::Vacant(vacant) = self.held.entry(attempt) {
-                info!(%attempt, end = ?ended.end, "end of an attempt found");
+                info!(%attempt, end = end_word(&ended.end), "end of an attempt found");
                 let store = notes.as_ref().map(|notes| notes.store);
                 let outcome = Some(Arc::new(Outcome::told(ended)));
                 vacant.insert(Held { notes, order: None, host: None, watched: None, outcome, checkpoint });
