@@ -45,9 +45,9 @@ pub(crate) enum Command {
     Applications(QueryArgs),
     /// Show what a job has printed
     Logs(LogsArgs),
-    /// Cancel jobs, or all jobs of an application
+    /// Cancel jobs, or all jobs of an application or of a user
     Cancel(CancelArgs),
-    /// Let a worker finish what it has and take nothing new
+    /// Let a worker finish what it has and take nothing new, until its daemon is started again
     Drain(DrainArgs),
     /// Show, make, renew and revoke the keys by which all parts of a cluster know each other
     Keys(KeysArgs),
@@ -85,11 +85,14 @@ pub(crate) struct LogsArgs {
 #[derive(Debug, Args)]
 pub(crate) struct CancelArgs {
     /// The jobs, as `lrts jobs` lists them
-    #[arg(required_unless_present = "application", value_name = "JOB")]
+    #[arg(required_unless_present_any = ["application", "user"], value_name = "JOB")]
     pub(crate) jobs: Vec<JobId>,
     /// All jobs of this application, as `lrts applications` lists it
     #[arg(long, conflicts_with = "jobs", value_name = "ID")]
     pub(crate) application: Option<ApplicationId>,
+    /// All jobs of all applications of this user, as `lrts applications` lists them
+    #[arg(long, conflicts_with_all = ["jobs", "application"], value_name = "NAME")]
+    pub(crate) user: Option<UserName>,
     #[command(flatten)]
     pub(crate) query: QueryArgs,
 }
@@ -216,14 +219,16 @@ mod tests {
     }
 
     #[test]
-    fn cancel_takes_jobs_or_an_application() {
+    fn cancel_takes_jobs_or_an_application_or_a_user() {
         let job = "0123456789abcdef-1";
         assert!(
             matches!(parse(&format!("lrts cancel {job} {job}")), Ok(Command::Cancel(args)) if args.jobs.len() == 2)
         );
         let by_application = parse("lrts cancel --application nightly");
         assert!(matches!(by_application, Ok(Command::Cancel(args)) if args.application.is_some()));
+        assert!(matches!(parse("lrts cancel --user ann"), Ok(Command::Cancel(args)) if args.user.is_some()));
         assert!(parse("lrts cancel").is_err());
+        assert!(parse("lrts cancel --application nightly --user ann").is_err());
         assert!(parse(&format!("lrts cancel --application nightly {job}")).is_err());
     }
 

@@ -245,7 +245,7 @@ pub const TO_WORKER: HeadBounds = HeadBounds { bytes: 1 << 20, values: 1 << 17 }
 /// The longest command line names 110,000 jobs of 3 values each.
 pub const FROM_COMMAND: HeadBounds = HeadBounds { bytes: 4 << 20, values: 1 << 19 };
 
-/// [`ROWS`] rows have 26 values each, and reasons of up to [`FAILURE_MESSAGE_BYTES`].
+/// [`ROWS`] rows have 28 values each, and reasons of up to [`FAILURE_MESSAGE_BYTES`].
 pub const TO_COMMAND: HeadBounds = HeadBounds { bytes: HEAD_BYTES, values: 1 << 19 };
 
 /// [`BARS_PER_BATCH`] bars, each of an application of its own, have 90,000 values.

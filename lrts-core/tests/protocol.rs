@@ -235,6 +235,7 @@ fn golden() -> String {
     golden.add(FromCommand::Cancel { jobs: vec![JOB] });
     golden.add(FromCommand::Applications);
     golden.add(FromCommand::CancelApplication { application: application() });
+    golden.add(FromCommand::CancelUser { user: user() });
     golden.add(FromCommand::Drain { worker: WORKER, deadline: Some(Duration::from_secs(60)) });
     golden.add(ToCommand::Status(Status {
         jobs: vec![("queued".into(), 1)],
@@ -247,6 +248,7 @@ fn golden() -> String {
         rows: vec![JobRow {
             job_id: JOB,
             application_id: application(),
+            user: owned().owner,
             service: "mult".into(),
             label: "x".into(),
             state: JobState::Running,
@@ -274,6 +276,7 @@ fn golden() -> String {
     golden.add(ToCommand::Applications {
         rows: vec![ApplicationRow {
             application_id: application(),
+            user: owned().owner,
             connected: false,
             away_s: Some(1.5),
             queued: 1,
@@ -284,6 +287,7 @@ fn golden() -> String {
         last: true,
     });
     golden.add(ToCommand::ApplicationCancelled { jobs: Some(3) });
+    golden.add(ToCommand::UserCancelled { applications: 2, jobs: 3 });
     golden.add(ToCommand::Draining { attempts: Some(2) });
 
     golden.add(ToHost::Hello {

@@ -207,6 +207,7 @@ fn the_most_that_a_command_says_and_hears_is_within_bounds() {
     let row = JobRow {
         job_id: JOB,
         application_id: owned().application,
+        user: owned().owner,
         service: text(SERVICE_NAME_BYTES),
         label: text(LABEL_BYTES),
         state: JobState::TimedOut,
@@ -228,6 +229,7 @@ fn the_most_that_a_command_says_and_hears_is_within_bounds() {
     fits(&ToCommand::Workers { rows: vec![row; ROWS], last: true });
     let row = ApplicationRow {
         application_id: owned().application,
+        user: owned().owner,
         connected: false,
         away_s: Some(f64::MAX),
         queued: u64::MAX,

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use crate::convert;
-use crate::engine::{Engine, Event, OutputPlace, Peer};
+use crate::engine::{ApplicationListing, Engine, Event, OutputPlace, Peer, Totals};
 use crate::store::{Fetched, ReadError, Store};
 
 /// How long a worker may take to answer what an attempt has printed.
@@ -54,7 +54,7 @@ struct OutputAsked {
 /// What the engine is to know of a command, and what is answered once the records that come of it are durable.
 #[derive(Debug)]
 pub(crate) struct Asked {
-    pub(crate) event: Event,
+    pub(crate) events: Vec<Event>,
     pub(crate) answer: ToCommand,
 }
 
@@ -115,11 +115,23 @@ impl Commands {
             }
             FromCommand::CancelApplication { application } => {
                 let answer = ToCommand::ApplicationCancelled { jobs: engine.unfinished(application) };
-                return Some(Asked { event: Event::ApplicationCancelled { application }, answer });
+                return Some(Asked { events: vec![Event::ApplicationCancelled { application }], answer });
+            }
+            FromCommand::CancelUser { user } => {
+                let mut listings = engine.application_listings(now);
+                listings.retain(|listing| listing.user.as_ref() == Some(&user));
+                let unfinished = |jobs: Totals| jobs.queued + jobs.running;
+                let jobs = listings.iter().map(|listing| unfinished(listing.jobs)).sum();
+                let answer = ToCommand::UserCancelled { applications: listings.len() as u64, jobs };
+                listings.retain(|listing| unfinished(listing.jobs) > 0);
+                let cancelled = |listing: ApplicationListing| Event::ApplicationCancelled {
+                    application: listing.application,
+                };
+                return Some(Asked { events: listings.into_iter().map(cancelled).collect(), answer });
             }
             FromCommand::Drain { worker, deadline } => {
                 let answer = ToCommand::Draining { attempts: engine.attempts_at(worker) };
-                return Some(Asked { event: Event::DrainOrdered { worker, deadline }, answer });
+                return Some(Asked { events: vec![Event::DrainOrdered { worker, deadline }], answer });
             }
             FromCommand::Logs { job } => self.logs(from, job, engine, store, connection_of),
             FromCommand::Cancel { jobs } => {
@@ -132,7 +144,7 @@ impl Commands {
                     }
                 }
                 let answer = ToCommand::Cancelled { unknown, ended };
-                return Some(Asked { event: Event::JobsCancelled { jobs }, answer });
+                return Some(Asked { events: vec![Event::JobsCancelled { jobs }], answer });
             }
         }
         None

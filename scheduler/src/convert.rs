@@ -479,10 +479,22 @@ pub(crate) fn result(
 
 /// A row of `lrts jobs`.
 pub(crate) fn job_row(listing: JobListing) -> JobRow {
-    let JobListing { job, application, service, label, state, attempt, worker, pid, mut reason } = listing;
+    let JobListing { job, application, user, service, label, state, attempt, worker, pid, mut reason } =
+        listing;
     // It may be what many workers say.
     truncate(&mut reason, FAILURE_MESSAGE_BYTES);
-    JobRow { job_id: job, application_id: application, service, label, state, attempt, worker, pid, reason }
+    JobRow {
+        job_id: job,
+        application_id: application,
+        user,
+        service,
+        label,
+        state,
+        attempt,
+        worker,
+        pid,
+        reason,
+    }
 }
 
 /// A row of `lrts workers`.
@@ -493,10 +505,11 @@ pub(crate) fn worker_row(listing: WorkerListing) -> WorkerRow {
 
 /// A row of `lrts applications`.
 pub(crate) fn application_row(listing: ApplicationListing) -> ApplicationRow {
-    let ApplicationListing { application, away, jobs } = listing;
+    let ApplicationListing { application, user, away, jobs } = listing;
     let Totals { queued, running, finished, failed } = jobs;
     ApplicationRow {
         application_id: application,
+        user,
         connected: away.is_none(),
         away_s: away.map(|away| away.as_secs_f64()),
         queued,

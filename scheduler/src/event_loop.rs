@@ -215,8 +215,10 @@ impl EventLoop {
                 let connection_of = |peer| by_peer.get(&peer).copied();
                 let asked =
                     self.commands.asked(connection, command, &self.engine, &*self.store, connection_of);
-                if let Some(Asked { event, answer }) = asked {
-                    self.handle_event(event, InputBodies::Nothing);
+                if let Some(Asked { events, answer }) = asked {
+                    for event in events {
+                        self.handle_event(event, InputBodies::Nothing);
+                    }
                     self.say_after(Waiting::Answer(connection, answer));
                 }
             }
@@ -376,8 +378,9 @@ impl EventLoop {
 
 fn log(note: Note) {
     match note {
-        Note::ApplicationAttached { application, session } => {
-            info!(%application, %session, "application attached")
+        Note::ApplicationAttached { application, user, session } => {
+            let user = user.as_ref().map(tracing::field::display);
+            info!(%application, user, %session, "application attached");
         }
         Note::ApplicationLeft { application } => info!(%application, "application left"),
         Note::ApplicationStopped { application } => info!(%application, "application stopped"),
@@ -395,7 +398,9 @@ fn log(note: Note) {
         Note::WorkerAbsent { worker, back_within } => {
             info!(%worker, back_within_s = back_within.as_secs(), "worker's daemon left, its jobs run on");
         }
-        Note::WorkerDrains { worker, reason } => warn!(%worker, reason, "worker takes nothing new"),
+        Note::WorkerDrains { worker, reason } => {
+            warn!(%worker, reason, "worker takes nothing new until its daemon is started again");
+        }
         Note::WorkerOfAnotherStore { worker, attempts } => {
             warn!(
                 %worker,

@@ -27,7 +27,7 @@ pub(crate) async fn applications(args: QueryArgs) -> Result<(), CommandError> {
         rows.iter().try_for_each(print_json)?;
     } else {
         let rows: Vec<_> = rows.iter().map(cells).collect();
-        print_table(&["application", "connected", "queued", "running", "finished", "failed"], &rows)?;
+        print_table(&["application", "user", "connected", "queued", "running", "finished", "failed"], &rows)?;
     }
     Ok(())
 }
@@ -39,7 +39,8 @@ fn cells(row: &ApplicationRow) -> Vec<String> {
         None => "no".to_owned(),
     };
     let counts = [row.queued, row.running, row.finished, row.failed];
-    [row.application_id.to_string(), connected]
+    let user = row.user.as_ref().map(ToString::to_string).unwrap_or_default();
+    [row.application_id.to_string(), user, connected]
         .into_iter()
         .chain(counts.map(|count| count.to_string()))
         .collect()
@@ -50,9 +51,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_says_since_when_an_application_has_been_away() {
+    fn a_row_says_whose_an_application_is_and_since_when_it_has_been_away() {
         let mut row = ApplicationRow {
             application_id: "nightly".parse().expect("an id"),
+            user: Some("ann".parse().expect("a name")),
             connected: false,
             away_s: Some(3_661.5),
             queued: 1,
@@ -60,11 +62,11 @@ mod tests {
             finished: 3,
             failed: 4,
         };
-        assert_eq!(cells(&row), ["nightly", "1h 1m 1s ago", "1", "2", "3", "4"]);
+        assert_eq!(cells(&row), ["nightly", "ann", "1h 1m 1s ago", "1", "2", "3", "4"]);
         (row.connected, row.away_s) = (true, None);
-        assert_eq!(cells(&row)[1], "yes");
+        assert_eq!(cells(&row)[2], "yes");
         let json = serde_json::to_string(&row).expect("it is JSON");
-        let expected = r#"{"application_id":"nightly","connected":true,"away_s":null,"queued":1,"running":2,"finished":3,"failed":4}"#;
+        let expected = r#"{"application_id":"nightly","user":"ann","connected":true,"away_s":null,"queued":1,"running":2,"finished":3,"failed":4}"#;
         assert_eq!(json, expected);
     }
 }

@@ -8,7 +8,7 @@ use super::session::{Answers, CommandError};
 use super::table::print_json;
 use crate::cli::DrainArgs;
 
-/// Lets a worker take nothing new. Returns at once, while the worker finishes what it has.
+/// Lets a worker take nothing new until its daemon is started again. Returns at once, while the worker finishes what it has.
 pub(crate) async fn drain(args: DrainArgs) -> Result<(), CommandError> {
     let DrainArgs { worker, deadline, query } = args;
     let (answer, _) = Answers::ask(&query, &FromCommand::Drain { worker, deadline })?.next().await?;
@@ -18,7 +18,10 @@ pub(crate) async fn drain(args: DrainArgs) -> Result<(), CommandError> {
     if query.json {
         print_json(&serde_json::json!({ "worker": worker, "attempts": attempts }))?;
     } else {
-        writeln!(io::stdout(), "{worker}  draining, {attempts} attempts left")?;
+        writeln!(
+            io::stdout(),
+            "{worker}  draining until its daemon is started again, {attempts} attempts left"
+        )?;
     }
     Ok(())
 }

@@ -26,7 +26,18 @@ pub(crate) async fn jobs(args: QueryArgs) -> Result<(), CommandError> {
         table.sort_by_key(|row| (row.application_id, row.job_id));
         let table: Vec<_> = table.into_iter().map(cells).collect();
         print_table(
-            &["job", "application", "service", "label", "state", "attempt", "worker", "pid", "reason"],
+            &[
+                "job",
+                "application",
+                "user",
+                "service",
+                "label",
+                "state",
+                "attempt",
+                "worker",
+                "pid",
+                "reason",
+            ],
             &table,
         )?;
     }
@@ -38,6 +49,7 @@ fn cells(row: JobRow) -> Vec<String> {
     vec![
         row.job_id.to_string(),
         row.application_id.to_string(),
+        row.user.map(|user| user.to_string()).unwrap_or_default(),
         row.service,
         row.label,
         row.state.to_string(),

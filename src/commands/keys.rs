@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use humantime::{format_duration, format_rfc3339_seconds};
+use humantime::format_rfc3339_seconds;
 use lrts_core::clock::wall_clock;
 use lrts_core::command_line::{CommandError, exit_code};
 use lrts_core::ids::UserName;
@@ -14,7 +14,6 @@ use lrts_core::keys::{
     Identity, IssuedKey, KeyFile, KeysDirectory, KeysError, ROLES, Rotation, key_file_name, keys_home,
     login_name, role_word,
 };
-use lrts_core::limits::KEYS_INTERVAL;
 use serde::Serialize;
 
 use super::table::{print_json, print_table};
@@ -279,8 +278,8 @@ fn revoke(args: RevokeKeysArgs) -> Result<(), KeysCommandError> {
     if !known.is_empty() {
         writeln!(
             io::stderr(),
-            "servers that use this directory follow within {}; those elsewhere once they have a new file by `lrts keys export`",
-            format_duration(KEYS_INTERVAL)
+            "servers that use this directory follow within a second or two; those elsewhere once they have a new file by `lrts keys \
+             export`"
         )?;
     }
     for role in renewed {

@@ -2,6 +2,7 @@
 
 use lrts_client::blocking::ClientApplication;
 use lrts_client::{JobOptions, ServiceStatus};
+use lrts_core::keys::KeyFile;
 
 use crate::services::*;
 use crate::support::{Cluster, SOON, eventually, run_lrts};
@@ -61,6 +62,11 @@ fn an_application_is_listed_and_all_its_jobs_are_cancelled_at_once() {
     });
     assert_eq!((&row["connected"], &row["away_s"]), (&true.into(), &serde_json::Value::Null));
     assert_eq!((&row["queued"], &row["finished"], &row["failed"]), (&2.into(), &0.into(), &0.into()));
+    let key = KeyFile::read(&cluster.keys().unwrap().join("client.pem")).unwrap();
+    let user = key.identity().unwrap().user.to_string();
+    assert_eq!(row["user"], user.as_str());
+    assert!(cluster.json(&["jobs"]).iter().all(|row| row["user"] == user.as_str()));
+    assert!(cluster.scheduler.log().contains(&format!("application=nightly user={user}")));
 
     let cancelled = cluster.json(&["cancel", "--application", "nightly"]);
     assert_eq!((&cancelled[0]["application_id"], &cancelled[0]["jobs"]), (&"nightly".into(), &3.into()));
@@ -70,6 +76,40 @@ fn an_application_is_listed_and_all_its_jobs_are_cancelled_at_once() {
     assert_eq!(other.wait_for(&theirs).unwrap().status(), ServiceStatus::Finished);
     app.stop().unwrap();
     other.stop().unwrap();
+}
+
+#[test]
+fn all_jobs_of_a_user_are_cancelled_at_once_and_nobody_elses() {
+    let directory = Cluster::new_directory();
+    let keys = directory.path().join("keys");
+    let mut cluster = Cluster::with_keys(Some(keys.clone()), directory, Vec::new(), &[]);
+    cluster.add_worker(1, &[]);
+    let file = cluster.file("ann.pem");
+    let path = file.to_str().unwrap();
+    let export =
+        ["keys", "export", "--role", "client", "--user", "ann", path, "--keys", keys.to_str().unwrap()];
+    assert!(run_lrts(&export).status.success());
+    let anns =
+        |id: &str| ClientApplication::start(cluster.information().application_id(id).keys(&file)).unwrap();
+    let (one, two) = (anns("one"), anns("two"));
+    let other = ClientApplication::start(cluster.information().application_id("other")).unwrap();
+    let ones = one.schedule_services([Sleep(600_000), Sleep(600_000)]).unwrap();
+    let twos = two.schedule_service(&Sleep(600_000)).unwrap();
+    let theirs = other.schedule_service(&Sleep(0)).unwrap();
+    for app in [&one, &two, &other] {
+        app.flush().unwrap();
+    }
+    assert_eq!(cluster.command(&["cancel", "--user", "bob"]).status.code(), Some(1));
+    let row = &cluster.json(&["cancel", "--user", "ann"])[0];
+    assert_eq!((&row["user"], &row["applications"], &row["jobs"]), (&"ann".into(), &2.into(), &3.into()));
+    for result in one.wait_for_multi(&ones).unwrap() {
+        assert_eq!(result.status(), ServiceStatus::Cancelled);
+    }
+    assert_eq!(two.wait_for(&twos).unwrap().status(), ServiceStatus::Cancelled);
+    assert_eq!(other.wait_for(&theirs).unwrap().status(), ServiceStatus::Finished);
+    for app in [one, two, other] {
+        app.stop().unwrap();
+    }
 }
 
 #[test]

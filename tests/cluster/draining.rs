@@ -22,6 +22,14 @@ fn a_drained_worker_finishes_what_it_has_and_takes_nothing_new() {
 
     let waiting = app.schedule_service(&Add(1, 2)).unwrap();
     app.flush().unwrap();
+    let rows = cluster.json(&["jobs"]);
+    let row = rows.iter().find(|row| row["job_id"] == waiting.id().to_string().as_str()).unwrap();
+    assert!(row["reason"].as_str().unwrap().contains("draining"), "{row}");
+    let drain = cluster.command(&["drain", &drained]);
+    assert!(
+        String::from_utf8_lossy(&drain.stdout).contains("until its daemon is started again"),
+        "{drain:?}"
+    );
     let other = cluster.add_worker(1, &[]);
     let result = app.wait_for(&waiting).unwrap();
     assert_eq!(result.worker.unwrap().to_string(), other);

@@ -1,6 +1,6 @@
 //! The scheduler's state directory: whose it is, and what is in it.
 
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -49,6 +49,31 @@ fn a_directory_of_something_else_is_refused_and_left_alone() {
     let names: Vec<_> =
         std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["thesis.tex"]);
+}
+
+#[test]
+fn files_of_daemons_are_for_their_user_alone() {
+    let mut cluster = Cluster::start(&[1]);
+    let app = ClientApplication::start(cluster.information().application_id("files")).unwrap();
+    let job = app.schedule_service(&Echo(Bytes::from(vec![7; LARGE]))).unwrap();
+    app.wait_for(&job).unwrap();
+    app.detach().unwrap();
+    cluster.workers[0].end();
+    cluster.scheduler.end();
+    let is_state = |path: &PathBuf| {
+        path.components().any(|part| part.as_os_str() == "scheduler" || part.as_os_str() == "worker-1")
+    };
+    let state: Vec<_> = files(cluster.directory()).into_iter().filter(is_state).collect();
+    assert!(state.iter().any(|path| path.ends_with("records.redb")), "{state:?}");
+    for path in state {
+        let metadata = std::fs::symlink_metadata(&path).unwrap();
+        assert!(
+            !metadata.is_file() || metadata.mode() & 0o077 == 0,
+            "{}: {:o}",
+            path.display(),
+            metadata.mode()
+        );
+    }
 }
 
 /// All files below a directory.

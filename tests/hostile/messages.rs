@@ -37,7 +37,12 @@ fn places(server: Role, role: Role) -> &'static [(&'static str, &'static str)] {
             ("Ended", "bars"),
             ("BundleRefused", "reason"),
         ],
-        _ => &[("Cancel", "jobs"), ("CancelApplication", "application"), ("Logs", "job")],
+        _ => &[
+            ("Cancel", "jobs"),
+            ("CancelApplication", "application"),
+            ("CancelUser", "user"),
+            ("Logs", "job"),
+        ],
     }
 }
 
@@ -157,6 +162,7 @@ fn commands() -> Vec<(Vec<u8>, Vec<u8>)> {
         FromCommand::Logs { job: unknown(u64::MAX) },
         FromCommand::Cancel { jobs: (0..10_000).map(unknown).collect() },
         FromCommand::CancelApplication { application: "attacker".parse().unwrap() },
+        FromCommand::CancelUser { user: "nobody".parse().unwrap() },
         FromCommand::Drain { worker: lrts_core::ids::WorkerId(7), deadline: Some(Duration::MAX) },
     ];
     heads.iter().map(|head| (encode(head).to_vec(), Vec::new())).collect()

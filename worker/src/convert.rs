@@ -77,6 +77,16 @@ pub(crate) fn trouble(end: &AttemptEnd) -> Option<&str> {
     }
 }
 
+/// How an attempt ended, for the log: without what its service has said.
+pub(crate) fn end_word(end: &AttemptEnd) -> &'static str {
+    match end {
+        AttemptEnd::Finished => "finished",
+        AttemptEnd::Failed(_) => "failed",
+        AttemptEnd::Stopped => "stopped",
+        AttemptEnd::Lost { .. } => "lost",
+    }
+}
+
 /// The inventory as it travels.
 pub(crate) fn inventory(held: Vec<Held>) -> Vec<HeldAttempt> {
     let entry = |Held { attempt, running, pid, ended }| HeldAttempt { attempt, running, pid, ended };

@@ -19,7 +19,7 @@ use lrts_core::transport::{LinkEvent, LinkReceiver, LinkSender, Message, Refusal
 use tracing::{debug, info, trace, warn};
 
 use crate::config::{Config, OnTerm};
-use crate::convert::{BundleNews, Meaning, Outcome, inventory, meaning, trouble};
+use crate::convert::{BundleNews, Meaning, Outcome, end_word, inventory, meaning, trouble};
 use crate::engine::{Action, Engine, Event, HeldRun, Settings};
 use crate::hosts::{
     Command, Fleet, FleetEvent, HeldJob, HostEnded, HostNumber, Job, LeftEnd, Leftovers, Notes,
@@ -168,10 +168,25 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         }
         self.link.close().await;
         if leaves_jobs {
+            self.tell_of_jobs_left();
             self.fleet.leave().await;
         } else {
             self.keep_results().await;
             self.fleet.end().await;
+        }
+    }
+
+    /// Tells the operator what goes on without the worker.
+    fn tell_of_jobs_left(&self) {
+        let jobs = self.held.values().filter(|held| held.host.is_some() && held.outcome.is_none()).count();
+        let unheard_hosts = self.fleet.unheard();
+        if jobs + unheard_hosts > 0 {
+            let for_s = self.config.orphan_grace.as_secs();
+            let state_dir = self.state.path().display();
+            info!(
+                jobs, unheard_hosts, for_s, %state_dir,
+                "jobs go on without the worker: start it again on this directory to take them over"
+            );
         }
     }
 
@@ -362,7 +377,9 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
             warn!(%attempt, "two job hosts have the same attempt");
             return;
         }
-        info!(%attempt, service = notes.as_ref().map(|notes| &notes.service), ?run, "attempt adopted");
+        let service = notes.as_ref().map(|notes| notes.service.as_str());
+        let (pid, ran_s) = (run.map(|run| run.pid), run.map(|run| run.ran.as_secs_f64()));
+        info!(%attempt, service, pid, ran_s, "attempt adopted");
         let event = Event::AttemptHeld {
             attempt,
             host,
@@ -387,7 +404,7 @@ impl<R: FnOnce(WorkerId) + Send> EventLoop<R> {
         for LeftEnd { ended, notes, checkpoint } in ends {
             let attempt = ended.attempt;
             if let Entry::Vacant(vacant) = self.held.entry(attempt) {
-                info!(%attempt, end = ?ended.end, "end of an attempt found");
+                info!(%attempt, end = end_word(&ended.end), "end of an attempt found");
                 let store = notes.as_ref().map(|notes| notes.store);
                 let outcome = Some(Arc::new(Outcome::told(ended)));
                 vacant.insert(Held { notes, order: None, host: None, watched: None, outcome, checkpoint });

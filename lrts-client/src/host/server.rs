@@ -30,6 +30,9 @@ use crate::service::{Services, say};
 /// How long a host waits for its first worker.
 const WORKER_WAIT: Duration = Duration::from_secs(60);
 
+/// How long a host that has nothing to do waits for the next worker, which is spared the start of another one.
+const IDLE_WAIT: Duration = Duration::from_secs(10);
+
 /// How often a host without a worker looks whether its socket's file is still there.
 const SOCKET_LOOK: Duration = Duration::from_secs(60);
 
@@ -109,6 +112,8 @@ pub(super) struct Host {
     socket_file: Option<SocketFile>,
     /// When to look whether another worker can find it there: while there is none.
     look_at: Option<Moment>,
+    /// When the host ends unless it has a worker or something to do again: while it has neither.
+    idle_until: Option<Moment>,
     /// Whether the host ends.
     pub(super) over: bool,
     /// Running jobs by serial number, and the numbers by attempt and by process.
@@ -166,6 +171,7 @@ impl Host {
             abandoned: false,
             socket_file: None,
             look_at: None,
+            idle_until: None,
             over: false,
             running: BTreeMap::new(),
             attempts: BTreeMap::new(),
@@ -183,8 +189,8 @@ impl Host {
         })
     }
 
-    /// Runs until the worker says so, until there has been none for too long, or until none can come any more. Then all jobs
-    /// are killed.
+    /// Runs until the worker says so, until there has been none for too long, until none can come any more, or until there is
+    /// neither a worker nor anything to do. Then all jobs are killed.
     ///
     /// # Errors
     ///
@@ -214,7 +220,14 @@ impl Host {
     fn time_out(&self) -> EpollTimeout {
         let now = Moment::now();
         let deadline = self.deadlines.first().map(|&(deadline, _)| deadline);
-        let others = [self.alone_until, self.look_at, self.spill_at, self.read_at, self.strays.next()];
+        let others = [
+            self.alone_until,
+            self.look_at,
+            self.idle_until,
+            self.spill_at,
+            self.read_at,
+            self.strays.next(),
+        ];
         match deadline.into_iter().chain(others.into_iter().flatten()).min() {
             None => EpollTimeout::NONE,
             // One millisecond more: rounded down the loop would spin through the last one.
@@ -250,8 +263,12 @@ impl Host {
             self.abandoned = true;
             self.abandon_jobs();
         }
-        let is_done = || self.running.is_empty() && !self.ended.values().any(Ended::is_in_memory);
-        self.over |= self.abandoned && is_done();
+        // The ends that it has had are on the disk, where the next worker finds them.
+        let is_useless = (self.abandoned || self.look_at.is_some())
+            && self.running.is_empty()
+            && !self.ended.values().any(Ended::is_in_memory);
+        self.idle_until = is_useless.then(|| self.idle_until.unwrap_or(now + IDLE_WAIT));
+        self.over |= self.idle_until.is_some_and(|until| self.abandoned || until <= now);
     }
 
     fn handle(&mut self, source: Source, flags: EpollFlags) {

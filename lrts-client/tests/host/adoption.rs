@@ -192,6 +192,18 @@ fn a_host_without_a_worker_ends_after_its_grace_period() {
 }
 
 #[test]
+fn a_host_with_neither_a_worker_nor_a_job_ends_long_before_its_grace_period() {
+    let mut worker = Worker::with_orphan_grace(LONG);
+    let job = worker.start(1, &Await);
+    worker.until_ready(job);
+    worker.disconnect();
+    go(&worker, job);
+    assert_eq!(worker.host.wait().unwrap().code(), Some(0));
+    let end = on_disk(&worker, job).pop();
+    assert!(matches!(end, Some(FromHost::Ended { end: AttemptEnd::Finished, .. })), "{end:?}");
+}
+
+#[test]
 fn a_host_stays_until_it_has_written_all_ends() {
     let mut worker = Worker::with_orphan_grace(Duration::from_millis(300));
     let missing = worker.directory.path().join("missing");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::codec::Head;
-use crate::ids::{ApplicationId, JobId, WorkerId};
+use crate::ids::{ApplicationId, JobId, UserName, WorkerId};
 use crate::limits::{self, HeadBounds};
 use crate::status::JobState;
 pub use crate::status::WorkerState;
@@ -35,6 +35,11 @@ pub enum FromCommand {
     CancelApplication {
         /// Which.
         application: ApplicationId,
+    },
+    /// Cancels all jobs of all applications of a user. Answered by [`ToCommand::UserCancelled`].
+    CancelUser {
+        /// Whose.
+        user: UserName,
     },
     /// Lets a worker take nothing new. Answered by [`ToCommand::Draining`].
     Drain {
@@ -95,6 +100,13 @@ pub enum ToCommand {
         /// How many had not ended; none if the application is unknown.
         jobs: Option<u64>,
     },
+    /// The jobs of the user's applications are being cancelled.
+    UserCancelled {
+        /// How many applications are remembered.
+        applications: u64,
+        /// How many of their jobs had not ended.
+        jobs: u64,
+    },
     /// The worker takes nothing new.
     Draining {
         /// How many attempts it still has; none if the worker is unknown.
@@ -112,6 +124,8 @@ impl Head for ToCommand {
 pub struct ApplicationRow {
     /// The application.
     pub application_id: ApplicationId,
+    /// Whose it is; none if nobody with a key has attached it.
+    pub user: Option<UserName>,
     /// Whether it is connected.
     pub connected: bool,
     /// For how long it has been away, in seconds; none while it is connected.
@@ -148,8 +162,10 @@ pub struct Status {
 pub struct JobRow {
     /// The job.
     pub job_id: JobId,
-    /// Whose it is.
+    /// The application that scheduled it.
     pub application_id: ApplicationId,
+    /// Whose that is; none if nobody with a key has attached it.
+    pub user: Option<UserName>,
     /// The service's name.
     pub service: String,
     /// As given by the user; empty if none.

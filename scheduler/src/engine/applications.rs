@@ -130,7 +130,8 @@ impl Engine {
         self.use_bundle(self.bundle_of(session));
         let accepted_through = self.sessions[session].accepted;
         self.send(peer, Message::Attached { epoch: self.settings.epoch, accepted_through });
-        self.note(Note::ApplicationAttached { application: id, session: session_id });
+        let user = self.applications[application].terms.owner.clone();
+        self.note(Note::ApplicationAttached { application: id, user, session: session_id });
         self.totals_changed(application);
     }
 

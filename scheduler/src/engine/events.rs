@@ -264,6 +264,8 @@ pub(crate) struct ListedJobs {
 pub(crate) enum Note {
     ApplicationAttached {
         application: ApplicationId,
+        /// Who owns it.
+        user: Option<UserName>,
         session: SessionId,
     },
     ApplicationLeft {

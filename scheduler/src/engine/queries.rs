@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
-use lrts_core::ids::{ApplicationId, AttemptId, JobId, WorkerId};
+use lrts_core::ids::{ApplicationId, AttemptId, JobId, UserName, WorkerId};
 use lrts_core::status::{JobState, WorkerState};
 
 use super::Engine;
@@ -15,11 +15,16 @@ use super::jobs::{Node, Phase};
 use super::slab::NONE;
 use super::workers::{Standing, Verdict};
 
+/// Why a job waits that only workers could run which take nothing new.
+const DRAINING: &str = "all workers that could run it are draining: start one anew, or another one";
+
 /// A job as people see it.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct JobListing {
     pub(crate) job: JobId,
     pub(crate) application: ApplicationId,
+    /// Who owns that.
+    pub(crate) user: Option<UserName>,
     pub(crate) service: String,
     pub(crate) label: String,
     pub(crate) state: JobState,
@@ -58,6 +63,8 @@ pub(crate) struct WorkerListing {
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct ApplicationListing {
     pub(crate) application: ApplicationId,
+    /// Who owns it.
+    pub(crate) user: Option<UserName>,
     /// For how long it has been away; none while it is connected.
     pub(crate) away: Option<Duration>,
     /// How many of its jobs stand where.
@@ -96,7 +103,8 @@ impl Engine {
     }
 
     fn list_job(&self, job: u32, node: &Node, now: Moment) -> JobListing {
-        let recipe = &self.jobs.specs[node.spec].recipe;
+        let spec = &self.jobs.specs[node.spec];
+        let recipe = &spec.recipe;
         let live = self.live_attempt(job).map(|attempt| &self.attempts[attempt]);
         let worker = match node.phase {
             Phase::Ended { report, .. } => self.jobs.ended[report].report.worker,
@@ -107,6 +115,7 @@ impl Engine {
         JobListing {
             job: self.job_id(job),
             application: recipe.application,
+            user: self.applications[spec.application].terms.owner.clone(),
             service: recipe.service.to_string(),
             label: recipe.options.get_label().to_owned(),
             state: node.state(),
@@ -183,22 +192,28 @@ impl Engine {
         }
         let mut refusals = Vec::new();
         let mut largest = None;
+        let mut draining = None;
         let mut present = false;
         for (_, worker) in self.workers.all.iter().filter(|(_, worker)| worker.standing != Standing::Lost) {
             present = true;
             match worker.verdicts.get(&spec.bundle) {
                 Some(Verdict::Refused(reason)) => refusals.push(reason.as_str()),
                 Some(Verdict::Unsuited) => {}
+                Some(Verdict::Likely | Verdict::Proven) | None if worker.draining.is_some() => {
+                    draining = draining.max(Some(worker.slots));
+                }
                 Some(Verdict::Likely | Verdict::Proven) | None => largest = largest.max(Some(worker.slots)),
             }
         }
         let waits = match largest {
             _ if !present => "no worker is connected".to_owned(),
-            None => "no worker that is connected runs such programs".to_owned(),
-            Some(largest) if largest < spec.slots => {
+            Some(largest) if largest >= spec.slots => String::new(),
+            _ if draining >= Some(spec.slots) => DRAINING.to_owned(),
+            None if draining.is_none() => "no worker that is connected runs such programs".to_owned(),
+            _ => {
+                let largest = largest.max(draining).unwrap_or_default();
                 format!("needs {} slots: the largest worker has {largest}", spec.slots)
             }
-            Some(_) => String::new(),
         };
         join(&waits, &refusals.join("; "))
     }
@@ -208,6 +223,7 @@ impl Engine {
         applications
             .map(|application| ApplicationListing {
                 application: application.id,
+                user: application.terms.owner.clone(),
                 away: match application.presence {
                     Presence::Here { .. } => None,
                     Presence::Away { since } => Some(now.since(since)),

@@ -273,6 +273,7 @@ async fn orders_of_commands_are_answered_once_they_are_durable() {
         FromCommand::Drain { worker: secret().worker(), deadline: None },
         FromCommand::Cancel { jobs: vec![job] },
         FromCommand::CancelApplication { application: "test".parse().unwrap() },
+        FromCommand::CancelUser { user: "ann".parse().unwrap() },
     ];
     let mut command = scheduler.connect(Role::Admin).await;
     for order in orders {
@@ -292,6 +293,7 @@ async fn orders_of_commands_are_answered_once_they_are_durable() {
                 (FromCommand::Drain { .. }, ToCommand::Draining { .. })
                     | (FromCommand::Cancel { .. }, ToCommand::Cancelled { .. })
                     | (FromCommand::CancelApplication { .. }, ToCommand::ApplicationCancelled { .. })
+                    | (FromCommand::CancelUser { .. }, ToCommand::UserCancelled { .. })
             ),
             "{answer:?} to {order:?}"
         );

@@ -15,8 +15,10 @@ use std::time::Duration;
 use lrts_core::clock::wall_clock;
 use lrts_core::ids::{JobId, SessionId};
 use lrts_core::limits::SUBMIT_JOBS;
+use lrts_core::private_dir::file_options;
 use lrts_core::protocol::codec;
 use lrts_core::spec::JobOptions;
+use redb::backends::FileBackend;
 use redb::{
     Database, ReadTransaction, ReadableTable, StorageBackend, Table, TableDefinition, WriteTransaction,
 };
@@ -73,10 +75,10 @@ pub(super) fn reopen_database(path: &Path, lasting: bool) -> Result<Database, re
 fn open(path: &Path, lasting: bool, check: bool) -> Result<Database, redb::DatabaseError> {
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(check);
+    let file = file_options().open(path)?;
     if lasting {
-        return builder.create(path);
+        return builder.create_with_backend(FileBackend::new(file)?);
     }
-    let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
     builder.create_with_backend(Unsynced(file))
 }
 

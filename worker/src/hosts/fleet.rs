@@ -236,6 +236,11 @@ impl Fleet {
         }
     }
 
+    /// How many hosts of an earlier run haven't said what they have.
+    pub(crate) fn unheard(&self) -> usize {
+        self.asked.len()
+    }
+
     /// The bundles that are being fetched, and from which offset on they are lacking.
     pub(crate) fn wanted(&self) -> impl Iterator<Item = (BundleDigest, u64)> {
         self.fetches.iter().map(|(&digest, fetch)| (digest, fetch.next_offset()))

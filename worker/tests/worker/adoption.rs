@@ -252,14 +252,25 @@ async fn what_a_killed_host_leaves_in_sessions_of_its_own_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_worker_leaves_its_jobs_alone() {
+async fn a_refused_worker_leaves_its_jobs_alone_and_says_so() {
     let mut machine = Machine::start("stop").await;
     let file = machine.file();
     let job = machine.run(1, "await", &Await { file }).await;
     machine.kill_worker().await;
     let other = Scheduler::start_for(lrts_core::transport::Role::Client).await;
     let refused = Machine::worker(&other, machine.directory.path(), "stop");
-    assert_eq!(end_of(refused).await.0, Some(4));
+    let (code, log) = end_of(refused).await;
+    assert_eq!(code, Some(4));
+    let state = machine.directory.path().join("state");
+    let said = log.lines().find(|line| line.contains("jobs go on without the worker"));
+    let said = said.unwrap_or_else(|| panic!("{log}"));
+    assert!(said.contains("for_s=60") && said.contains(state.to_str().unwrap()), "{said}");
     assert!(is_alive(job));
     assert_eq!(only(&machine.restart("stop").await).pid, job);
+
+    // As an operator ends what such a worker has left.
+    machine.kill_worker().await;
+    let refused = worker_with(other.port(), &state, &["--orphan-grace", "0s"]);
+    assert_eq!(end_of(refused).await.0, Some(4));
+    until("host and job are gone", || !is_alive(machine.hosts[0]) && !is_alive(job)).await;
 }

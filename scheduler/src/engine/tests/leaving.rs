@@ -97,6 +97,25 @@ fn a_draining_worker_takes_nothing_new_and_ends_what_it_has() {
 }
 
 #[test]
+fn a_job_that_waits_for_draining_workers_alone_says_so() {
+    let mut cluster = Cluster::new();
+    let (application, session) = cluster.application("a", 1);
+    cluster.worker(1, 4);
+    cluster.drain(1, None);
+    cluster.submit(application, 1, JobOptions::new().slots(2), &[1]);
+    let reason = |cluster: &Cluster| cluster.reason(session.job(1));
+    let draining = "all workers that could run it are draining: start one anew, or another one";
+    assert_eq!(reason(&cluster), draining);
+    // Another one is of no use if it is too small.
+    cluster.worker(2, 1);
+    assert_eq!(reason(&cluster), draining);
+    cluster.submit(application, 2, JobOptions::new().slots(5), &[1]);
+    assert_eq!(cluster.reason(session.job(2)), "needs 5 slots: the largest worker has 4");
+    cluster.worker(3, 2);
+    assert_eq!(reason(&cluster), "", "it is placed there");
+}
+
+#[test]
 fn what_was_sent_ahead_to_a_draining_worker_comes_back() {
     let mut cluster = Cluster::new();
     let (application, session) = cluster.application("a", 1);

@@ -5,7 +5,7 @@ use lrts_core::spec::JobOptions;
 use lrts_core::status::JobState;
 
 use super::cluster::{Cluster, Outcome, attach_of, attempt, job_of};
-use crate::engine::{Attach, Credit, Event, Message, Peer, Reason, Submit};
+use crate::engine::{Attach, Credit, Event, Message, Note, Peer, Reason, Submit};
 
 fn refused(outcome: &Outcome, peer: Peer) -> bool {
     let owner = Reason::Owner(Cluster::id_of("a"));
@@ -56,6 +56,26 @@ fn without_keys_everybody_may_and_owners_stay() {
     cluster.handle(Event::DetachAsked { peer: nobodys });
     let (bobs, attached) = cluster.attach_as(Some("bob"), "a", 3);
     assert!(refused(&attached, bobs));
+}
+
+#[test]
+fn lists_and_notes_say_whose_an_application_is() {
+    let mut cluster = Cluster::new();
+    let ann = Some("ann".parse().unwrap());
+    let (anns, attached) = cluster.attach_as(Some("ann"), "a", 1);
+    let (application, session) = (Cluster::id_of("a"), SessionId(1));
+    assert!(attached.notes(&Note::ApplicationAttached { application, user: ann.clone(), session }));
+    cluster.submit(anns, 1, JobOptions::new(), &[1]);
+    let (_, attached) = cluster.attach_as(None, "b", 2);
+    let (application, session) = (Cluster::id_of("b"), SessionId(2));
+    assert!(attached.notes(&Note::ApplicationAttached { application, user: None, session }));
+
+    cluster.restart();
+    let listings = cluster.engine.application_listings(cluster.now);
+    let users = listings.iter().map(|listing| (listing.application, listing.user.clone()));
+    assert_eq!(users.collect::<Vec<_>>(), [(Cluster::id_of("a"), ann.clone()), (Cluster::id_of("b"), None)]);
+    let jobs = cluster.engine.job_page(0, usize::MAX, cluster.now).jobs;
+    assert_eq!(jobs.iter().map(|listing| &listing.user).collect::<Vec<_>>(), [&ann]);
 }
 
 #[test]
