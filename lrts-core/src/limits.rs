@@ -92,7 +92,8 @@ pub const BUNDLE_CHUNK_BYTES: usize = 1 << 20;
 /// Most bytes of a piece that each compressed byte may stand for: 1 MiB of zeros takes about 40.
 pub const BUNDLE_RATIO: usize = 1 << 15;
 
-/// Pieces, in bytes before compression, that wait for the scheduler's disk. What comes beyond it is asked for again.
+/// Pieces, in bytes before compression, that wait for the scheduler's disk: of one user never more than what is left of it. What comes
+/// beyond it is asked for again.
 pub const BUNDLE_BACKLOG_BYTES: usize = 64 << 20;
 
 /// Programs that one connection may be sending.

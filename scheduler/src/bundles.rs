@@ -1,7 +1,7 @@
 //! Programs that applications ship: taken in once, kept as files by digest, handed out to workers.
 //!
-//! A file is written as `DIGEST.NUMBER.part`, continued where it ended, verified, synced, then renamed. One thread does all writing,
-//! each handing out is a task that reads a piece only when the worker has room for it: no bundle is ever in memory as a whole,
+//! A file is written as `DIGEST.NUMBER.part`, continued where it ended, verified, synced, then renamed. One thread writes, another one
+//! verifies, each handing out is a task that reads a piece only when the worker has room for it: no bundle is ever in memory as a whole,
 //! and the event loop never waits for a disk.
 //!
 //! Several applications may have the same program. Whether what one sends is right shows at the end only, and how fast it is says

@@ -12,7 +12,8 @@ use std::time::UNIX_EPOCH;
 use bytes::Bytes;
 use lrts_core::bundle::{digest_file, restore_chunk};
 use lrts_core::clock::wall_clock;
-use lrts_core::ids::BundleDigest;
+use lrts_core::ids::{BundleDigest, UserName};
+use lrts_core::limits::BUNDLE_BACKLOG_BYTES;
 use lrts_core::private_dir;
 use lrts_core::protocol::codec;
 use lrts_core::spec::Platform;
@@ -23,48 +24,90 @@ use super::upload::Half;
 use super::{Complete, KEPT, Outcome};
 use crate::engine::Platforms;
 
-/// What the writing thread does.
+/// What the disk is told to do, in order.
 pub(super) enum Work {
-    Write { digest: BundleDigest, number: u64, offset: u64, bytes: u32, compressed: Bytes },
+    Write(Piece),
     Finish { digest: BundleDigest, number: u64 },
     Describe { digest: BundleDigest, platforms: Platforms },
     Abandon { digest: BundleDigest, number: u64 },
     Remove { digest: BundleDigest },
 }
 
-/// The writing thread's orders. It ends with them.
+/// A piece of a file, in the backlog for as long as this lives.
+pub(super) struct Piece {
+    digest: BundleDigest,
+    number: u64,
+    offset: u64,
+    bytes: u32,
+    compressed: Bytes,
+    /// All that wait, and those of the same user.
+    backlogs: [Arc<AtomicUsize>; 2],
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        for backlog in &self.backlogs {
+            backlog.fetch_sub(self.bytes as usize, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The orders of two threads, which end with them: one writes, the other one does all that comes after. To verify a large file takes
+/// long, to sync many small ones too, and nobody else's pieces wait for that.
 pub(super) struct Disk {
-    work: blocking::Sender<Work>,
+    pub(super) work: blocking::Sender<Work>,
     /// Bytes of pieces that are to be written, as they will be in the file.
     pub(super) backlog: Arc<AtomicUsize>,
+    /// Those of each user who has some.
+    backlogs: BTreeMap<Option<UserName>, Arc<AtomicUsize>>,
 }
 
 impl Disk {
-    /// Starts the thread, and returns where it says how uploads end.
+    /// Starts the threads, and returns where they say how uploads end.
     ///
     /// # Errors
     ///
-    /// If it can't be started.
+    /// If one can't be started.
     pub(super) fn start(directory: PathBuf) -> io::Result<(Self, mpsc::UnboundedReceiver<Outcome>)> {
         let (work, orders) = blocking::channel();
+        let (rest, written) = blocking::channel();
         let (sender, outcomes) = mpsc::unbounded_channel();
-        let backlog = Arc::new(AtomicUsize::new(0));
-        let left = Arc::clone(&backlog);
-        let thread = std::thread::Builder::new().name("bundles".to_owned());
-        thread.spawn(move || write(&directory, &orders, &left, &sender))?;
-        Ok((Self { work, backlog }, outcomes))
+        let files = Files { directory, outcomes: sender };
+        let verifier = files.clone();
+        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        thread("bundles").spawn(move || files.write(&orders, &rest))?;
+        thread("bundles-verify").spawn(move || verifier.finish_all(&written))?;
+        Ok((Self { work, backlog: Arc::default(), backlogs: BTreeMap::new() }, outcomes))
     }
 
     pub(super) fn order(&self, work: Work) {
-        if let Work::Write { bytes, .. } = &work {
-            self.backlog.fetch_add(*bytes as usize, Ordering::Relaxed);
-        }
         self.work.send(work).expect("the writer lives as long as its orders come");
     }
 
-    /// How many bytes of pieces wait for the disk.
-    pub(super) fn backlog(&self) -> usize {
-        self.backlog.load(Ordering::Relaxed)
+    /// Whether a user's piece of this length finds room in the backlog. A user has no more of it than is left for all others, so one
+    /// who sends faster than the disk writes leaves half of it free.
+    pub(super) fn has_time_for(&self, user: Option<&UserName>, bytes: u32) -> bool {
+        let own = self.backlogs.get(&user.cloned()).map_or(0, |backlog| backlog.load(Ordering::Relaxed));
+        own + bytes as usize + self.backlog.load(Ordering::Relaxed) <= BUNDLE_BACKLOG_BYTES
+    }
+
+    /// Has a user's piece written.
+    pub(super) fn write(
+        &mut self,
+        user: Option<UserName>,
+        (digest, number): (BundleDigest, u64),
+        offset: u64,
+        bytes: u32,
+        compressed: Bytes,
+    ) {
+        if !self.backlogs.contains_key(&user) {
+            self.backlogs.retain(|_, backlog| Arc::strong_count(backlog) > 1);
+        }
+        let backlogs = [&self.backlog, self.backlogs.entry(user).or_default()].map(Arc::clone);
+        for backlog in &backlogs {
+            backlog.fetch_add(bytes as usize, Ordering::Relaxed);
+        }
+        self.order(Work::Write(Piece { digest, number, offset, bytes, compressed, backlogs }));
     }
 }
 
@@ -155,62 +198,77 @@ pub(super) fn scan(
     Ok((complete, halves))
 }
 
-/// The writing thread.
-fn write(
-    directory: &Path,
-    work: &blocking::Receiver<Work>,
-    backlog: &AtomicUsize,
-    outcomes: &mpsc::UnboundedSender<Outcome>,
-) {
-    // Files of which nothing more is written, until they are abandoned.
-    let mut failed: BTreeSet<u64> = BTreeSet::new();
-    for work in work {
-        let (digest, number, result) = match work {
-            Work::Write { digest, number, offset, bytes, compressed } => {
-                backlog.fetch_sub(bytes as usize, Ordering::Relaxed);
-                if failed.contains(&number) {
+/// What the threads know.
+#[derive(Clone)]
+struct Files {
+    directory: PathBuf,
+    outcomes: mpsc::UnboundedSender<Outcome>,
+}
+
+impl Files {
+    /// The thread that writes, and hands on what comes after.
+    fn write(&self, orders: &blocking::Receiver<Work>, rest: &blocking::Sender<Work>) {
+        // Files of which nothing more is written, until they are abandoned.
+        let mut failed: BTreeSet<u64> = BTreeSet::new();
+        for work in orders {
+            match work {
+                Work::Write(piece) => {
+                    let (digest, number) = (piece.digest, piece.number);
+                    if !failed.contains(&number)
+                        && let Err(error) = write_piece(&self.directory, &piece)
+                    {
+                        failed.insert(number);
+                        self.failed(digest, number, &error);
+                    }
                     continue;
                 }
-                let written = write_piece(&part(directory, digest, number), offset, bytes, &compressed);
-                (digest, number, written.map(|()| None))
+                Work::Finish { number, .. } if failed.contains(&number) => continue,
+                Work::Abandon { number, .. } => drop(failed.remove(&number)),
+                Work::Finish { .. } | Work::Describe { .. } | Work::Remove { .. } => {}
             }
-            Work::Finish { number, .. } if failed.contains(&number) => continue,
-            Work::Finish { digest, number } => {
-                let finished = finish(directory, digest, number);
-                (digest, number, finished.map(|()| Some(Outcome::Stored { digest, number })))
+            if rest.send(work).is_err() {
+                return;
             }
-            Work::Describe { digest, platforms } => {
-                if let Err(error) = describe(directory, digest, &platforms) {
-                    warn!(bundle = %digest, %error, "what a bundle was built for isn't kept");
-                }
-                continue;
-            }
-            Work::Abandon { digest, number } => {
-                failed.remove(&number);
-                remove_part(directory, digest, number);
-                continue;
-            }
-            Work::Remove { digest } => {
-                // Without the bundle it says nothing.
-                let _ = fs::remove_file(description(directory, digest));
-                if let Err(error) = fs::remove_file(directory.join(digest.to_string())) {
-                    warn!(bundle = %digest, %error, "bundle not deleted");
-                }
-                continue;
-            }
-        };
-        let outcome = match result {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                failed.insert(number);
-                remove_part(directory, digest, number);
-                let reason = format!("the scheduler can't store the bundle: {error}");
-                Some(Outcome::Failed { digest, number, reason })
-            }
-        };
-        if outcome.is_some_and(|outcome| outcomes.send(outcome).is_err()) {
-            return;
         }
+    }
+
+    /// The thread that does the rest.
+    fn finish_all(&self, orders: &blocking::Receiver<Work>) {
+        let directory = &self.directory;
+        for work in orders {
+            match work {
+                Work::Write(_) => {}
+                Work::Finish { digest, number } => match finish(directory, digest, number) {
+                    Ok(()) => self.tell(Outcome::Stored { digest, number }),
+                    Err(error) => self.failed(digest, number, &error),
+                },
+                Work::Describe { digest, platforms } => {
+                    if let Err(error) = describe(directory, digest, &platforms) {
+                        warn!(bundle = %digest, %error, "what a bundle was built for isn't kept");
+                    }
+                }
+                Work::Abandon { digest, number } => remove_part(directory, digest, number),
+                Work::Remove { digest } => {
+                    // Without the bundle it says nothing.
+                    let _ = fs::remove_file(description(directory, digest));
+                    if let Err(error) = fs::remove_file(directory.join(digest.to_string())) {
+                        warn!(bundle = %digest, %error, "bundle not deleted");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nothing comes of this file.
+    fn failed(&self, digest: BundleDigest, number: u64, error: &io::Error) {
+        remove_part(&self.directory, digest, number);
+        let reason = format!("the scheduler can't store the bundle: {error}");
+        self.tell(Outcome::Failed { digest, number, reason });
+    }
+
+    fn tell(&self, outcome: Outcome) {
+        // Nobody listens any more once the scheduler has ended.
+        let _ = self.outcomes.send(outcome);
     }
 }
 
@@ -220,10 +278,12 @@ fn remove_part(directory: &Path, digest: BundleDigest, number: u64) {
 }
 
 /// Opens the file for each piece: what keeps files open is the number of peers.
-fn write_piece(path: &Path, offset: u64, bytes: u32, compressed: &[u8]) -> io::Result<()> {
-    let piece = restore_chunk(compressed, bytes)?;
+fn write_piece(directory: &Path, piece: &Piece) -> io::Result<()> {
+    let Piece { digest, number, offset, .. } = *piece;
+    let content = restore_chunk(&piece.compressed, piece.bytes)?;
+    let path = part(directory, digest, number);
     let file = private_dir::file_options().truncate(offset == 0).open(path)?;
-    file.write_all_at(&piece, offset)
+    file.write_all_at(&content, offset)
 }
 
 /// Verifies an upload and gives it its name.

@@ -12,7 +12,6 @@ use bytes::Bytes;
 use lrts_core::bundle::{check_chunk, chunk_bytes};
 use lrts_core::clock::Moment;
 use lrts_core::ids::{BundleDigest, UserName};
-use lrts_core::limits::BUNDLE_BACKLOG_BYTES;
 use lrts_core::protocol::application::ToApplication;
 use lrts_core::transport::ConnectionId;
 use tracing::{debug, info};
@@ -90,7 +89,7 @@ impl Bundles {
         let (number, user) = (part.number, who.user.clone());
         let file = FileId::Part(digest, number);
         let mut events = Vec::new();
-        let is_taken = is_next && self.disk.backlog() + bytes as usize <= BUNDLE_BACKLOG_BYTES && {
+        let is_taken = is_next && self.disk.has_time_for(user.as_ref(), bytes) && {
             events = self.make_room(file, user.as_ref(), end);
             self.room.has(file, end)
         };
@@ -104,7 +103,7 @@ impl Bundles {
         }
         (part.received, part.flow, part.heard) = (end, Flow::InOrder, Moment::now());
         self.room.set(file, Some(Charge { bytes: end, need: Need::Sent }));
-        self.disk.order(Work::Write { digest, number, offset, bytes, compressed });
+        self.disk.write(user, (digest, number), offset, bytes, compressed);
         if is_last {
             self.disk.order(Work::Finish { digest, number });
         }

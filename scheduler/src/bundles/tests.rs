@@ -57,12 +57,16 @@ impl Client {
 
 impl Store {
     async fn start() -> Self {
+        Self::with_room(ROOM).await
+    }
+
+    async fn with_room(room: u64) -> Self {
         let sockets = SocketDir::create().unwrap();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let server =
             Server::bind(ServerConfig::insecure(address, sockets.path(), vec![Role::Client])).await.unwrap();
         let directory = tempfile::tempdir().unwrap();
-        let bundles = Bundles::open(directory.path().join("bundles"), ROOM, server.handle()).unwrap();
+        let bundles = Bundles::open(directory.path().join("bundles"), room, server.handle()).unwrap();
         Self { bundles, server, sockets, directory, peers: 0 }
     }
 
@@ -628,6 +632,81 @@ async fn what_the_disk_has_no_time_for_is_asked_for_again() {
     assert_eq!(store.outcome().await, ["completed"]);
 }
 
+/// A disk that does what it is told when the test says so.
+struct SlowDisk {
+    orders: std::sync::mpsc::Receiver<Work>,
+    disk: std::sync::mpsc::Sender<Work>,
+}
+
+impl SlowDisk {
+    fn new(store: &mut Store) -> Self {
+        let (sender, orders) = std::sync::mpsc::channel();
+        Self { orders, disk: std::mem::replace(&mut store.bundles.disk.work, sender) }
+    }
+
+    /// Does so many of its orders, and waits until that is done.
+    async fn go_on(&self, store: &mut Store, orders: usize) -> Vec<&'static str> {
+        for work in self.orders.try_iter().take(orders) {
+            self.disk.send(work).unwrap();
+        }
+        let digest = BundleDigest([0xff; 32]);
+        self.disk.send(Work::Finish { digest, number: 0 }).unwrap();
+        let mut events = Vec::new();
+        loop {
+            let outcome = tokio::time::timeout(PATIENCE, store.bundles.outcomes.recv()).await;
+            match outcome.expect("the disk answers").expect("the writer lives") {
+                Outcome::Failed { number: 0, .. } => return events,
+                outcome => events.extend(words(store.bundles.uploaded(outcome))),
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sends_more_than_the_disk_writes_leaves_it_time_for_others() {
+    const BACKLOG: u64 = (BUNDLE_BACKLOG_BYTES as u64) / CHUNK;
+    let mut store = Store::with_room(8 << 30).await;
+    let program = Program::new(40 << 20);
+    let endless = BundleDigest([1; 32]);
+    let zeros = zstd_of(&[0; BUNDLE_CHUNK_BYTES]);
+    let mut greedy = Vec::new();
+    for _ in 0..3 {
+        greedy.push(store.connect_as("eve").await);
+    }
+    for (number, client) in (0..).zip(&mut greedy) {
+        store.offer_bytes(client, endless, BUNDLE_BYTES);
+        store.look(UPLOAD_STALL * 10 * number);
+        client.is_asked().await;
+    }
+    let disk = SlowDisk::new(&mut store);
+    let mut honest = store.connect_as("ann").await;
+    store.offer(&honest, &program);
+    let mut wanted = honest.is_asked().await;
+    let mut passes = 0;
+    loop {
+        // Each piece again and again, so that it comes right when there is room.
+        for client in &greedy {
+            for _ in 0..2 * BACKLOG {
+                let part = store.bundles.part(endless, client.connection).unwrap();
+                let offset = part.received;
+                store.bundles.chunk(client.connection, endless, offset, CHUNK as u32, zeros.clone()).unwrap();
+            }
+        }
+        store.send(&honest, program.digest, &program.content, wanted).unwrap();
+        passes += 1;
+        assert!(passes < 60, "{wanted} bytes have come through");
+        let events = disk.go_on(&mut store, 4).await;
+        if store.bundles.part(program.digest, honest.connection).is_none_or(|part| part.received == 40 << 20)
+        {
+            assert_eq!(events, [""; 0]);
+            break;
+        }
+        wanted = honest.is_asked().await;
+    }
+    while disk.go_on(&mut store, 100).await != ["completed"] {}
+    assert_eq!(honest.hear().await, ToApplication::BundleComplete { digest: program.digest });
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pieces_that_no_honest_application_sends_are_told_apart() {
     let mut store = Store::start().await;
@@ -650,7 +729,7 @@ async fn pieces_that_no_honest_application_sends_are_told_apart() {
     try_chunk(0, chunk, &right).unwrap();
     try_chunk(0, chunk, &right).unwrap();
     assert!(try_chunk(u64::from(chunk), 6, &zstd_of(&[0; 6])).is_err());
-    assert!(store.bundles.disk.backlog() <= BUNDLE_CHUNK_BYTES);
+    assert!(store.bundles.disk.backlog.load(Ordering::Relaxed) <= BUNDLE_CHUNK_BYTES);
 }
 
 #[tokio::test(flavor = "multi_thread")]
