@@ -78,11 +78,17 @@ pub(crate) enum Outcome {
         digest: BundleDigest,
         number: u64,
     },
-    /// What came of it as this file, see [`upload::Part::number`], is of no use or can't be kept. The file is gone.
+    /// What was sent of it as this file, see [`upload::Part::number`], is of no use. The file is gone.
     Failed {
         digest: BundleDigest,
         number: u64,
         reason: String,
+    },
+    /// What was sent of it as this file can't be kept for now. The file is gone.
+    DiskFailed {
+        digest: BundleDigest,
+        number: u64,
+        error: io::Error,
     },
     /// None is there yet: somebody is to be asked.
     Due,
@@ -103,6 +109,8 @@ pub(crate) struct Bundles {
     /// When it is looked whether there is room for senders that wait for some. None if none does.
     next_look: Option<Moment>,
     disk: Disk,
+    /// When the disk failed last.
+    disk_failed: Option<Moment>,
     outcomes: mpsc::UnboundedReceiver<Outcome>,
     downloads: JoinSet<()>,
     by_worker: BTreeMap<(ConnectionId, BundleDigest), AbortHandle>,
@@ -141,6 +149,7 @@ impl Bundles {
             files,
             next_look: None,
             disk,
+            disk_failed: None,
             outcomes,
             downloads: JoinSet::new(),
             by_worker: BTreeMap::new(),
@@ -249,6 +258,7 @@ impl Bundles {
             Outcome::Failed { digest, number, reason } => {
                 self.failed(digest, number, reason).into_iter().collect()
             }
+            Outcome::DiskFailed { digest, number, error } => self.could_not_write(digest, number, &error),
             Outcome::Due => self.look(Moment::now()),
         }
     }
@@ -276,7 +286,7 @@ impl Bundles {
         Some(Event::BundleCompleted { digest, platforms })
     }
 
-    /// What was sent is of no use, or can't be kept. If it is one sender's alone, that one is refused, and nobody else.
+    /// What was sent is of no use. If it is one sender's alone, that one is refused, and nobody else.
     fn failed(&mut self, digest: BundleDigest, number: u64, reason: String) -> Option<Event> {
         warn!(bundle = %digest, %reason, "bundle refused");
         self.abandon(digest, number);
@@ -295,6 +305,45 @@ impl Bundles {
         let source = self.remove_source(digest, connection)?;
         self.ask_unless_sent(digest);
         (!is_gone).then(|| self.refuse(&source.who, digest, reason))
+    }
+
+    /// The disk is full, or failed otherwise. Nobody is to blame, and somebody may mend it: what was sent is asked for again, once
+    /// in a while.
+    fn could_not_write(&mut self, digest: BundleDigest, number: u64, error: &io::Error) -> Vec<Event> {
+        let now = Moment::now();
+        if self.is_disk_failing(now) {
+            debug!(bundle = %digest, %error, "bundle not written");
+        } else {
+            warn!(bundle = %digest, %error, "the disk fails: programs on their way wait");
+        }
+        self.disk_failed = Some(now);
+        self.halves.retain(|_, half| half.number != number);
+        let sender = self.uploads.get_mut(&digest).and_then(|upload| upload.sender_of(number));
+        let Some(&mut Source { who: Offerer { connection, .. }, is_gone, bytes, .. }) = sender else {
+            self.abandon(digest, number);
+            return Vec::new();
+        };
+        let was_whole = sender.is_some_and(|source| source.is_whole());
+        self.begin_anew(digest, number);
+        if is_gone {
+            self.drop_source(digest, connection);
+        } else if was_whole {
+            self.wait(digest, connection, now);
+        }
+        let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        if is_full { self.free(bytes) } else { Vec::new() }
+    }
+
+    /// Deletes so much of what nobody needs, as far as there is that.
+    fn free(&mut self, mut bytes: u64) -> Vec<Event> {
+        let mut events = Vec::new();
+        while bytes > 0
+            && let Some(spare) = self.room.first_spare()
+        {
+            bytes = bytes.saturating_sub(self.room.taken_by(spare));
+            events.extend(self.delete(spare));
+        }
+        events
     }
 
     /// A worker lacks a bundle: it is sent piece by piece, as fast as the worker takes them.

@@ -198,6 +198,19 @@ pub(super) fn scan(
     Ok((complete, halves))
 }
 
+/// Whose fault it is that nothing comes of a file.
+enum Fault {
+    /// Of whoever sent it, or what it continued.
+    Sender(io::Error),
+    Disk(io::Error),
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::Disk(error)
+    }
+}
+
 /// What the threads know.
 #[derive(Clone)]
 struct Files {
@@ -215,10 +228,10 @@ impl Files {
                 Work::Write(piece) => {
                     let (digest, number) = (piece.digest, piece.number);
                     if !failed.contains(&number)
-                        && let Err(error) = write_piece(&self.directory, &piece)
+                        && let Err(fault) = write_piece(&self.directory, &piece)
                     {
                         failed.insert(number);
-                        self.failed(digest, number, &error);
+                        self.failed(digest, number, fault);
                     }
                     continue;
                 }
@@ -240,7 +253,7 @@ impl Files {
                 Work::Write(_) => {}
                 Work::Finish { digest, number } => match finish(directory, digest, number) {
                     Ok(()) => self.tell(Outcome::Stored { digest, number }),
-                    Err(error) => self.failed(digest, number, &error),
+                    Err(fault) => self.failed(digest, number, fault),
                 },
                 Work::Describe { digest, platforms } => {
                     if let Err(error) = describe(directory, digest, &platforms) {
@@ -260,10 +273,15 @@ impl Files {
     }
 
     /// Nothing comes of this file.
-    fn failed(&self, digest: BundleDigest, number: u64, error: &io::Error) {
+    fn failed(&self, digest: BundleDigest, number: u64, fault: Fault) {
         remove_part(&self.directory, digest, number);
-        let reason = format!("the scheduler can't store the bundle: {error}");
-        self.tell(Outcome::Failed { digest, number, reason });
+        self.tell(match fault {
+            Fault::Sender(error) => {
+                let reason = format!("the scheduler can't store the bundle: {error}");
+                Outcome::Failed { digest, number, reason }
+            }
+            Fault::Disk(error) => Outcome::DiskFailed { digest, number, error },
+        });
     }
 
     fn tell(&self, outcome: Outcome) {
@@ -278,27 +296,28 @@ fn remove_part(directory: &Path, digest: BundleDigest, number: u64) {
 }
 
 /// Opens the file for each piece: what keeps files open is the number of peers.
-fn write_piece(directory: &Path, piece: &Piece) -> io::Result<()> {
+fn write_piece(directory: &Path, piece: &Piece) -> Result<(), Fault> {
     let Piece { digest, number, offset, .. } = *piece;
-    let content = restore_chunk(&piece.compressed, piece.bytes)?;
+    let content = restore_chunk(&piece.compressed, piece.bytes).map_err(Fault::Sender)?;
     let path = part(directory, digest, number);
     let file = private_dir::file_options().truncate(offset == 0).open(path)?;
-    file.write_all_at(&content, offset)
+    file.write_all_at(&content, offset)?;
+    Ok(())
 }
 
 /// Verifies an upload and gives it its name.
-fn finish(directory: &Path, digest: BundleDigest, number: u64) -> io::Result<()> {
+fn finish(directory: &Path, digest: BundleDigest, number: u64) -> Result<(), Fault> {
     let path = part(directory, digest, number);
     let file = File::open(&path)?;
     let (found, _) = digest_file(&file)?;
     if found != digest {
-        return Err(io::Error::other(format!(
-            "the uploaded bytes have the digest {found}: upload the program again"
-        )));
+        let reason = format!("the uploaded bytes have the digest {found}: upload the program again");
+        return Err(Fault::Sender(io::Error::other(reason)));
     }
     file.sync_all()?;
     fs::rename(path, directory.join(digest.to_string()))?;
-    File::open(directory)?.sync_all()
+    File::open(directory)?.sync_all()?;
+    Ok(())
 }
 
 #[cfg(test)]

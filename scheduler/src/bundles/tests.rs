@@ -9,7 +9,7 @@ use lrts_core::transport::{
     SocketDir,
 };
 
-use super::receive::LOOK_AGAIN;
+use super::receive::{DISK_PAUSE, LOOK_AGAIN};
 use super::*;
 use crate::engine::Peer;
 
@@ -143,7 +143,7 @@ impl Store {
         let digest = BundleDigest([0xff; 32]);
         self.bundles.disk.order(Work::Finish { digest, number: 0 });
         let outcome = tokio::time::timeout(PATIENCE, self.bundles.outcomes.recv()).await.unwrap();
-        assert!(matches!(outcome, Some(Outcome::Failed { number: 0, .. })), "{outcome:?}");
+        assert!(matches!(outcome, Some(Outcome::DiskFailed { number: 0, .. })), "{outcome:?}");
         self.bundles.disk.order(Work::Abandon { digest, number: 0 });
     }
 
@@ -632,6 +632,63 @@ async fn what_the_disk_has_no_time_for_is_asked_for_again() {
     assert_eq!(store.outcome().await, ["completed"]);
 }
 
+impl Store {
+    /// Time passes until the disk is tried again.
+    fn disk_is_tried_again(&mut self) {
+        self.bundles.disk_failed = Some(Moment::now() - DISK_PAUSE);
+        assert_eq!(self.look(LOOK_AGAIN), [""; 0]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fails_is_nobodys_fault_and_is_tried_again() {
+    let mut store = Store::start().await;
+    let directory = store.directory.path().join("bundles");
+    let (program, second) = (Program::new(2_500_000), Program::new(10));
+    let (mut peer, mut other) = (store.connect().await, store.connect().await);
+    store.offer(&peer, &program);
+    assert_eq!(peer.is_asked().await, 0);
+    std::fs::remove_dir(&directory).unwrap();
+    store.send(&peer, program.digest, &program.content[..BUNDLE_CHUNK_BYTES], 0).unwrap();
+    assert_eq!(store.outcome().await, [""; 0]);
+    // It isn't interrupted, and nobody is asked in vain.
+    store.send(&peer, program.digest, &program.content, CHUNK).unwrap();
+    assert_eq!(store.offer(&other, &second), ["offered"]);
+    assert_eq!(store.look(LOOK_AGAIN), [""; 0]);
+    // Nor twice, when all of it came before the disk's word.
+    store.disk_is_tried_again();
+    assert_eq!((peer.is_asked().await, other.is_asked().await), (0, 0));
+    store.send(&peer, program.digest, &program.content, 0).unwrap();
+    assert_eq!(store.outcome().await, [""; 0]);
+    store.send(&other, second.digest, &second.content, 0).unwrap();
+    std::fs::create_dir(&directory).unwrap();
+    // When it is given its name, too.
+    let name = directory.join(program.digest.to_string());
+    std::fs::create_dir(&name).unwrap();
+    store.disk_is_tried_again();
+    assert_eq!((peer.is_asked().await, other.is_asked().await), (0, 0));
+    store.send(&peer, program.digest, &program.content, 0).unwrap();
+    assert_eq!(store.outcome().await, [""; 0]);
+    std::fs::remove_dir(&name).unwrap();
+    store.disk_is_tried_again();
+    assert_eq!(peer.is_asked().await, 0);
+    store.send(&peer, program.digest, &program.content, 0).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+    assert_eq!(peer.hear().await, ToApplication::BundleComplete { digest: program.digest });
+    store.send(&other, second.digest, &second.content, 0).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+    // What one sent who has left is gone, and on a full disk what nobody needs.
+    let third = Program::new(11);
+    store.offer(&other, &third);
+    store.send(&other, third.digest, &third.content, 0).unwrap();
+    store.bundles.left(other.connection);
+    let number = store.bundles.uploads[&third.digest].sources[0].part.as_ref().unwrap().number;
+    let error = io::ErrorKind::StorageFull.into();
+    let full = store.bundles.uploaded(Outcome::DiskFailed { digest: third.digest, number, error });
+    assert_eq!(words(full), ["forgotten"]);
+    assert!(store.bundles.uploads.is_empty());
+}
+
 /// A disk that does what it is told when the test says so.
 struct SlowDisk {
     orders: std::sync::mpsc::Receiver<Work>,
@@ -655,7 +712,7 @@ impl SlowDisk {
         loop {
             let outcome = tokio::time::timeout(PATIENCE, store.bundles.outcomes.recv()).await;
             match outcome.expect("the disk answers").expect("the writer lives") {
-                Outcome::Failed { number: 0, .. } => return events,
+                Outcome::DiskFailed { number: 0, .. } => return events,
                 outcome => events.extend(words(store.bundles.uploaded(outcome))),
             }
         }
