@@ -123,7 +123,7 @@ struct Complete {
     bytes: u64,
     /// By the wall clock, since it outlives the process.
     last_used: Duration,
-    /// What it was built for, as far as that was kept.
+    /// What it was built for.
     platforms: Platforms,
 }
 
@@ -164,7 +164,7 @@ impl Bundles {
         Ok(bundles)
     }
 
-    /// What is here from the start, for the engine. Where it isn't kept what one was built for, any worker may try.
+    /// What is here from the start, for the engine.
     pub(crate) fn complete_already(&self) -> Vec<Event> {
         let completed = |(&digest, complete): (&BundleDigest, &Complete)| Event::BundleCompleted {
             digest,
@@ -183,11 +183,8 @@ impl Bundles {
     ) -> Vec<Event> {
         if let Some(complete) = self.complete.get_mut(&digest) {
             complete.last_used = wall_clock();
-            let is_news = complete.platforms.add(platform.clone());
+            complete.platforms.add(platform);
             let platforms = complete.platforms.clone();
-            if is_news {
-                self.disk.order(Work::Describe { digest, platforms: platforms.clone() });
-            }
             self.charge(digest);
             self.tell(from.connection, &ToApplication::BundleComplete { digest });
             return vec![Event::BundleCompleted { digest, platforms }];
@@ -278,8 +275,6 @@ impl Bundles {
         if let Some(half) = self.halves.remove(&digest) {
             self.abandon(digest, half.number);
         }
-        // If it never gets that far, any worker may try the program.
-        self.disk.order(Work::Describe { digest, platforms: platforms.clone() });
         self.complete
             .insert(digest, Complete { bytes, last_used: wall_clock(), platforms: platforms.clone() });
         self.charge(digest);

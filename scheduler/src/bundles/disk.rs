@@ -15,8 +15,6 @@ use lrts_core::clock::wall_clock;
 use lrts_core::ids::{BundleDigest, UserName};
 use lrts_core::limits::BUNDLE_BACKLOG_BYTES;
 use lrts_core::private_dir;
-use lrts_core::protocol::codec;
-use lrts_core::spec::Platform;
 use tokio::sync::mpsc;
 use tracing::warn;
 
@@ -28,7 +26,6 @@ use crate::engine::Platforms;
 pub(super) enum Work {
     Write(Piece),
     Finish { digest: BundleDigest, number: u64 },
-    Describe { digest: BundleDigest, platforms: Platforms },
     Abandon { digest: BundleDigest, number: u64 },
     Remove { digest: BundleDigest },
 }
@@ -111,20 +108,14 @@ impl Disk {
     }
 }
 
-/// What a bundle was built for, beside it.
-fn description(directory: &Path, digest: BundleDigest) -> PathBuf {
-    directory.join(format!("{digest}{DESCRIPTION}"))
-}
-
-/// Suffix of descriptions, and of files that aren't whole.
-const DESCRIPTION: &str = ".platform";
+/// Suffix of files that aren't whole.
 const PART: &str = ".part";
 
 fn part(directory: &Path, digest: BundleDigest, number: u64) -> PathBuf {
     directory.join(format!("{digest}.{number}{PART}"))
 }
 
-/// Which bundle's part this is, and its number; none if it can't be continued: a description, or of a scheduler before.
+/// Which bundle's part this is, and its number; none if it can't be continued, being of a scheduler before.
 fn parse_part(name: &str) -> Option<(BundleDigest, Option<u64>)> {
     let name = name.strip_suffix(PART)?;
     let (digest, number) = name.split_once('.').unwrap_or((name, ""));
@@ -133,28 +124,13 @@ fn parse_part(name: &str) -> Option<(BundleDigest, Option<u64>)> {
     Some((digest.parse().ok()?, parsed.map(u64::from)))
 }
 
-/// Whoever reads it, at whatever moment, finds all of it or what was there before.
-fn describe(directory: &Path, digest: BundleDigest, platforms: &Platforms) -> io::Result<()> {
-    let path = description(directory, digest);
-    let part = directory.join(format!("{digest}{DESCRIPTION}{PART}"));
-    let written =
-        private_dir::write(&part, codec::encode(platforms)).and_then(|()| File::open(&part)?.sync_all());
-    written.and_then(|()| fs::rename(&part, path)).inspect_err(|_| {
-        // A full disk is short enough of room.
-        let _ = fs::remove_file(&part);
-    })
-}
-
-/// None if it isn't there or can't be read: an application that has the bundle says it again.
-fn read_platforms(path: &Path) -> Option<Platforms> {
-    let bytes = fs::read(path).ok()?;
-    // Schedulers before kept one account only.
-    let one = || codec::decode_local::<Platform>(&bytes).map(Platforms::from);
-    codec::decode_local(&bytes).or_else(|_| one()).ok()
+/// Schedulers before kept beside a bundle what it was built for.
+fn is_description(name: &str) -> bool {
+    name.strip_suffix(".platform").is_some_and(|name| name.parse::<BundleDigest>().is_ok())
 }
 
 /// The bundles that earlier schedulers left in a directory, and of the others the longest half of each. Halves that nobody has gone
-/// on with for long are deleted, and descriptions of what isn't there.
+/// on with for long are deleted. What the bundles were built for isn't known any more.
 ///
 /// # Errors
 ///
@@ -163,22 +139,21 @@ pub(super) fn scan(
     directory: &Path,
 ) -> io::Result<(BTreeMap<BundleDigest, Complete>, BTreeMap<BundleDigest, Half>)> {
     let (mut complete, mut halves) = (BTreeMap::new(), BTreeMap::<_, Half>::new());
-    let (mut parts, mut described) = (Vec::new(), Vec::new());
+    let mut parts = Vec::new();
     let now = wall_clock();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
-        let digest_before = |suffix: &str| name.strip_suffix(suffix).and_then(|name| name.parse().ok());
         let metadata = entry.metadata()?;
         let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
         if let Some((digest, number)) = parse_part(name) {
             parts.push((entry.path(), digest, number, metadata.len(), modified));
-        } else if let Some(digest) = digest_before(DESCRIPTION) {
-            described.push(digest);
-        } else if let Some(digest) = digest_before("") {
-            let platforms = read_platforms(&description(directory, digest)).unwrap_or_default();
-            complete.insert(digest, Complete { bytes: metadata.len(), last_used: modified, platforms });
+        } else if is_description(name) {
+            fs::remove_file(entry.path())?;
+        } else if let Ok(digest) = name.parse() {
+            let (bytes, platforms) = (metadata.len(), Platforms::Any);
+            complete.insert(digest, Complete { bytes, last_used: modified, platforms });
         }
     }
     for (path, digest, number, bytes, left) in parts {
@@ -191,9 +166,6 @@ pub(super) fn scan(
         if let Some(shorter) = halves.insert(digest, Half { bytes, left, number }) {
             fs::remove_file(part(directory, digest, shorter.number))?;
         }
-    }
-    for digest in described.into_iter().filter(|digest| !complete.contains_key(digest)) {
-        fs::remove_file(description(directory, digest))?;
     }
     Ok((complete, halves))
 }
@@ -237,7 +209,7 @@ impl Files {
                 }
                 Work::Finish { number, .. } if failed.contains(&number) => continue,
                 Work::Abandon { number, .. } => drop(failed.remove(&number)),
-                Work::Finish { .. } | Work::Describe { .. } | Work::Remove { .. } => {}
+                Work::Finish { .. } | Work::Remove { .. } => {}
             }
             if rest.send(work).is_err() {
                 return;
@@ -255,15 +227,8 @@ impl Files {
                     Ok(()) => self.tell(Outcome::Stored { digest, number }),
                     Err(fault) => self.failed(digest, number, fault),
                 },
-                Work::Describe { digest, platforms } => {
-                    if let Err(error) = describe(directory, digest, &platforms) {
-                        warn!(bundle = %digest, %error, "what a bundle was built for isn't kept");
-                    }
-                }
                 Work::Abandon { digest, number } => remove_part(directory, digest, number),
                 Work::Remove { digest } => {
-                    // Without the bundle it says nothing.
-                    let _ = fs::remove_file(description(directory, digest));
                     if let Err(error) = fs::remove_file(directory.join(digest.to_string())) {
                         warn!(bundle = %digest, %error, "bundle not deleted");
                     }
@@ -338,8 +303,9 @@ mod tests {
         }
         half(here, 5, 4);
         fs::write(directory.join(here.to_string()), "all of it").unwrap();
-        fs::write(description(directory, gone), "").unwrap();
-        // Of schedulers before, and what a description was to be.
+        // Of schedulers before.
+        fs::write(directory.join(format!("{gone}.platform")), "").unwrap();
+        fs::write(directory.join(format!("{here}.platform")), "").unwrap();
         fs::write(directory.join(format!("{new}.part")), "half").unwrap();
         fs::write(directory.join(format!("{here}.platform.part")), "").unwrap();
         let file = File::options().write(true).open(part(directory, old, 1)).unwrap();

@@ -136,6 +136,13 @@ impl Bundles {
         !self.unnamed.is_empty()
     }
 
+    /// What was said of programs before isn't known any more.
+    pub(super) fn forget_platforms(&mut self) {
+        for bundle in self.all.indices() {
+            self.all[bundle].platforms = Platforms::Any;
+        }
+    }
+
     /// Forgets those that nothing names. Returns them.
     fn forget_unnamed(&mut self) -> BTreeSet<u32> {
         let gone = std::mem::take(&mut self.unnamed);
@@ -332,10 +339,11 @@ impl Engine {
         let Some(Party::Worker(worker)) = self.heard(peer) else { return };
         // Of one that no application has named, nobody needs to know.
         if let Some(bundle) = self.bundles.find(&bundle) {
-            let note =
-                Note::WorkerRefusedBundle { worker: self.workers.all[worker].id, reason: reason.clone() };
-            self.note(note);
-            self.workers.all[worker].refuse(bundle, reason);
+            let record = &mut self.workers.all[worker];
+            let note = Note::WorkerRefusedBundle { worker: record.id, reason: reason.clone() };
+            if record.refuse(bundle, reason) {
+                self.note(note);
+            }
         }
         self.returned(peer, attempts);
     }

@@ -306,6 +306,7 @@ impl Engine {
             self.schedule_lease_check(worker);
             self.schedule_drain(worker);
         }
+        self.bundles.forget_platforms();
         for application in self.applications.indices() {
             self.start_absence(application);
         }

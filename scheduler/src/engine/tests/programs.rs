@@ -5,7 +5,7 @@ use lrts_core::spec::{BundleRef, JobOptions, Platform};
 use lrts_core::status::{FailureKind, JobState};
 
 use super::cluster::{Cluster, DIGEST, Outcome, attach_of, attempt, platform, registration};
-use crate::engine::{Event, Message, Peer, Registration};
+use crate::engine::{Action, Event, Message, Note, Peer, Platforms, Registration};
 
 fn offered(cluster: &mut Cluster, peer: Peer) -> Outcome {
     cluster.handle(Event::BundleOffered { peer, digest: DIGEST, platform: platform() })
@@ -171,6 +171,48 @@ fn a_wrong_word_is_put_right_by_whoever_comes_later() {
     let (anns, _) = cluster.attach_as(Some("ann"), "a", 1);
     completed(&mut cluster);
     assert_eq!(cluster.submit(anns, 1, JobOptions::new(), &[1]).starts().len(), 1);
+}
+
+#[test]
+fn a_wrong_word_after_a_restart_rules_out_no_worker() {
+    let mut cluster = Cluster::new();
+    let (_, job) = waiting(&mut cluster, "ann", "a", 1);
+    // What she said of it goes with the scheduler, and since her job is known there she doesn't say it again.
+    let settings = super::cluster::settings(1);
+    cluster.engine = crate::engine::Engine::restore(settings, cluster.store.load(cluster.now), cluster.now);
+    cluster.engine.take_restored();
+    cluster.attach_as(Some("ann"), "a", 1);
+    cluster.worker(1, 2);
+    misled(&mut cluster);
+    assert_eq!(cluster.engine.attempts_at(WorkerId(1)), Some(1), "{}", cluster.reason(job));
+    // Nor is one ruled out by what is said where a program was found from the start.
+    let here = Event::BundleCompleted { digest: DIGEST, platforms: Platforms::Any };
+    let mut cluster = Cluster::new();
+    cluster.worker(1, 2);
+    let (anns, _) = cluster.attach_as(Some("ann"), "a", 1);
+    cluster.handle(here);
+    misled(&mut cluster);
+    assert_eq!(cluster.submit(anns, 1, JobOptions::new(), &[1]).starts().len(), 1);
+}
+
+#[test]
+fn who_refuses_a_program_again_and_again_is_told_of_once() {
+    let mut cluster = Cluster::new();
+    let worker = cluster.worker(1, 1);
+    cluster.application("a", 1);
+    let mut notes = 0;
+    for reason in ["damaged", "damaged", "too old"] {
+        let refused = Event::BundleRefusedByWorker {
+            peer: worker,
+            bundle: BundleRef::Shipped(DIGEST),
+            reason: reason.into(),
+            attempts: Vec::new(),
+        };
+        let told = cluster.handle(refused).0.into_iter();
+        notes +=
+            told.filter(|action| matches!(action, Action::Note(Note::WorkerRefusedBundle { .. }))).count();
+    }
+    assert_eq!(notes, 1);
 }
 
 #[test]
