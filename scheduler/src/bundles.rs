@@ -25,7 +25,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use lrts_core::clock::{Moment, sleep_until, wall_clock};
 use lrts_core::ids::BundleDigest;
-use lrts_core::limits::{BUNDLE_BYTES, UPLOADS_PER_PEER};
+use lrts_core::limits::BUNDLE_BYTES;
 use lrts_core::private_dir;
 use lrts_core::protocol::application::ToApplication;
 use lrts_core::protocol::codec;
@@ -168,6 +168,7 @@ impl Bundles {
     pub(crate) fn complete_already(&self) -> Vec<Event> {
         let completed = |(&digest, complete): (&BundleDigest, &Complete)| Event::BundleCompleted {
             digest,
+            bytes: complete.bytes,
             platforms: complete.platforms.clone(),
         };
         self.complete.iter().map(completed).collect()
@@ -184,20 +185,13 @@ impl Bundles {
         if let Some(complete) = self.complete.get_mut(&digest) {
             complete.last_used = wall_clock();
             complete.platforms.add(platform);
-            let platforms = complete.platforms.clone();
+            let (bytes, platforms) = (complete.bytes, complete.platforms.clone());
             self.charge(digest);
             self.tell(from.connection, &ToApplication::BundleComplete { digest });
-            return vec![Event::BundleCompleted { digest, platforms }];
+            return vec![Event::BundleCompleted { digest, bytes, platforms }];
         }
         if bytes == 0 || bytes > BUNDLE_BYTES {
             let reason = format!("an executable of {bytes} bytes: 1 to {BUNDLE_BYTES} are allowed");
-            return vec![self.refuse(&from, digest, reason)];
-        }
-        let others =
-            self.uploads.iter().filter(|(other, upload)| **other != digest && upload.has(from.connection));
-        if others.count() >= UPLOADS_PER_PEER {
-            let reason =
-                format!("{UPLOADS_PER_PEER} other executables of yours are on their way: wait for them");
             return vec![self.refuse(&from, digest, reason)];
         }
         if self.room.is_too_small_for(bytes) {
@@ -205,26 +199,19 @@ impl Bundles {
         }
         let mut events = self.delete_old();
         // If an earlier upload of it failed, this one may not.
-        events.push(Event::BundleOffered { peer: from.peer, digest, platform: platform.clone() });
+        events.push(Event::BundleOffered { peer: from.peer, digest, bytes, platform: platform.clone() });
         let upload = self.uploads.entry(digest).or_insert_with(|| Upload::new(Moment::now()));
         upload.platforms.add(platform);
-        match upload.from(from.connection) {
-            None => upload.add(from, bytes),
-            // What it was told may not have arrived.
-            Some(source) if !source.is_whole() => {
-                let wanted = source.part.as_ref().map(|part| part.received);
-                if let Some(offset) = wanted {
-                    self.tell(from.connection, &ToApplication::BundleWanted { digest, offset });
-                }
-            }
-            Some(_) => {}
+        // No honest one repeats itself on one connection.
+        if !upload.has(from.connection) {
+            upload.add(from, bytes);
         }
         self.ask_unless_sent(digest);
         events
     }
 
     /// Tells an application that what it offered or sent is of no use. Returns what the engine is to know.
-    fn refuse(&self, who: &Offerer, digest: BundleDigest, reason: String) -> Event {
+    pub(crate) fn refuse(&self, who: &Offerer, digest: BundleDigest, reason: String) -> Event {
         self.tell(who.connection, &ToApplication::BundleRefused { digest, reason: reason.clone() });
         Event::BundleFailed { peer: who.peer, digest, reason }
     }
@@ -278,7 +265,7 @@ impl Bundles {
         self.complete
             .insert(digest, Complete { bytes, last_used: wall_clock(), platforms: platforms.clone() });
         self.charge(digest);
-        Some(Event::BundleCompleted { digest, platforms })
+        Some(Event::BundleCompleted { digest, bytes, platforms })
     }
 
     /// What was sent is of no use. If it is one sender's alone, that one is refused, and nobody else.

@@ -564,19 +564,13 @@ async fn the_disks_word_about_an_earlier_file_concerns_nobody_who_sends_now() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_sends_few_programs_at_a_time_and_small_ones_take_room_too() {
+async fn lengths_are_bounded_repeats_are_passed_over_and_small_files_take_room_too() {
     let mut store = Store::start().await;
     let (mut peer, mut other) = (store.connect().await, store.connect().await);
-    for number in 0..3 {
-        let events = store.offer_bytes(&peer, BundleDigest([number; 32]), 100);
-        let taken = usize::from(number) < UPLOADS_PER_PEER;
-        assert_eq!(events, [if taken { "offered" } else { "failed" }]);
-        if taken {
-            assert_eq!(peer.is_asked().await, 0)
-        } else {
-            assert!(peer.is_refused().await.contains("on their way"))
-        }
+    for _ in 0..3 {
+        assert_eq!(store.offer_bytes(&peer, BundleDigest([0; 32]), 100), ["offered"]);
     }
+    assert_eq!(peer.is_asked().await, 0);
     for bytes in [0, BUNDLE_BYTES + 1, u64::MAX] {
         assert_eq!(store.offer_bytes(&other, BundleDigest([9; 32]), bytes), ["failed"]);
         assert!(other.is_refused().await.contains("are allowed"));
