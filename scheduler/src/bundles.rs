@@ -37,7 +37,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, info, warn};
 
 use self::disk::{Disk, Work, scan};
-use self::download::{Download, send_to_worker};
+use self::download::{Download, Unreadable, send_to_worker};
 use self::room::{Charge, FileId, Need, Room, Spare};
 pub(crate) use self::upload::Offerer;
 use self::upload::{Half, Source, Upload};
@@ -90,6 +90,8 @@ pub(crate) enum Outcome {
         number: u64,
         error: io::Error,
     },
+    /// One that is here can't be read any more.
+    Unreadable(Unreadable),
     /// None is there yet: somebody is to be asked.
     Due,
 }
@@ -112,7 +114,7 @@ pub(crate) struct Bundles {
     /// When the disk failed last.
     disk_failed: Option<Moment>,
     outcomes: mpsc::UnboundedReceiver<Outcome>,
-    downloads: JoinSet<()>,
+    downloads: JoinSet<Result<(), Unreadable>>,
     by_worker: BTreeMap<(ConnectionId, BundleDigest), AbortHandle>,
     readers: Arc<Semaphore>,
 }
@@ -229,7 +231,12 @@ impl Bundles {
             let due = self.next_due();
             tokio::select! {
                 outcome = self.outcomes.recv() => return outcome.expect("the writer lives as long as its orders come"),
-                Some(_) = self.downloads.join_next() => self.by_worker.retain(|_, task| !task.is_finished()),
+                Some(ended) = self.downloads.join_next() => {
+                    self.by_worker.retain(|_, task| !task.is_finished());
+                    if let Ok(Err(unreadable)) = ended {
+                        return Outcome::Unreadable(unreadable);
+                    }
+                }
                 () = sleep_until(due) => return Outcome::Due,
             }
         }
@@ -243,6 +250,7 @@ impl Bundles {
                 self.failed(digest, number, reason).into_iter().collect()
             }
             Outcome::DiskFailed { digest, number, error } => self.could_not_write(digest, number, &error),
+            Outcome::Unreadable(unreadable) => self.could_not_read(&unreadable).into_iter().collect(),
             Outcome::Due => self.look(Moment::now()),
         }
     }
@@ -270,7 +278,8 @@ impl Bundles {
 
     /// What was sent is of no use. If it is one sender's alone, that one is refused, and nobody else.
     fn failed(&mut self, digest: BundleDigest, number: u64, reason: String) -> Option<Event> {
-        warn!(bundle = %digest, %reason, "bundle refused");
+        // Its sender is told. What any peer can bring about as often as it likes fills no log.
+        debug!(bundle = %digest, %reason, "bundle refused");
         self.abandon(digest, number);
         if self.halves.get(&digest).is_some_and(|half| half.number == number) {
             self.halves.remove(&digest);
@@ -314,6 +323,16 @@ impl Bundles {
         }
         let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         if is_full { self.free(bytes) } else { Vec::new() }
+    }
+
+    /// A bundle that was stored is damaged, or somebody has deleted it: it is as if it had never been here. The worker gives back the
+    /// attempts that wait for it.
+    fn could_not_read(&mut self, Unreadable { digest, to, error }: &Unreadable) -> Option<Event> {
+        send_to_worker(&self.handle, *to, &ToWorker::BundleMissing { digest: *digest }, Bytes::new());
+        // Otherwise it was deleted meanwhile, or another worker's turn came first.
+        self.complete.get(digest)?;
+        warn!(bundle = %digest, %error, "bundle not readable: whoever has it must send it again");
+        self.delete(FileId::Complete(*digest))
     }
 
     /// Deletes so much of what nobody needs, as far as there is that.
@@ -393,6 +412,10 @@ impl Bundles {
         }
         if let Some(complete) = self.complete.get_mut(&digest) {
             complete.last_used = wall_clock();
+            if !in_use {
+                // For the next scheduler.
+                self.disk.order(Work::Touch { digest });
+            }
         }
         self.charge(digest);
     }

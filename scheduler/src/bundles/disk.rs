@@ -25,9 +25,21 @@ use crate::engine::Platforms;
 /// What the disk is told to do, in order.
 pub(super) enum Work {
     Write(Piece),
-    Finish { digest: BundleDigest, number: u64 },
-    Abandon { digest: BundleDigest, number: u64 },
-    Remove { digest: BundleDigest },
+    Finish {
+        digest: BundleDigest,
+        number: u64,
+    },
+    Abandon {
+        digest: BundleDigest,
+        number: u64,
+    },
+    Remove {
+        digest: BundleDigest,
+    },
+    /// It was used until now.
+    Touch {
+        digest: BundleDigest,
+    },
 }
 
 /// A piece of a file, in the backlog for as long as this lives.
@@ -209,7 +221,7 @@ impl Files {
                 }
                 Work::Finish { number, .. } if failed.contains(&number) => continue,
                 Work::Abandon { number, .. } => drop(failed.remove(&number)),
-                Work::Finish { .. } | Work::Remove { .. } => {}
+                Work::Finish { .. } | Work::Remove { .. } | Work::Touch { .. } => {}
             }
             if rest.send(work).is_err() {
                 return;
@@ -228,6 +240,11 @@ impl Files {
                     Err(fault) => self.failed(digest, number, fault),
                 },
                 Work::Abandon { digest, number } => remove_part(directory, digest, number),
+                Work::Touch { digest } => {
+                    // It may have been deleted by somebody, which shows when it is wanted.
+                    let _ = File::open(directory.join(digest.to_string()))
+                        .and_then(|file| file.set_modified(UNIX_EPOCH + wall_clock()));
+                }
                 Work::Remove { digest } => {
                     if let Err(error) = fs::remove_file(directory.join(digest.to_string())) {
                         warn!(bundle = %digest, %error, "bundle not deleted");

@@ -166,7 +166,8 @@ impl Bundles {
     /// Asks a sender for all that didn't come of what it was asked for before.
     pub(super) fn ask_again(&mut self, digest: BundleDigest, from: ConnectionId) {
         let Some(part) = self.part(digest, from) else { return };
-        part.flow = Flow::Lags;
+        // It may have waited for long, and has its time from now on.
+        (part.flow, part.heard) = (Flow::Lags, Moment::now());
         let offset = part.received;
         self.tell(from, &ToApplication::BundleWanted { digest, offset });
     }

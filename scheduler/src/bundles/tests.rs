@@ -34,6 +34,10 @@ struct Client {
 
 impl Client {
     async fn hear(&mut self) -> ToApplication {
+        self.hears().await
+    }
+
+    async fn hears<M: codec::Head>(&mut self) -> M {
         let event = tokio::time::timeout(PATIENCE, self.receiver.next()).await.expect("it is told in time");
         let LinkEvent::Message(message) = event else { panic!("{event:?} where a message was due") };
         codec::decode(&message.head).unwrap()
@@ -613,6 +617,59 @@ async fn what_the_disk_has_no_time_for_is_asked_for_again() {
     assert_eq!(store.outcome().await, ["completed"]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn until_when_a_program_was_in_use_is_known_after_a_restart() {
+    let mut store = Store::start().await;
+    let program = Program::new(10);
+    let mut peer = store.connect().await;
+    store.offer(&peer, &program);
+    peer.is_asked().await;
+    store.send(&peer, program.digest, &program.content, 0).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+    store.bundles.set_in_use(program.digest, true);
+    let path = store.directory.path().join("bundles").join(program.digest.to_string());
+    std::fs::File::open(&path).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    store.bundles.set_in_use(program.digest, false);
+    store.is_done().await;
+    store.restart();
+    assert!(wall_clock() - store.bundles.complete[&program.digest].last_used < KEPT);
+    assert_eq!(words(store.bundles.delete_old()), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stored_program_that_cannot_be_read_is_missing_until_it_is_sent_again() {
+    let mut store = Store::start().await;
+    let program = Program::new(2_500_000);
+    let (mut peer, mut worker) = (store.connect().await, store.connect().await);
+    let path = store.directory.path().join("bundles").join(program.digest.to_string());
+    for is_deleted in [false, true] {
+        store.offer(&peer, &program);
+        assert_eq!(peer.is_asked().await, 0);
+        store.send(&peer, program.digest, &program.content, 0).unwrap();
+        assert_eq!(store.outcome().await, ["completed"]);
+        peer.hear().await;
+        store.bundles.set_in_use(program.digest, true);
+        if is_deleted {
+            std::fs::remove_file(&path).unwrap();
+        } else {
+            std::fs::File::options().write(true).open(&path).unwrap().set_len(CHUNK).unwrap();
+        }
+        store.bundles.want(worker.connection, program.digest, 0);
+        let outcome = tokio::time::timeout(PATIENCE, store.bundles.next()).await.expect("it is told in time");
+        assert_eq!(words(store.bundles.uploaded(outcome)), ["forgotten"]);
+        let mut said = Vec::new();
+        while !matches!(said.last(), Some(ToWorker::BundleMissing { .. })) {
+            said.push(worker.hears().await);
+        }
+        assert_eq!(said.len(), if is_deleted { 1 } else { 2 }, "{said:?}");
+        // Another worker's word comes too late to matter.
+        let error = io::ErrorKind::NotFound.into();
+        let late = Unreadable { digest: program.digest, to: worker.connection, error };
+        assert_eq!(words(store.bundles.uploaded(Outcome::Unreadable(late))), [""; 0]);
+        worker.hears::<ToWorker>().await;
+    }
+}
+
 impl Store {
     /// Time passes until the disk is tried again.
     fn disk_is_tried_again(&mut self) {
@@ -692,10 +749,11 @@ impl SlowDisk {
         let mut events = Vec::new();
         loop {
             let outcome = tokio::time::timeout(PATIENCE, store.bundles.outcomes.recv()).await;
-            match outcome.expect("the disk answers").expect("the writer lives") {
-                Outcome::DiskFailed { number: 0, .. } => return events,
-                outcome => events.extend(words(store.bundles.uploaded(outcome))),
+            let outcome = outcome.expect("the disk answers").expect("the writer lives");
+            if matches!(outcome, Outcome::DiskFailed { number: 0, .. }) {
+                return events;
             }
+            events.extend(words(store.bundles.uploaded(outcome)));
         }
     }
 }
