@@ -92,11 +92,13 @@ pub const BUNDLE_CHUNK_BYTES: usize = 1 << 20;
 /// Most bytes of a piece that each compressed byte may stand for: 1 MiB of zeros takes about 40.
 pub const BUNDLE_RATIO: usize = 1 << 15;
 
-/// Pieces, in bytes before compression, that wait for the scheduler's disk. What comes beyond it is asked for again.
+/// Pieces, in bytes before compression, that wait for the scheduler's disk: of one user never more than what is left of it. What comes
+/// beyond it is asked for again.
 pub const BUNDLE_BACKLOG_BYTES: usize = 64 << 20;
 
-/// Programs that one connection may be sending.
-pub const UPLOADS_PER_PEER: usize = 2;
+/// The programs that applications of one user need at a time take one part in so many of the scheduler's room at most: what is needed is
+/// never deleted to make room.
+pub const BUNDLE_STORE_SHARES: u64 = 2;
 
 /// If a program isn't complete so long after an application was asked for it, the next one that has it is asked as well; of a user of
 /// whom several were asked, after so many times as long. What nothing was added to for so long makes room for others.

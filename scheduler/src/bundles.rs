@@ -1,7 +1,7 @@
 //! Programs that applications ship: taken in once, kept as files by digest, handed out to workers.
 //!
-//! A file is written as `DIGEST.NUMBER.part`, continued where it ended, verified, synced, then renamed. One thread does all writing,
-//! each handing out is a task that reads a piece only when the worker has room for it: no bundle is ever in memory as a whole,
+//! A file is written as `DIGEST.NUMBER.part`, continued where it ended, verified, synced, then renamed. One thread writes, another one
+//! verifies, each handing out is a task that reads a piece only when the worker has room for it: no bundle is ever in memory as a whole,
 //! and the event loop never waits for a disk.
 //!
 //! Several applications may have the same program. Whether what one sends is right shows at the end only, and how fast it is says
@@ -25,7 +25,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use lrts_core::clock::{Moment, sleep_until, wall_clock};
 use lrts_core::ids::BundleDigest;
-use lrts_core::limits::{BUNDLE_BYTES, UPLOADS_PER_PEER};
+use lrts_core::limits::BUNDLE_BYTES;
 use lrts_core::private_dir;
 use lrts_core::protocol::application::ToApplication;
 use lrts_core::protocol::codec;
@@ -37,7 +37,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, info, warn};
 
 use self::disk::{Disk, Work, scan};
-use self::download::{Download, send_to_worker};
+use self::download::{Download, Unreadable, send_to_worker};
 use self::room::{Charge, FileId, Need, Room, Spare};
 pub(crate) use self::upload::Offerer;
 use self::upload::{Half, Source, Upload};
@@ -78,12 +78,20 @@ pub(crate) enum Outcome {
         digest: BundleDigest,
         number: u64,
     },
-    /// What came of it as this file, see [`upload::Part::number`], is of no use or can't be kept. The file is gone.
+    /// What was sent of it as this file, see [`upload::Part::number`], is of no use. The file is gone.
     Failed {
         digest: BundleDigest,
         number: u64,
         reason: String,
     },
+    /// What was sent of it as this file can't be kept for now. The file is gone.
+    DiskFailed {
+        digest: BundleDigest,
+        number: u64,
+        error: io::Error,
+    },
+    /// One that is here can't be read any more.
+    Unreadable(Unreadable),
     /// None is there yet: somebody is to be asked.
     Due,
 }
@@ -103,8 +111,10 @@ pub(crate) struct Bundles {
     /// When it is looked whether there is room for senders that wait for some. None if none does.
     next_look: Option<Moment>,
     disk: Disk,
+    /// When the disk failed last.
+    disk_failed: Option<Moment>,
     outcomes: mpsc::UnboundedReceiver<Outcome>,
-    downloads: JoinSet<()>,
+    downloads: JoinSet<Result<(), Unreadable>>,
     by_worker: BTreeMap<(ConnectionId, BundleDigest), AbortHandle>,
     readers: Arc<Semaphore>,
 }
@@ -115,7 +125,7 @@ struct Complete {
     bytes: u64,
     /// By the wall clock, since it outlives the process.
     last_used: Duration,
-    /// What it was built for, as far as that was kept.
+    /// What it was built for.
     platforms: Platforms,
 }
 
@@ -141,6 +151,7 @@ impl Bundles {
             files,
             next_look: None,
             disk,
+            disk_failed: None,
             outcomes,
             downloads: JoinSet::new(),
             by_worker: BTreeMap::new(),
@@ -155,10 +166,11 @@ impl Bundles {
         Ok(bundles)
     }
 
-    /// What is here from the start, for the engine. Where it isn't kept what one was built for, any worker may try.
+    /// What is here from the start, for the engine.
     pub(crate) fn complete_already(&self) -> Vec<Event> {
         let completed = |(&digest, complete): (&BundleDigest, &Complete)| Event::BundleCompleted {
             digest,
+            bytes: complete.bytes,
             platforms: complete.platforms.clone(),
         };
         self.complete.iter().map(completed).collect()
@@ -174,24 +186,14 @@ impl Bundles {
     ) -> Vec<Event> {
         if let Some(complete) = self.complete.get_mut(&digest) {
             complete.last_used = wall_clock();
-            let is_news = complete.platforms.add(platform.clone());
-            let platforms = complete.platforms.clone();
-            if is_news {
-                self.disk.order(Work::Describe { digest, platforms: platforms.clone() });
-            }
+            complete.platforms.add(platform);
+            let (bytes, platforms) = (complete.bytes, complete.platforms.clone());
             self.charge(digest);
             self.tell(from.connection, &ToApplication::BundleComplete { digest });
-            return vec![Event::BundleCompleted { digest, platforms }];
+            return vec![Event::BundleCompleted { digest, bytes, platforms }];
         }
         if bytes == 0 || bytes > BUNDLE_BYTES {
             let reason = format!("an executable of {bytes} bytes: 1 to {BUNDLE_BYTES} are allowed");
-            return vec![self.refuse(&from, digest, reason)];
-        }
-        let others =
-            self.uploads.iter().filter(|(other, upload)| **other != digest && upload.has(from.connection));
-        if others.count() >= UPLOADS_PER_PEER {
-            let reason =
-                format!("{UPLOADS_PER_PEER} other executables of yours are on their way: wait for them");
             return vec![self.refuse(&from, digest, reason)];
         }
         if self.room.is_too_small_for(bytes) {
@@ -199,26 +201,19 @@ impl Bundles {
         }
         let mut events = self.delete_old();
         // If an earlier upload of it failed, this one may not.
-        events.push(Event::BundleOffered { peer: from.peer, digest, platform: platform.clone() });
+        events.push(Event::BundleOffered { peer: from.peer, digest, bytes, platform: platform.clone() });
         let upload = self.uploads.entry(digest).or_insert_with(|| Upload::new(Moment::now()));
         upload.platforms.add(platform);
-        match upload.from(from.connection) {
-            None => upload.add(from, bytes),
-            // What it was told may not have arrived.
-            Some(source) if !source.is_whole() => {
-                let wanted = source.part.as_ref().map(|part| part.received);
-                if let Some(offset) = wanted {
-                    self.tell(from.connection, &ToApplication::BundleWanted { digest, offset });
-                }
-            }
-            Some(_) => {}
+        // No honest one repeats itself on one connection.
+        if !upload.has(from.connection) {
+            upload.add(from, bytes);
         }
         self.ask_unless_sent(digest);
         events
     }
 
     /// Tells an application that what it offered or sent is of no use. Returns what the engine is to know.
-    fn refuse(&self, who: &Offerer, digest: BundleDigest, reason: String) -> Event {
+    pub(crate) fn refuse(&self, who: &Offerer, digest: BundleDigest, reason: String) -> Event {
         self.tell(who.connection, &ToApplication::BundleRefused { digest, reason: reason.clone() });
         Event::BundleFailed { peer: who.peer, digest, reason }
     }
@@ -236,7 +231,12 @@ impl Bundles {
             let due = self.next_due();
             tokio::select! {
                 outcome = self.outcomes.recv() => return outcome.expect("the writer lives as long as its orders come"),
-                Some(_) = self.downloads.join_next() => self.by_worker.retain(|_, task| !task.is_finished()),
+                Some(ended) = self.downloads.join_next() => {
+                    self.by_worker.retain(|_, task| !task.is_finished());
+                    if let Ok(Err(unreadable)) = ended {
+                        return Outcome::Unreadable(unreadable);
+                    }
+                }
                 () = sleep_until(due) => return Outcome::Due,
             }
         }
@@ -249,6 +249,8 @@ impl Bundles {
             Outcome::Failed { digest, number, reason } => {
                 self.failed(digest, number, reason).into_iter().collect()
             }
+            Outcome::DiskFailed { digest, number, error } => self.could_not_write(digest, number, &error),
+            Outcome::Unreadable(unreadable) => self.could_not_read(&unreadable).into_iter().collect(),
             Outcome::Due => self.look(Moment::now()),
         }
     }
@@ -268,17 +270,16 @@ impl Bundles {
         if let Some(half) = self.halves.remove(&digest) {
             self.abandon(digest, half.number);
         }
-        // If it never gets that far, any worker may try the program.
-        self.disk.order(Work::Describe { digest, platforms: platforms.clone() });
         self.complete
             .insert(digest, Complete { bytes, last_used: wall_clock(), platforms: platforms.clone() });
         self.charge(digest);
-        Some(Event::BundleCompleted { digest, platforms })
+        Some(Event::BundleCompleted { digest, bytes, platforms })
     }
 
-    /// What was sent is of no use, or can't be kept. If it is one sender's alone, that one is refused, and nobody else.
+    /// What was sent is of no use. If it is one sender's alone, that one is refused, and nobody else.
     fn failed(&mut self, digest: BundleDigest, number: u64, reason: String) -> Option<Event> {
-        warn!(bundle = %digest, %reason, "bundle refused");
+        // Its sender is told. What any peer can bring about as often as it likes fills no log.
+        debug!(bundle = %digest, %reason, "bundle refused");
         self.abandon(digest, number);
         if self.halves.get(&digest).is_some_and(|half| half.number == number) {
             self.halves.remove(&digest);
@@ -295,6 +296,55 @@ impl Bundles {
         let source = self.remove_source(digest, connection)?;
         self.ask_unless_sent(digest);
         (!is_gone).then(|| self.refuse(&source.who, digest, reason))
+    }
+
+    /// The disk is full, or failed otherwise. Nobody is to blame, and somebody may mend it: what was sent is asked for again, once
+    /// in a while.
+    fn could_not_write(&mut self, digest: BundleDigest, number: u64, error: &io::Error) -> Vec<Event> {
+        let now = Moment::now();
+        if self.is_disk_failing(now) {
+            debug!(bundle = %digest, %error, "bundle not written");
+        } else {
+            warn!(bundle = %digest, %error, "the disk fails: programs on their way wait");
+        }
+        self.disk_failed = Some(now);
+        self.halves.retain(|_, half| half.number != number);
+        let sender = self.uploads.get_mut(&digest).and_then(|upload| upload.sender_of(number));
+        let Some(&mut Source { who: Offerer { connection, .. }, is_gone, bytes, .. }) = sender else {
+            self.abandon(digest, number);
+            return Vec::new();
+        };
+        let was_whole = sender.is_some_and(|source| source.is_whole());
+        self.begin_anew(digest, number);
+        if is_gone {
+            self.drop_source(digest, connection);
+        } else if was_whole {
+            self.wait(digest, connection, now);
+        }
+        let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        if is_full { self.free(bytes) } else { Vec::new() }
+    }
+
+    /// A bundle that was stored is damaged, or somebody has deleted it: it is as if it had never been here. The worker gives back the
+    /// attempts that wait for it.
+    fn could_not_read(&mut self, Unreadable { digest, to, error }: &Unreadable) -> Option<Event> {
+        send_to_worker(&self.handle, *to, &ToWorker::BundleMissing { digest: *digest }, Bytes::new());
+        // Otherwise it was deleted meanwhile, or another worker's turn came first.
+        self.complete.get(digest)?;
+        warn!(bundle = %digest, %error, "bundle not readable: whoever has it must send it again");
+        self.delete(FileId::Complete(*digest))
+    }
+
+    /// Deletes so much of what nobody needs, as far as there is that.
+    fn free(&mut self, mut bytes: u64) -> Vec<Event> {
+        let mut events = Vec::new();
+        while bytes > 0
+            && let Some(spare) = self.room.first_spare()
+        {
+            bytes = bytes.saturating_sub(self.room.taken_by(spare));
+            events.extend(self.delete(spare));
+        }
+        events
     }
 
     /// A worker lacks a bundle: it is sent piece by piece, as fast as the worker takes them.
@@ -362,6 +412,10 @@ impl Bundles {
         }
         if let Some(complete) = self.complete.get_mut(&digest) {
             complete.last_used = wall_clock();
+            if !in_use {
+                // For the next scheduler.
+                self.disk.order(Work::Touch { digest });
+            }
         }
         self.charge(digest);
     }

@@ -230,7 +230,10 @@ impl EventLoop {
         let connection = from.connection;
         match request {
             Request::Offer { digest, bytes, platform } => {
-                self.inbox.extend(self.bundles.offer(from, digest, bytes, platform));
+                self.inbox.extend(match self.engine.refuses_offer(from.peer, digest, bytes) {
+                    None => self.bundles.offer(from, digest, bytes, platform),
+                    Some(reason) => vec![self.bundles.refuse(&from, digest, reason)],
+                });
             }
             Request::Chunk { digest, offset, bytes, compressed } => {
                 match self.bundles.chunk(connection, digest, offset, bytes, compressed) {

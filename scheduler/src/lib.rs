@@ -44,6 +44,7 @@ use lrts_core::clock::Moment;
 use lrts_core::command_line::{CommandError, exit_code};
 use lrts_core::ids::random_u64;
 use lrts_core::keys::{KeysError, Security};
+use lrts_core::limits::BUNDLE_STORE_SHARES;
 use lrts_core::shutdown::Shutdown;
 use lrts_core::transport::{BindError, Role, Server, ServerConfig, SocketDir};
 use tracing::{info, warn};
@@ -142,7 +143,10 @@ pub async fn run(
         lost_after: config.lost_after,
         result_retention: config.result_retention,
         result_bytes: config.result_store_bytes,
-        bounds: Bounds::default(),
+        bounds: Bounds {
+            bundle_bytes_per_user: config.bundle_store_bytes / BUNDLE_STORE_SHARES,
+            ..Bounds::default()
+        },
     };
     let engine = Engine::restore(settings, loaded, Moment::now());
     let address = server.local_address();

@@ -12,10 +12,9 @@ use std::time::UNIX_EPOCH;
 use bytes::Bytes;
 use lrts_core::bundle::{digest_file, restore_chunk};
 use lrts_core::clock::wall_clock;
-use lrts_core::ids::BundleDigest;
+use lrts_core::ids::{BundleDigest, UserName};
+use lrts_core::limits::BUNDLE_BACKLOG_BYTES;
 use lrts_core::private_dir;
-use lrts_core::protocol::codec;
-use lrts_core::spec::Platform;
 use tokio::sync::mpsc;
 use tracing::warn;
 
@@ -23,65 +22,112 @@ use super::upload::Half;
 use super::{Complete, KEPT, Outcome};
 use crate::engine::Platforms;
 
-/// What the writing thread does.
+/// What the disk is told to do, in order.
 pub(super) enum Work {
-    Write { digest: BundleDigest, number: u64, offset: u64, bytes: u32, compressed: Bytes },
-    Finish { digest: BundleDigest, number: u64 },
-    Describe { digest: BundleDigest, platforms: Platforms },
-    Abandon { digest: BundleDigest, number: u64 },
-    Remove { digest: BundleDigest },
+    Write(Piece),
+    Finish {
+        digest: BundleDigest,
+        number: u64,
+    },
+    Abandon {
+        digest: BundleDigest,
+        number: u64,
+    },
+    Remove {
+        digest: BundleDigest,
+    },
+    /// It was used until now.
+    Touch {
+        digest: BundleDigest,
+    },
 }
 
-/// The writing thread's orders. It ends with them.
+/// A piece of a file, in the backlog for as long as this lives.
+pub(super) struct Piece {
+    digest: BundleDigest,
+    number: u64,
+    offset: u64,
+    bytes: u32,
+    compressed: Bytes,
+    /// All that wait, and those of the same user.
+    backlogs: [Arc<AtomicUsize>; 2],
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        for backlog in &self.backlogs {
+            backlog.fetch_sub(self.bytes as usize, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The orders of two threads, which end with them: one writes, the other one does all that comes after. To verify a large file takes
+/// long, to sync many small ones too, and nobody else's pieces wait for that.
 pub(super) struct Disk {
-    work: blocking::Sender<Work>,
+    pub(super) work: blocking::Sender<Work>,
     /// Bytes of pieces that are to be written, as they will be in the file.
     pub(super) backlog: Arc<AtomicUsize>,
+    /// Those of each user who has some.
+    backlogs: BTreeMap<Option<UserName>, Arc<AtomicUsize>>,
 }
 
 impl Disk {
-    /// Starts the thread, and returns where it says how uploads end.
+    /// Starts the threads, and returns where they say how uploads end.
     ///
     /// # Errors
     ///
-    /// If it can't be started.
+    /// If one can't be started.
     pub(super) fn start(directory: PathBuf) -> io::Result<(Self, mpsc::UnboundedReceiver<Outcome>)> {
         let (work, orders) = blocking::channel();
+        let (rest, written) = blocking::channel();
         let (sender, outcomes) = mpsc::unbounded_channel();
-        let backlog = Arc::new(AtomicUsize::new(0));
-        let left = Arc::clone(&backlog);
-        let thread = std::thread::Builder::new().name("bundles".to_owned());
-        thread.spawn(move || write(&directory, &orders, &left, &sender))?;
-        Ok((Self { work, backlog }, outcomes))
+        let files = Files { directory, outcomes: sender };
+        let verifier = files.clone();
+        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        thread("bundles").spawn(move || files.write(&orders, &rest))?;
+        thread("bundles-verify").spawn(move || verifier.finish_all(&written))?;
+        Ok((Self { work, backlog: Arc::default(), backlogs: BTreeMap::new() }, outcomes))
     }
 
     pub(super) fn order(&self, work: Work) {
-        if let Work::Write { bytes, .. } = &work {
-            self.backlog.fetch_add(*bytes as usize, Ordering::Relaxed);
-        }
         self.work.send(work).expect("the writer lives as long as its orders come");
     }
 
-    /// How many bytes of pieces wait for the disk.
-    pub(super) fn backlog(&self) -> usize {
-        self.backlog.load(Ordering::Relaxed)
+    /// Whether a user's piece of this length finds room in the backlog. A user has no more of it than is left for all others, so one
+    /// who sends faster than the disk writes leaves half of it free.
+    pub(super) fn has_time_for(&self, user: Option<&UserName>, bytes: u32) -> bool {
+        let own = self.backlogs.get(&user.cloned()).map_or(0, |backlog| backlog.load(Ordering::Relaxed));
+        own + bytes as usize + self.backlog.load(Ordering::Relaxed) <= BUNDLE_BACKLOG_BYTES
+    }
+
+    /// Has a user's piece written.
+    pub(super) fn write(
+        &mut self,
+        user: Option<UserName>,
+        (digest, number): (BundleDigest, u64),
+        offset: u64,
+        bytes: u32,
+        compressed: Bytes,
+    ) {
+        if !self.backlogs.contains_key(&user) {
+            self.backlogs.retain(|_, backlog| Arc::strong_count(backlog) > 1);
+        }
+        let backlogs = [&self.backlog, self.backlogs.entry(user).or_default()].map(Arc::clone);
+        for backlog in &backlogs {
+            backlog.fetch_add(bytes as usize, Ordering::Relaxed);
+        }
+        self.order(Work::Write(Piece { digest, number, offset, bytes, compressed, backlogs }));
     }
 }
 
-/// What a bundle was built for, beside it.
-fn description(directory: &Path, digest: BundleDigest) -> PathBuf {
-    directory.join(format!("{digest}{DESCRIPTION}"))
-}
-
-/// Suffix of descriptions, and of files that aren't whole.
-const DESCRIPTION: &str = ".platform";
+/// Suffix of files that aren't whole.
 const PART: &str = ".part";
 
 fn part(directory: &Path, digest: BundleDigest, number: u64) -> PathBuf {
     directory.join(format!("{digest}.{number}{PART}"))
 }
 
-/// Which bundle's part this is, and its number; none if it can't be continued: a description, or of a scheduler before.
+/// Which bundle's part this is, and its number; none if it can't be continued, being of a scheduler before.
 fn parse_part(name: &str) -> Option<(BundleDigest, Option<u64>)> {
     let name = name.strip_suffix(PART)?;
     let (digest, number) = name.split_once('.').unwrap_or((name, ""));
@@ -90,28 +136,13 @@ fn parse_part(name: &str) -> Option<(BundleDigest, Option<u64>)> {
     Some((digest.parse().ok()?, parsed.map(u64::from)))
 }
 
-/// Whoever reads it, at whatever moment, finds all of it or what was there before.
-fn describe(directory: &Path, digest: BundleDigest, platforms: &Platforms) -> io::Result<()> {
-    let path = description(directory, digest);
-    let part = directory.join(format!("{digest}{DESCRIPTION}{PART}"));
-    let written =
-        private_dir::write(&part, codec::encode(platforms)).and_then(|()| File::open(&part)?.sync_all());
-    written.and_then(|()| fs::rename(&part, path)).inspect_err(|_| {
-        // A full disk is short enough of room.
-        let _ = fs::remove_file(&part);
-    })
-}
-
-/// None if it isn't there or can't be read: an application that has the bundle says it again.
-fn read_platforms(path: &Path) -> Option<Platforms> {
-    let bytes = fs::read(path).ok()?;
-    // Schedulers before kept one account only.
-    let one = || codec::decode_local::<Platform>(&bytes).map(Platforms::from);
-    codec::decode_local(&bytes).or_else(|_| one()).ok()
+/// Schedulers before kept beside a bundle what it was built for.
+fn is_description(name: &str) -> bool {
+    name.strip_suffix(".platform").is_some_and(|name| name.parse::<BundleDigest>().is_ok())
 }
 
 /// The bundles that earlier schedulers left in a directory, and of the others the longest half of each. Halves that nobody has gone
-/// on with for long are deleted, and descriptions of what isn't there.
+/// on with for long are deleted. What the bundles were built for isn't known any more.
 ///
 /// # Errors
 ///
@@ -120,22 +151,21 @@ pub(super) fn scan(
     directory: &Path,
 ) -> io::Result<(BTreeMap<BundleDigest, Complete>, BTreeMap<BundleDigest, Half>)> {
     let (mut complete, mut halves) = (BTreeMap::new(), BTreeMap::<_, Half>::new());
-    let (mut parts, mut described) = (Vec::new(), Vec::new());
+    let mut parts = Vec::new();
     let now = wall_clock();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
-        let digest_before = |suffix: &str| name.strip_suffix(suffix).and_then(|name| name.parse().ok());
         let metadata = entry.metadata()?;
         let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
         if let Some((digest, number)) = parse_part(name) {
             parts.push((entry.path(), digest, number, metadata.len(), modified));
-        } else if let Some(digest) = digest_before(DESCRIPTION) {
-            described.push(digest);
-        } else if let Some(digest) = digest_before("") {
-            let platforms = read_platforms(&description(directory, digest)).unwrap_or_default();
-            complete.insert(digest, Complete { bytes: metadata.len(), last_used: modified, platforms });
+        } else if is_description(name) {
+            fs::remove_file(entry.path())?;
+        } else if let Ok(digest) = name.parse() {
+            let (bytes, platforms) = (metadata.len(), Platforms::Any);
+            complete.insert(digest, Complete { bytes, last_used: modified, platforms });
         }
     }
     for (path, digest, number, bytes, left) in parts {
@@ -149,68 +179,96 @@ pub(super) fn scan(
             fs::remove_file(part(directory, digest, shorter.number))?;
         }
     }
-    for digest in described.into_iter().filter(|digest| !complete.contains_key(digest)) {
-        fs::remove_file(description(directory, digest))?;
-    }
     Ok((complete, halves))
 }
 
-/// The writing thread.
-fn write(
-    directory: &Path,
-    work: &blocking::Receiver<Work>,
-    backlog: &AtomicUsize,
-    outcomes: &mpsc::UnboundedSender<Outcome>,
-) {
-    // Files of which nothing more is written, until they are abandoned.
-    let mut failed: BTreeSet<u64> = BTreeSet::new();
-    for work in work {
-        let (digest, number, result) = match work {
-            Work::Write { digest, number, offset, bytes, compressed } => {
-                backlog.fetch_sub(bytes as usize, Ordering::Relaxed);
-                if failed.contains(&number) {
+/// Whose fault it is that nothing comes of a file.
+enum Fault {
+    /// Of whoever sent it, or what it continued.
+    Sender(io::Error),
+    Disk(io::Error),
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::Disk(error)
+    }
+}
+
+/// What the threads know.
+#[derive(Clone)]
+struct Files {
+    directory: PathBuf,
+    outcomes: mpsc::UnboundedSender<Outcome>,
+}
+
+impl Files {
+    /// The thread that writes, and hands on what comes after.
+    fn write(&self, orders: &blocking::Receiver<Work>, rest: &blocking::Sender<Work>) {
+        // Files of which nothing more is written, until they are abandoned.
+        let mut failed: BTreeSet<u64> = BTreeSet::new();
+        for work in orders {
+            match work {
+                Work::Write(piece) => {
+                    let (digest, number) = (piece.digest, piece.number);
+                    if !failed.contains(&number)
+                        && let Err(fault) = write_piece(&self.directory, &piece)
+                    {
+                        failed.insert(number);
+                        self.failed(digest, number, fault);
+                    }
                     continue;
                 }
-                let written = write_piece(&part(directory, digest, number), offset, bytes, &compressed);
-                (digest, number, written.map(|()| None))
+                Work::Finish { number, .. } if failed.contains(&number) => continue,
+                Work::Abandon { number, .. } => drop(failed.remove(&number)),
+                Work::Finish { .. } | Work::Remove { .. } | Work::Touch { .. } => {}
             }
-            Work::Finish { number, .. } if failed.contains(&number) => continue,
-            Work::Finish { digest, number } => {
-                let finished = finish(directory, digest, number);
-                (digest, number, finished.map(|()| Some(Outcome::Stored { digest, number })))
+            if rest.send(work).is_err() {
+                return;
             }
-            Work::Describe { digest, platforms } => {
-                if let Err(error) = describe(directory, digest, &platforms) {
-                    warn!(bundle = %digest, %error, "what a bundle was built for isn't kept");
-                }
-                continue;
-            }
-            Work::Abandon { digest, number } => {
-                failed.remove(&number);
-                remove_part(directory, digest, number);
-                continue;
-            }
-            Work::Remove { digest } => {
-                // Without the bundle it says nothing.
-                let _ = fs::remove_file(description(directory, digest));
-                if let Err(error) = fs::remove_file(directory.join(digest.to_string())) {
-                    warn!(bundle = %digest, %error, "bundle not deleted");
-                }
-                continue;
-            }
-        };
-        let outcome = match result {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                failed.insert(number);
-                remove_part(directory, digest, number);
-                let reason = format!("the scheduler can't store the bundle: {error}");
-                Some(Outcome::Failed { digest, number, reason })
-            }
-        };
-        if outcome.is_some_and(|outcome| outcomes.send(outcome).is_err()) {
-            return;
         }
+    }
+
+    /// The thread that does the rest.
+    fn finish_all(&self, orders: &blocking::Receiver<Work>) {
+        let directory = &self.directory;
+        for work in orders {
+            match work {
+                Work::Write(_) => {}
+                Work::Finish { digest, number } => match finish(directory, digest, number) {
+                    Ok(()) => self.tell(Outcome::Stored { digest, number }),
+                    Err(fault) => self.failed(digest, number, fault),
+                },
+                Work::Abandon { digest, number } => remove_part(directory, digest, number),
+                Work::Touch { digest } => {
+                    // It may have been deleted by somebody, which shows when it is wanted.
+                    let _ = File::open(directory.join(digest.to_string()))
+                        .and_then(|file| file.set_modified(UNIX_EPOCH + wall_clock()));
+                }
+                Work::Remove { digest } => {
+                    if let Err(error) = fs::remove_file(directory.join(digest.to_string())) {
+                        warn!(bundle = %digest, %error, "bundle not deleted");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nothing comes of this file.
+    fn failed(&self, digest: BundleDigest, number: u64, fault: Fault) {
+        remove_part(&self.directory, digest, number);
+        self.tell(match fault {
+            Fault::Sender(error) => {
+                let reason = format!("the scheduler can't store the bundle: {error}");
+                Outcome::Failed { digest, number, reason }
+            }
+            Fault::Disk(error) => Outcome::DiskFailed { digest, number, error },
+        });
+    }
+
+    fn tell(&self, outcome: Outcome) {
+        // Nobody listens any more once the scheduler has ended.
+        let _ = self.outcomes.send(outcome);
     }
 }
 
@@ -220,25 +278,28 @@ fn remove_part(directory: &Path, digest: BundleDigest, number: u64) {
 }
 
 /// Opens the file for each piece: what keeps files open is the number of peers.
-fn write_piece(path: &Path, offset: u64, bytes: u32, compressed: &[u8]) -> io::Result<()> {
-    let piece = restore_chunk(compressed, bytes)?;
+fn write_piece(directory: &Path, piece: &Piece) -> Result<(), Fault> {
+    let Piece { digest, number, offset, .. } = *piece;
+    let content = restore_chunk(&piece.compressed, piece.bytes).map_err(Fault::Sender)?;
+    let path = part(directory, digest, number);
     let file = private_dir::file_options().truncate(offset == 0).open(path)?;
-    file.write_all_at(&piece, offset)
+    file.write_all_at(&content, offset)?;
+    Ok(())
 }
 
 /// Verifies an upload and gives it its name.
-fn finish(directory: &Path, digest: BundleDigest, number: u64) -> io::Result<()> {
+fn finish(directory: &Path, digest: BundleDigest, number: u64) -> Result<(), Fault> {
     let path = part(directory, digest, number);
     let file = File::open(&path)?;
     let (found, _) = digest_file(&file)?;
     if found != digest {
-        return Err(io::Error::other(format!(
-            "the uploaded bytes have the digest {found}: upload the program again"
-        )));
+        let reason = format!("the uploaded bytes have the digest {found}: upload the program again");
+        return Err(Fault::Sender(io::Error::other(reason)));
     }
     file.sync_all()?;
     fs::rename(path, directory.join(digest.to_string()))?;
-    File::open(directory)?.sync_all()
+    File::open(directory)?.sync_all()?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -259,8 +320,9 @@ mod tests {
         }
         half(here, 5, 4);
         fs::write(directory.join(here.to_string()), "all of it").unwrap();
-        fs::write(description(directory, gone), "").unwrap();
-        // Of schedulers before, and what a description was to be.
+        // Of schedulers before.
+        fs::write(directory.join(format!("{gone}.platform")), "").unwrap();
+        fs::write(directory.join(format!("{here}.platform")), "").unwrap();
         fs::write(directory.join(format!("{new}.part")), "half").unwrap();
         fs::write(directory.join(format!("{here}.platform.part")), "").unwrap();
         let file = File::options().write(true).open(part(directory, old, 1)).unwrap();

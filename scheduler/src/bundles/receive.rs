@@ -12,7 +12,6 @@ use bytes::Bytes;
 use lrts_core::bundle::{check_chunk, chunk_bytes};
 use lrts_core::clock::Moment;
 use lrts_core::ids::{BundleDigest, UserName};
-use lrts_core::limits::BUNDLE_BACKLOG_BYTES;
 use lrts_core::protocol::application::ToApplication;
 use lrts_core::transport::ConnectionId;
 use tracing::{debug, info};
@@ -29,6 +28,9 @@ const SHARE: u64 = 4;
 /// How soon it is looked again whether there is room for senders that wait for some.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// How long nothing is written after the disk has failed: each try may cost a whole upload.
+pub(super) const DISK_PAUSE: Duration = Duration::from_secs(10);
+
 /// Of how many at a time, each of which may have to be compared with all that is sent.
 const LOOKED_AT: usize = 32;
 
@@ -42,6 +44,7 @@ impl Bundles {
 
     /// Asks the next one that has a bundle, who goes on with what was left of it.
     fn ask_next(&mut self, digest: BundleDigest, now: Moment) {
+        let is_disk_failing = self.is_disk_failing(now);
         let Some(upload) = self.uploads.get_mut(&digest) else { return };
         let part = |source: &Source| {
             // A longer file isn't this bundle's, by this one's account.
@@ -55,6 +58,9 @@ impl Bundles {
         let (to, received) = (who.connection, part.received);
         let charge = Charge { bytes: received, need: Need::Sent };
         self.room.set(FileId::Part(digest, part.number), Some(charge));
+        if is_disk_failing {
+            return self.wait(digest, to, now);
+        }
         self.tell(to, &ToApplication::BundleWanted { digest, offset: received });
     }
 
@@ -90,7 +96,8 @@ impl Bundles {
         let (number, user) = (part.number, who.user.clone());
         let file = FileId::Part(digest, number);
         let mut events = Vec::new();
-        let is_taken = is_next && self.disk.backlog() + bytes as usize <= BUNDLE_BACKLOG_BYTES && {
+        let has_time = !self.is_disk_failing(Moment::now()) && self.disk.has_time_for(user.as_ref(), bytes);
+        let is_taken = is_next && has_time && {
             events = self.make_room(file, user.as_ref(), end);
             self.room.has(file, end)
         };
@@ -104,7 +111,7 @@ impl Bundles {
         }
         (part.received, part.flow, part.heard) = (end, Flow::InOrder, Moment::now());
         self.room.set(file, Some(Charge { bytes: end, need: Need::Sent }));
-        self.disk.order(Work::Write { digest, number, offset, bytes, compressed });
+        self.disk.write(user, (digest, number), offset, bytes, compressed);
         if is_last {
             self.disk.order(Work::Finish { digest, number });
         }
@@ -128,22 +135,39 @@ impl Bundles {
                 .into_iter()
                 .collect();
         }
+        let now = Moment::now();
+        if self.is_disk_failing(now) {
+            self.wait(digest, from, now);
+            return Vec::new();
+        }
         let file = FileId::Part(digest, number);
         let events = self.make_room(file, user.as_ref(), bytes);
         if self.room.has(file, bytes) {
             self.ask_again(digest, from);
-        } else if let Some(part) = self.part(digest, from) {
-            let now = Moment::now();
+        } else {
+            self.wait(digest, from, now);
+        }
+        events
+    }
+
+    /// A sender who has nothing under way isn't asked for now.
+    pub(super) fn wait(&mut self, digest: BundleDigest, from: ConnectionId, now: Moment) {
+        if let Some(part) = self.part(digest, from) {
             part.flow = Flow::Waits(now);
             self.next_look.get_or_insert(now + LOOK_AGAIN);
         }
-        events
+    }
+
+    /// Whether it is too early for another try.
+    pub(super) fn is_disk_failing(&self, now: Moment) -> bool {
+        self.disk_failed.is_some_and(|failed| now.since(failed) < DISK_PAUSE)
     }
 
     /// Asks a sender for all that didn't come of what it was asked for before.
     pub(super) fn ask_again(&mut self, digest: BundleDigest, from: ConnectionId) {
         let Some(part) = self.part(digest, from) else { return };
-        part.flow = Flow::Lags;
+        // It may have waited for long, and has its time from now on.
+        (part.flow, part.heard) = (Flow::Lags, Moment::now());
         let offset = part.received;
         self.tell(from, &ToApplication::BundleWanted { digest, offset });
     }
@@ -241,6 +265,14 @@ impl Bundles {
             part.begin_anew(self.files, Moment::now());
         }
         self.abandon(digest, number);
+    }
+
+    /// Takes away one that has a bundle and has left, with what it sent.
+    pub(super) fn drop_source(&mut self, digest: BundleDigest, connection: ConnectionId) {
+        if let Some(Source { part: Some(part), .. }) = self.remove_source(digest, connection) {
+            self.abandon(digest, part.number);
+        }
+        self.ask_unless_sent(digest);
     }
 
     /// Takes away one that has a bundle, and with the last one its upload. What it sent is the caller's.

@@ -43,8 +43,8 @@ pub(super) enum Flow {
     InOrder,
     /// One was passed over, and all behind it are: the sender is asked again once it has sent its last one.
     Lags,
-    /// None is under way, since its last one was passed over: the sender is asked again once there is room, of which there was
-    /// too little at this moment.
+    /// None is under way: the sender is asked again once there is room, of which there was too little at this moment, and a disk
+    /// that works.
     Waits(Moment),
 }
 

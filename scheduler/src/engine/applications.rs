@@ -51,6 +51,8 @@ pub(super) struct Application {
     pub(super) ahead: BTreeSet<(i32, u32)>,
     /// Services by program and name.
     services: BTreeMap<(u32, Arc<str>), u32>,
+    /// Programs that it needs: for how many jobs that haven't ended, and by being attached.
+    pub(super) needs: BTreeMap<u32, u64>,
     /// Why programs of its can't be had: of each what it offered last was of no use.
     pub(super) failed_programs: BTreeMap<u32, Arc<str>>,
     /// How many of its sessions nobody would miss, from some moment on.
@@ -127,7 +129,7 @@ impl Engine {
         self.refresh_spare(session);
         self.peers.insert(peer, Party::Application(application));
         self.sessions[session].listener = Some(peer);
-        self.use_bundle(self.bundle_of(session));
+        self.use_bundle(application, self.bundle_of(session));
         let accepted_through = self.sessions[session].accepted;
         self.send(peer, Message::Attached { epoch: self.settings.epoch, accepted_through });
         let user = self.applications[application].terms.owner.clone();
@@ -205,6 +207,7 @@ impl Engine {
             ready: BTreeSet::new(),
             ahead: BTreeSet::new(),
             services: BTreeMap::new(),
+            needs: BTreeMap::new(),
             failed_programs: BTreeMap::new(),
             spare_sessions: 0,
             spare_from: None,
@@ -528,7 +531,7 @@ impl Engine {
         let id = record.id;
         self.sessions[session].left = now;
         self.refresh_spare(session);
-        self.release_bundle(self.bundle_of(session));
+        self.release_bundle(application, self.bundle_of(session));
         self.note(Note::ApplicationLeft { application: id });
         self.start_absence(application);
         self.forget_if_over(application);

@@ -510,13 +510,13 @@ impl Engine {
         self.job_changed(job);
         let report = self.report_of(job, failure, run);
         let state = report.failure.as_ref().map_or(JobState::Finished, |failure| failure.kind.state());
-        let bundle = self.spec_of(job).bundle;
+        let (application, bundle) = (self.spec_of(job).application, self.spec_of(job).bundle);
         let id = self.job_id(job);
         self.note(Note::JobEnded { job: id, failed: state != JobState::Finished });
         let output_bytes = if state == JobState::Finished { run.output_bytes } else { 0 };
         let report = self.jobs.ended.insert(EndedJob { report, output_bytes });
         self.move_job(job, Phase::Ended { state, report });
-        self.release_bundle(bundle);
+        self.release_bundle(application, bundle);
         self.retention.push_back((self.now + self.settings.result_retention, self.jobs.handle(job)));
         self.retain_result(output_bytes);
         self.ended_job(job);

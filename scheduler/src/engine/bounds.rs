@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use lrts_core::ids::UserName;
 use lrts_core::limits::{
     APPLICATIONS, APPLICATIONS_PER_USER, BODY_BYTES, BUNDLES, BUNDLES_PER_USER, JOBS_PER_APPLICATION,
     KEYS_PER_APPLICATION, PAYLOAD_BYTES_PER_APPLICATION, SERVICES_PER_APPLICATION, SESSIONS_PER_APPLICATION,
@@ -24,6 +25,8 @@ pub(crate) struct Bounds {
     pub(crate) bundles: usize,
     /// Those that the applications of one user have.
     pub(crate) bundles_per_user: usize,
+    /// What the programs take that the applications of one user need at a time.
+    pub(crate) bundle_bytes_per_user: u64,
     /// Starts of one application that are remembered.
     pub(crate) sessions: usize,
     /// Services of all programs of one application.
@@ -43,6 +46,7 @@ impl Default for Bounds {
             applications_per_user: APPLICATIONS_PER_USER,
             bundles: BUNDLES,
             bundles_per_user: BUNDLES_PER_USER,
+            bundle_bytes_per_user: u64::MAX,
             sessions: SESSIONS_PER_APPLICATION,
             services: SERVICES_PER_APPLICATION,
             jobs: JOBS_PER_APPLICATION,
@@ -114,6 +118,11 @@ impl Engine {
                     ));
                 }
             }
+            // What isn't here is looked at when it is offered.
+            let bytes = |known| self.no_room_for_program_bytes(user, known, self.bundles[known].bytes);
+            if let Some(reason) = known.and_then(bytes) {
+                return Some(reason);
+            }
         }
         let most = self.settings.bounds.bundles;
         while known.is_none() && self.bundles.len() >= most {
@@ -126,6 +135,27 @@ impl Engine {
             }
         }
         None
+    }
+
+    /// Why the applications of a user may not need this program too, if it has this length. What is needed is never deleted, so
+    /// nobody may fill the store with it.
+    pub(super) fn no_room_for_program_bytes(
+        &self,
+        user: &UserName,
+        bundle: u32,
+        bytes: u64,
+    ) -> Option<String> {
+        let most = self.settings.bounds.bundle_bytes_per_user;
+        let holdings = self.users.get(user)?;
+        let known = holdings.needed.get(&bundle).map_or(0, |needed| needed.bytes);
+        let is_more = bytes > known && (holdings.needed_bytes - known).saturating_add(bytes) > most;
+        is_more.then(|| {
+            format!(
+                "with this one, of {bytes} bytes, the programs that user `{user}` needs at a time would take more than {most} \
+                 bytes, a user's part of the scheduler's room for programs (--bundle-store): wait for jobs of others, or stop some \
+                 applications, see `lrts applications`"
+            )
+        })
     }
 
     fn no_room_for_application(&mut self, attach: &Attach) -> Option<String> {

@@ -33,6 +33,8 @@ pub(super) enum Availability {
 pub(super) struct Bundle {
     pub(super) reference: BundleRef,
     pub(super) availability: Availability,
+    /// Of its file; 0 while it isn't here.
+    pub(super) bytes: u64,
     /// What a shipped one was built for.
     pub(super) platforms: Platforms,
     /// Jobs that aren't terminal, and attached applications.
@@ -85,6 +87,7 @@ impl Bundles {
             self.all.insert(Bundle {
                 reference: reference.clone(),
                 availability,
+                bytes: 0,
                 platforms: Platforms::default(),
                 users: 0,
                 sessions: BTreeSet::new(),
@@ -134,6 +137,13 @@ impl Bundles {
     /// Whether a program could be forgotten at once.
     pub(super) fn has_unnamed(&self) -> bool {
         !self.unnamed.is_empty()
+    }
+
+    /// What was said of programs before isn't known any more.
+    pub(super) fn forget_platforms(&mut self) {
+        for bundle in self.all.indices() {
+            self.all[bundle].platforms = Platforms::Any;
+        }
     }
 
     /// Forgets those that nothing names. Returns them.
@@ -190,8 +200,9 @@ pub(super) enum Starters {
 }
 
 impl Engine {
-    /// One more job or application needs the bundle.
-    pub(super) fn use_bundle(&mut self, bundle: u32) {
+    /// One more job of an application needs the bundle, or the application itself.
+    pub(super) fn use_bundle(&mut self, application: u32, bundle: u32) {
+        self.need_program(application, bundle);
         let record = &mut self.bundles[bundle];
         record.users += 1;
         if let (1, &BundleRef::Shipped(digest)) = (record.users, &record.reference) {
@@ -200,7 +211,8 @@ impl Engine {
     }
 
     /// One of them doesn't need it any more.
-    pub(super) fn release_bundle(&mut self, bundle: u32) {
+    pub(super) fn release_bundle(&mut self, application: u32, bundle: u32) {
+        self.spare_program(application, bundle);
         let record = &mut self.bundles[bundle];
         record.users -= 1;
         if let (0, &BundleRef::Shipped(digest)) = (record.users, &record.reference) {
@@ -218,7 +230,7 @@ impl Engine {
         }
     }
 
-    pub(super) fn bundle_completed(&mut self, digest: BundleDigest, platforms: Platforms) {
+    pub(super) fn bundle_completed(&mut self, digest: BundleDigest, bytes: u64, platforms: Platforms) {
         // No application has named it, and what peers offer makes no room for itself here. One that does so later offers it.
         let Some(bundle) = self.bundles.find(&BundleRef::Shipped(digest)) else { return };
         self.told_platforms(bundle, platforms);
@@ -226,6 +238,8 @@ impl Engine {
             return;
         }
         self.bundles[bundle].availability = Availability::Here;
+        self.bundles[bundle].bytes = bytes;
+        self.weigh_program(bundle);
         self.bundle_decided(bundle);
     }
 
@@ -246,12 +260,29 @@ impl Engine {
         self.refresh_queues_of(bundle);
     }
 
+    /// Why the peer may not offer a program of this length, if so. Only what it is attached with is needed from it.
+    pub(crate) fn refuses_offer(&self, peer: Peer, digest: BundleDigest, bytes: u64) -> Option<String> {
+        let Some((application, _, bundle)) = self.started_with(peer, digest) else {
+            return Some(
+                "an application offers the program that it is attached with, and no other".to_owned(),
+            );
+        };
+        let user = self.applications[application].terms.owner.as_ref()?;
+        let is_here = self.bundles[bundle].availability == Availability::Here;
+        if is_here { None } else { self.no_room_for_program_bytes(user, bundle, bytes) }
+    }
+
     /// What the peer's application offers may yet come.
-    pub(super) fn bundle_offered(&mut self, peer: Peer, digest: BundleDigest, platform: Platform) {
-        if let Some(bundle) = self.bundles.find(&BundleRef::Shipped(digest)) {
-            self.told_platforms(bundle, platform.into());
-        }
+    pub(super) fn bundle_offered(
+        &mut self,
+        peer: Peer,
+        digest: BundleDigest,
+        bytes: u64,
+        platform: Platform,
+    ) {
         if let Some((application, _, bundle)) = self.started_with(peer, digest) {
+            self.told_platforms(bundle, platform.into());
+            self.announce_program(application, bundle, bytes);
             self.program_may_come(application, bundle);
         }
     }
@@ -303,6 +334,8 @@ impl Engine {
         // No application has named it, and what peers offer makes no room for itself here.
         let Some(bundle) = self.bundles.find(&BundleRef::Shipped(digest)) else { return };
         self.bundles[bundle].availability = Availability::Awaited;
+        self.bundles[bundle].bytes = 0;
+        self.weigh_program(bundle);
         self.refresh_queues_of(bundle);
     }
 
@@ -332,10 +365,11 @@ impl Engine {
         let Some(Party::Worker(worker)) = self.heard(peer) else { return };
         // Of one that no application has named, nobody needs to know.
         if let Some(bundle) = self.bundles.find(&bundle) {
-            let note =
-                Note::WorkerRefusedBundle { worker: self.workers.all[worker].id, reason: reason.clone() };
-            self.note(note);
-            self.workers.all[worker].refuse(bundle, reason);
+            let record = &mut self.workers.all[worker];
+            let note = Note::WorkerRefusedBundle { worker: record.id, reason: reason.clone() };
+            if record.refuse(bundle, reason) {
+                self.note(note);
+            }
         }
         self.returned(peer, attempts);
     }

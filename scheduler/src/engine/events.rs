@@ -61,9 +61,9 @@ pub(crate) enum Event {
     /// A connection has ended.
     Disconnected { peer: Peer },
     /// A bundle is here, verified and synced. A repeat may bring further accounts of what it was built for.
-    BundleCompleted { digest: BundleDigest, platforms: Platforms },
+    BundleCompleted { digest: BundleDigest, bytes: u64, platforms: Platforms },
     /// What an application offers of a bundle may yet come, or is here: an earlier failure counts no more.
-    BundleOffered { peer: Peer, digest: BundleDigest, platform: Platform },
+    BundleOffered { peer: Peer, digest: BundleDigest, bytes: u64, platform: Platform },
     /// What an application offered, or sent, of a bundle is of no use: its own jobs of it fail. Others may have the right one.
     BundleFailed { peer: Peer, digest: BundleDigest, reason: String },
     /// A bundle isn't here any more: it was deleted to make room.

@@ -175,10 +175,10 @@ impl Engine {
 
     fn restore_forgotten(&mut self, job: u32, taken: bool) {
         let session = self.jobs.nodes[job].session;
-        let bundle = self.spec_of(job).bundle;
+        let (application, bundle) = (self.spec_of(job).application, self.spec_of(job).bundle);
         if !self.jobs.nodes[job].is_terminal() {
-            self.release_bundle(bundle);
-            let application = &mut self.applications[self.sessions[session].application];
+            self.release_bundle(application, bundle);
+            let application = &mut self.applications[application];
             application.totals.queued -= 1;
             application.payload_bytes -= self.jobs.nodes[job].payload.bytes();
             self.move_job(job, Phase::Backoff);
@@ -231,10 +231,10 @@ impl Engine {
                 if taken {
                     self.jobs.nodes[job].delivery = Delivery::Taken;
                 }
-                let bundle = self.spec_of(job).bundle;
+                let (application, bundle) = (self.spec_of(job).application, self.spec_of(job).bundle);
                 let report = self.jobs.ended.insert(EndedJob { report, output_bytes });
                 self.move_job(job, Phase::Ended { state, report });
-                self.release_bundle(bundle);
+                self.release_bundle(application, bundle);
                 if !taken {
                     self.retained_bytes += output_bytes;
                 }
@@ -306,6 +306,7 @@ impl Engine {
             self.schedule_lease_check(worker);
             self.schedule_drain(worker);
         }
+        self.bundles.forget_platforms();
         for application in self.applications.indices() {
             self.start_absence(application);
         }

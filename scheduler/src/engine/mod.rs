@@ -233,8 +233,12 @@ impl Engine {
             Event::SaidGoodbye { peer } => self.goodbye(peer),
             Event::SaidAbsent { peer, back_within } => self.absent(peer, back_within),
             Event::Disconnected { peer } => self.disconnected(peer),
-            Event::BundleCompleted { digest, platforms } => self.bundle_completed(digest, platforms),
-            Event::BundleOffered { peer, digest, platform } => self.bundle_offered(peer, digest, platform),
+            Event::BundleCompleted { digest, bytes, platforms } => {
+                self.bundle_completed(digest, bytes, platforms);
+            }
+            Event::BundleOffered { peer, digest, bytes, platform } => {
+                self.bundle_offered(peer, digest, bytes, platform);
+            }
             Event::BundleFailed { peer, digest, reason } => self.bundle_failed(peer, digest, &reason),
             Event::BundleForgotten { digest } => self.bundle_forgotten(digest),
             Event::JobsCancelled { jobs } => self.cancel_by_command(&jobs),

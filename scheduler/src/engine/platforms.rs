@@ -1,35 +1,49 @@
 //! What a program was built for, by the word of those who have it.
 
 use lrts_core::spec::Platform;
-use serde::{Deserialize, Serialize};
 
 /// So many accounts of one program are believed.
 const MOST: usize = 8;
 
 /// What applications say that a program was built for. Whoever has the program may say something wrong, so no account rules out
-/// another one: a worker may try it that suits one of them. Of too many, or none, any may.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Platforms(Vec<Platform>);
+/// another one: a worker may try it that suits one of them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Platforms {
+    /// These accounts; any worker may try where there is none.
+    Told(Vec<Platform>),
+    /// There were too many, or some that nobody knows any more. Any worker may try, whatever is said later: one who didn't say what was
+    /// said before would rule out the right workers.
+    Any,
+}
 
 impl Platforms {
     /// Takes in an account. Returns whether it is news.
     pub(crate) fn add(&mut self, platform: Platform) -> bool {
-        // One more than are believed stands for all others.
-        let is_news = self.0.len() <= MOST && !self.0.contains(&platform);
-        if is_news {
-            self.0.push(platform);
+        match self {
+            Self::Any => return false,
+            Self::Told(told) if told.contains(&platform) => return false,
+            Self::Told(told) if told.len() < MOST => told.push(platform),
+            Self::Told(_) => *self = Self::Any,
         }
-        is_news
+        true
     }
 
     /// Takes in all accounts of others. Returns whether one is news.
     pub(crate) fn add_all(&mut self, others: Platforms) -> bool {
-        others.0.into_iter().fold(false, |is_news, platform| self.add(platform) | is_news)
+        match others {
+            Self::Told(told) => {
+                told.into_iter().fold(false, |is_news, platform| self.add(platform) | is_news)
+            }
+            Self::Any => std::mem::replace(self, Self::Any) != Self::Any,
+        }
     }
 
     /// The accounts; none if any worker may try.
     pub(super) fn believed(&self) -> &[Platform] {
-        if self.0.len() > MOST { &[] } else { &self.0 }
+        match self {
+            Self::Told(told) => told,
+            Self::Any => &[],
+        }
     }
 
     /// Whether the program may run there.
@@ -39,9 +53,15 @@ impl Platforms {
     }
 }
 
+impl Default for Platforms {
+    fn default() -> Self {
+        Self::Told(Vec::new())
+    }
+}
+
 impl From<Platform> for Platforms {
     fn from(platform: Platform) -> Self {
-        Self(vec![platform])
+        Self::Told(vec![platform])
     }
 }
 
@@ -62,13 +82,22 @@ mod tests {
             assert!(platforms.add(platform(&format!("wrong{number}"))));
             assert!(!platforms.suit(&worker));
         }
-        let mut right = platforms.clone();
-        right.0.pop();
-        assert!(right.add(worker.clone()) && right.suit(&worker) && !right.add(worker.clone()));
-        for number in 0..3 {
-            platforms.add(platform(&format!("more{number}")));
-        }
-        assert!(platforms.suit(&worker) && platforms.0.len() == MOST + 1);
-        assert!(!platforms.add_all(right), "there is no end of them");
+        let mut right = Platforms::from(worker.clone());
+        assert!(right.add_all(platforms.clone()) && right == Platforms::Any, "one too many");
+        let Platforms::Told(told) = &mut platforms else { panic!("so many are believed") };
+        told.pop();
+        assert!(platforms.add(worker.clone()) && platforms.suit(&worker) && !platforms.add(worker.clone()));
+        assert!(platforms.add(platform("more")) && platforms.suit(&worker));
+        assert!(!platforms.add(platform("sparc64-linux-gnu")), "there is no end of them");
+    }
+
+    #[test]
+    fn what_is_not_known_any_more_is_not_narrowed_by_what_is_said_next() {
+        let worker = platform("x86_64-linux-gnu");
+        let wrong = platform("sparc64-linux-gnu");
+        let mut any = Platforms::Any;
+        assert!(!any.add(wrong.clone()) && !any.add_all(wrong.clone().into()) && any.suit(&worker));
+        let mut told = Platforms::from(wrong);
+        assert!(!told.suit(&worker) && told.add_all(any) && told.suit(&worker));
     }
 }

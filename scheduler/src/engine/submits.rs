@@ -223,7 +223,7 @@ impl Engine {
         record.totals.queued += 1;
         record.payload_bytes += self.jobs.nodes[job].payload.bytes();
         self.refresh_spare_by_jobs(session);
-        self.use_bundle(bundle);
+        self.use_bundle(application, bundle);
     }
 
     /// Whether there is room for one more job, here and on the disk.

@@ -121,8 +121,9 @@ impl Worker {
         }
     }
 
-    pub(super) fn refuse(&mut self, bundle: u32, reason: String) {
-        self.verdicts.insert(bundle, Verdict::Refused(reason));
+    /// It can't start this bundle. Returns whether that is news.
+    pub(super) fn refuse(&mut self, bundle: u32, reason: String) -> bool {
+        !matches!(self.verdicts.insert(bundle, Verdict::Refused(reason)), Some(Verdict::Refused(_)))
     }
 
     /// Why it can't start this bundle, if it was tried or its platform doesn't fit.

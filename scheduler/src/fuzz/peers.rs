@@ -26,7 +26,7 @@ pub fn peers(bytes: &[u8]) {
             2 => {
                 let (digest, platform) = (BundleDigest([input.byte(); 32]), Platform::current());
                 scheduler.handle(
-                    Event::BundleCompleted { digest, platforms: platform.into() },
+                    Event::BundleCompleted { digest, bytes: 100, platforms: platform.into() },
                     InputBodies::Nothing,
                 );
             }
@@ -44,6 +44,7 @@ const BOUNDS: Bounds = Bounds {
     applications_per_user: 3,
     bundles: 8,
     bundles_per_user: 4,
+    bundle_bytes_per_user: 300,
     sessions: 4,
     services: 16,
     jobs: 20,

@@ -22,7 +22,8 @@ fn submits_are_accepted_once_their_program_is_here() {
     let submitted = cluster.submit(peer, 1, JobOptions::new(), &[0, 0]);
     assert!(!submitted.says(peer, &Message::Accepted { through: 2 }) && submitted.starts().is_empty());
     assert!(cluster.reason(session.job(1)).contains("uploaded"));
-    let complete = cluster.handle(Event::BundleCompleted { digest: DIGEST, platforms: platform().into() });
+    let complete =
+        cluster.handle(Event::BundleCompleted { digest: DIGEST, bytes: 100, platforms: platform().into() });
     assert!(complete.says(peer, &Message::Accepted { through: 2 }));
     assert_eq!(
         complete.starts(),
@@ -109,7 +110,7 @@ fn results_flow_under_credit_and_urgent_ones_past_it() {
     let mut attach = attach_of("a", session);
     attach.credit = Credit { results: 1, bytes: 100 };
     cluster.handle(Event::Attached { peer, attach });
-    cluster.handle(Event::BundleCompleted { digest: DIGEST, platforms: platform().into() });
+    cluster.handle(Event::BundleCompleted { digest: DIGEST, bytes: 100, platforms: platform().into() });
     let worker = cluster.worker(1, 4);
     cluster.submit(peer, 1, JobOptions::new(), &[1, 1, 1]);
     cluster.handle(Event::Wanted { peer, session, ranges: vec![(1, 3)], urgent: false });

@@ -279,6 +279,7 @@ fn programs_that_no_application_has_any_more_make_room() {
         // What was only uploaded takes no place.
         cluster.handle(Event::BundleCompleted {
             digest: BundleDigest([session as u8; 32]),
+            bytes: 100,
             platforms: platform.into(),
         });
         assert!(cluster.engine.bundles.len() <= 2);
@@ -300,7 +301,7 @@ fn programs_that_no_application_has_any_more_make_room() {
         let (peer, platform) = (cluster.peer(), platform());
         cluster.handle(Event::Attached { peer, attach });
         let digest = BundleDigest([100 + other as u8; 32]);
-        cluster.handle(Event::BundleCompleted { digest, platforms: platform.into() });
+        cluster.handle(Event::BundleCompleted { digest, bytes: 100, platforms: platform.into() });
         let started = cluster.submit(peer, 1, JobOptions::new(), &[0]).starts();
         assert_eq!(started, [(worker, attempt(SessionId(other).job(1), 1))]);
         cluster.finished(worker, attempt(SessionId(other).job(1), 1));
@@ -315,6 +316,72 @@ fn shipped(user: Option<&str>, name: &str, session: u64) -> Attach {
     digest[..8].copy_from_slice(&session.to_le_bytes());
     let user = user.map(|user| user.parse().unwrap());
     Attach { user, bundle: BundleRef::Shipped(BundleDigest(digest)), ..of(name, session) }
+}
+
+/// An application with a program of its own offers it, and has a job that waits.
+fn needing(cluster: &mut Cluster, user: &str, session: u64) -> (Peer, Result<(), String>) {
+    let attach = shipped(Some(user), &format!("{user}{session}"), session);
+    let BundleRef::Shipped(digest) = attach.bundle else { panic!("it is shipped") };
+    let peer = cluster.peer();
+    let attached = cluster.handle(Event::Attached { peer, attach });
+    assert!(attached.disconnects(peer).is_none(), "{attached:?}");
+    if let Some(reason) = cluster.engine.refuses_offer(peer, digest, 100) {
+        return (peer, Err(reason));
+    }
+    cluster.handle(Event::BundleOffered { peer, digest, bytes: 100, platform: platform() });
+    cluster.submit(peer, 1, JobOptions::new(), &[0]);
+    (peer, Ok(()))
+}
+
+fn came(cluster: &mut Cluster, session: u64) {
+    let BundleRef::Shipped(digest) = shipped(None, "a", session).bundle else { panic!("it is shipped") };
+    cluster.handle(Event::BundleCompleted { digest, bytes: 100, platforms: platform().into() });
+}
+
+#[test]
+fn the_programs_that_a_user_needs_leave_room_for_those_of_others() {
+    let mut cluster = Cluster::with_bounds(Bounds { bundle_bytes_per_user: 250, ..Bounds::default() });
+    let (first, offered) = needing(&mut cluster, "eve", 1);
+    assert_eq!(offered, Ok(()));
+    came(&mut cluster, 1);
+    // Of this one nothing is here yet, but it is announced.
+    let (second, offered) = needing(&mut cluster, "eve", 2);
+    assert_eq!(offered, Ok(()));
+    for peer in [first, second] {
+        cluster.handle(Event::Disconnected { peer });
+    }
+    let refused = |cluster: &mut Cluster, session| {
+        let (peer, offered) = needing(cluster, "eve", session);
+        let reason = offered.unwrap_err();
+        assert!(reason.contains("more than 250 bytes") && reason.contains("--bundle-store"), "{reason}");
+        cluster.handle(Event::Disconnected { peer });
+    };
+    refused(&mut cluster, 3);
+    // Another start with one of those, or an application that comes back to one, takes nothing more.
+    let mut again = shipped(Some("eve"), "eve-too", 1);
+    again.session = SessionId(11);
+    come_and_go(&mut cluster, again);
+    // Somebody else's go on.
+    let (anns, offered) = needing(&mut cluster, "ann", 4);
+    assert_eq!(offered, Ok(()));
+    came(&mut cluster, 4);
+    // One that is here needs no offer.
+    let mut attach = shipped(Some("eve"), "eve4", 4);
+    attach.session = SessionId(14);
+    let peer = cluster.peer();
+    let attached = cluster.handle(Event::Attached { peer, attach: attach.clone() });
+    assert!(
+        matches!(attached.disconnects(peer), Some(Reason::Full(what)) if what.contains("--bundle-store"))
+    );
+    cluster.handle(Event::Disconnected { peer: anns });
+
+    cluster.restart();
+    came(&mut cluster, 1);
+    came(&mut cluster, 2);
+    refused(&mut cluster, 5);
+    let application = "eve2".parse().unwrap();
+    cluster.handle(Event::ApplicationCancelled { application });
+    assert_eq!(needing(&mut cluster, "eve", 6).1, Ok(()));
 }
 
 /// A start that has no job and goes.

@@ -133,7 +133,8 @@ impl Cluster {
         self.engine = Engine::restore(settings, self.store.load(self.now), self.now);
         let restored = self.engine.take_restored();
         let mut outcome = self.keep(restored);
-        let here = self.handle(Event::BundleCompleted { digest: DIGEST, platforms: platform().into() });
+        let here =
+            self.handle(Event::BundleCompleted { digest: DIGEST, bytes: 100, platforms: platform().into() });
         outcome.0.extend(here.0);
         outcome
     }
@@ -155,7 +156,7 @@ impl Cluster {
         let peer = self.peer();
         let session = SessionId(session);
         self.handle(Event::Attached { peer, attach: attach_of(name, session) });
-        self.handle(Event::BundleCompleted { digest: DIGEST, platforms: platform().into() });
+        self.handle(Event::BundleCompleted { digest: DIGEST, bytes: 100, platforms: platform().into() });
         (peer, session)
     }
 

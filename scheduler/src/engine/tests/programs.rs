@@ -5,10 +5,10 @@ use lrts_core::spec::{BundleRef, JobOptions, Platform};
 use lrts_core::status::{FailureKind, JobState};
 
 use super::cluster::{Cluster, DIGEST, Outcome, attach_of, attempt, platform, registration};
-use crate::engine::{Event, Message, Peer, Registration};
+use crate::engine::{Action, Event, Message, Note, Peer, Platforms, Registration};
 
 fn offered(cluster: &mut Cluster, peer: Peer) -> Outcome {
-    cluster.handle(Event::BundleOffered { peer, digest: DIGEST, platform: platform() })
+    cluster.handle(Event::BundleOffered { peer, digest: DIGEST, bytes: 100, platform: platform() })
 }
 
 fn failed(cluster: &mut Cluster, peer: Peer) -> Outcome {
@@ -16,7 +16,7 @@ fn failed(cluster: &mut Cluster, peer: Peer) -> Outcome {
 }
 
 fn completed(cluster: &mut Cluster) -> Outcome {
-    cluster.handle(Event::BundleCompleted { digest: DIGEST, platforms: platform().into() })
+    cluster.handle(Event::BundleCompleted { digest: DIGEST, bytes: 100, platforms: platform().into() })
 }
 
 /// A user's application whose program isn't here, with a job.
@@ -123,6 +123,10 @@ fn a_strangers_offer_changes_nothing() {
     offered(&mut cluster, stranger);
     cluster.submit(peer, 2, JobOptions::new(), &[1]);
     assert_eq!(cluster.state(SessionId(1).job(2)), JobState::Failed, "it is its own offer that counts");
+    // Who isn't attached with it isn't heard at all.
+    let offers = |peer| cluster.engine.refuses_offer(peer, DIGEST, 5).is_none();
+    assert_eq!([stranger, worker, peer].map(offers), [false, false, true]);
+    assert!(cluster.engine.refuses_offer(peer, BundleDigest([1; 32]), 5).is_some());
 }
 
 #[test]
@@ -143,8 +147,8 @@ fn sparc() -> Platform {
 /// Eve has the same program, sends it first, and says that it was built for another machine.
 fn misled(cluster: &mut Cluster) -> Peer {
     let (eves, _) = cluster.attach_as(Some("eve"), "e", 9);
-    cluster.handle(Event::BundleOffered { peer: eves, digest: DIGEST, platform: sparc() });
-    cluster.handle(Event::BundleCompleted { digest: DIGEST, platforms: sparc().into() });
+    cluster.handle(Event::BundleOffered { peer: eves, digest: DIGEST, bytes: 100, platform: sparc() });
+    cluster.handle(Event::BundleCompleted { digest: DIGEST, bytes: 100, platforms: sparc().into() });
     eves
 }
 
@@ -174,6 +178,48 @@ fn a_wrong_word_is_put_right_by_whoever_comes_later() {
 }
 
 #[test]
+fn a_wrong_word_after_a_restart_rules_out_no_worker() {
+    let mut cluster = Cluster::new();
+    let (_, job) = waiting(&mut cluster, "ann", "a", 1);
+    // What she said of it goes with the scheduler, and since her job is known there she doesn't say it again.
+    let settings = super::cluster::settings(1);
+    cluster.engine = crate::engine::Engine::restore(settings, cluster.store.load(cluster.now), cluster.now);
+    cluster.engine.take_restored();
+    cluster.attach_as(Some("ann"), "a", 1);
+    cluster.worker(1, 2);
+    misled(&mut cluster);
+    assert_eq!(cluster.engine.attempts_at(WorkerId(1)), Some(1), "{}", cluster.reason(job));
+    // Nor is one ruled out by what is said where a program was found from the start.
+    let here = Event::BundleCompleted { digest: DIGEST, bytes: 100, platforms: Platforms::Any };
+    let mut cluster = Cluster::new();
+    cluster.worker(1, 2);
+    let (anns, _) = cluster.attach_as(Some("ann"), "a", 1);
+    cluster.handle(here);
+    misled(&mut cluster);
+    assert_eq!(cluster.submit(anns, 1, JobOptions::new(), &[1]).starts().len(), 1);
+}
+
+#[test]
+fn who_refuses_a_program_again_and_again_is_told_of_once() {
+    let mut cluster = Cluster::new();
+    let worker = cluster.worker(1, 1);
+    cluster.application("a", 1);
+    let mut notes = 0;
+    for reason in ["damaged", "damaged", "too old"] {
+        let refused = Event::BundleRefusedByWorker {
+            peer: worker,
+            bundle: BundleRef::Shipped(DIGEST),
+            reason: reason.into(),
+            attempts: Vec::new(),
+        };
+        let told = cluster.handle(refused).0.into_iter();
+        notes +=
+            told.filter(|action| matches!(action, Action::Note(Note::WorkerRefusedBundle { .. }))).count();
+    }
+    assert_eq!(notes, 1);
+}
+
+#[test]
 fn a_further_word_opens_queues_that_no_worker_could_serve() {
     let mut cluster = Cluster::new();
     cluster.worker(1, 1);
@@ -183,7 +229,8 @@ fn a_further_word_opens_queues_that_no_worker_could_serve() {
     let (anns, session) = cluster.application("a", 1);
     let submitted = cluster.submit(anns, 1, JobOptions::new().slots(2), &[1]);
     assert!(submitted.starts().is_empty() && cluster.reason(session.job(1)).contains("needs 2 slots"));
-    let told = cluster.handle(Event::BundleOffered { peer: anns, digest: DIGEST, platform: sparc() });
+    let told =
+        cluster.handle(Event::BundleOffered { peer: anns, digest: DIGEST, bytes: 100, platform: sparc() });
     assert_eq!(told.starts(), [(peer, attempt(session.job(1), 1))]);
 }
 

@@ -247,7 +247,8 @@ fn submits_whose_program_is_not_here_are_accepted_when_it_comes() {
     assert!(attached.says(peer, &Message::Attached { epoch: 1, accepted_through: 0 }));
     let repeat = cluster.submit(peer, 1, JobOptions::new(), &[1, 1]);
     assert!(!repeat.says(peer, &Message::Accepted { through: 2 }));
-    let here = cluster.handle(Event::BundleCompleted { digest: DIGEST, platforms: platform().into() });
+    let here =
+        cluster.handle(Event::BundleCompleted { digest: DIGEST, bytes: 100, platforms: platform().into() });
     assert!(here.says(peer, &Message::Accepted { through: 2 }));
     cluster.restart();
     let peer = cluster.peer();

@@ -188,7 +188,7 @@ impl World {
             worker.spared = (self.now + LOST_AFTER, ids.filter(running).collect());
         }
         self.carry_out(restored, 0);
-        self.handle(Event::BundleCompleted { digest: DIGEST, platforms: platform().into() }, 0);
+        self.handle(Event::BundleCompleted { digest: DIGEST, bytes: 100, platforms: platform().into() }, 0);
     }
 
     /// The scheduler dies: of what it had sent some arrives, of what it hadn't synced nothing is left.
