@@ -13,7 +13,6 @@ use super::events::{Action, Note, Peer};
 use super::jobs::Phase;
 use super::platforms::Platforms;
 use super::slab::Slab;
-use super::workers::Standing;
 use super::{Engine, Party};
 
 /// So many workers' reasons for refusing a bundle are told.
@@ -340,13 +339,10 @@ impl Engine {
         self.returned(peer, attempts);
     }
 
-    /// Who can start this bundle, among all workers that aren't lost.
+    /// Who can start this bundle, among all workers that are there or may yet be back.
     pub(super) fn starters(&mut self, bundle: u32) -> Starters {
         let mut reasons = Vec::new();
         for worker in self.workers.all.indices() {
-            if matches!(self.workers.all[worker].standing, Standing::Lost) {
-                continue;
-            }
             // Of one that hasn't registered since the scheduler started, nothing is known.
             if self.workers.all[worker].platform.is_none() || self.can_start(worker, bundle) {
                 return Starters::Some;
@@ -354,7 +350,12 @@ impl Engine {
             let refusal = self.workers.all[worker].refusal(bundle).filter(|_| reasons.len() < REASONS);
             reasons.extend(refusal.map(str::to_owned));
         }
-        if reasons.is_empty() { Starters::Nobody } else { Starters::AllRefused(reasons) }
+        // Of those that haven't come yet, another one may start it.
+        if reasons.is_empty() || self.is_gathering() {
+            Starters::Nobody
+        } else {
+            Starters::AllRefused(reasons)
+        }
     }
 
     /// Those of these jobs that wait have failed for good.

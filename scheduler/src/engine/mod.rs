@@ -114,6 +114,8 @@ enum Timer {
     Lease(u32),
     /// What a draining worker still has is to go elsewhere.
     Drain(u32),
+    /// Workers have had the time to come back.
+    Gathered,
 }
 
 /// Who is at the other end of a connection.
@@ -276,6 +278,7 @@ impl Engine {
                 Timer::Away(application) => self.away(application),
                 Timer::Lease(worker) => self.check_lease(worker),
                 Timer::Drain(worker) => self.drain_overdue(worker),
+                Timer::Gathered => self.gathered(),
             }
         }
         while let Some(&(until, job)) = self.jobs.left_until.front()

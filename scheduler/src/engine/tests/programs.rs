@@ -1,10 +1,14 @@
 //! Programs that are on their way, and some that never come: an upload that fails concerns nobody but whose it was.
 
+use std::time::Duration;
+
 use lrts_core::ids::{BundleDigest, JobId, SessionId, WorkerId};
 use lrts_core::spec::{BundleRef, JobOptions, Platform};
 use lrts_core::status::{FailureKind, JobState};
 
-use super::cluster::{Cluster, DIGEST, Outcome, attach_of, attempt, platform, registration};
+use super::cluster::{
+    Cluster, DIGEST, LOST_AFTER, Outcome, attach_of, attempt, held, platform, registration,
+};
 use crate::engine::{Event, Message, Peer, Registration};
 
 fn offered(cluster: &mut Cluster, peer: Peer) -> Outcome {
@@ -171,6 +175,59 @@ fn a_wrong_word_is_put_right_by_whoever_comes_later() {
     let (anns, _) = cluster.attach_as(Some("ann"), "a", 1);
     completed(&mut cluster);
     assert_eq!(cluster.submit(anns, 1, JobOptions::new(), &[1]).starts().len(), 1);
+}
+
+/// A worker that is no machine for the program.
+fn wrong_worker(cluster: &mut Cluster, worker: u64) -> Peer {
+    let peer = cluster.peer();
+    let registration = Registration { platform: sparc(), ..registration(WorkerId(worker), 1) };
+    cluster.handle(Event::Registered { peer, registration, held: Vec::new() });
+    peer
+}
+
+#[test]
+fn a_lost_worker_that_can_start_a_program_may_be_back_after_one_that_cannot() {
+    let mut cluster = Cluster::new();
+    let (anns, session) = cluster.application("a", 1);
+    let right = cluster.worker(1, 1);
+    cluster.submit(anns, 1, JobOptions::new(), &[1, 1]);
+    cluster.began(right, attempt(session.job(1), 1));
+    cluster.handle(Event::Disconnected { peer: right });
+    cluster.pass(2 * LOST_AFTER);
+    let wrong = wrong_worker(&mut cluster, 2);
+    cluster.pass_hearing(2 * LOST_AFTER, &[wrong]);
+    assert_eq!(cluster.state(session.job(2)), JobState::Queued);
+    let (right, back) = cluster.rejoin(1, 2, vec![held(session.job(1), 1)]);
+    assert_eq!(back.starts(), [(right, attempt(session.job(2), 1))]);
+}
+
+#[test]
+fn after_a_time_without_workers_the_first_does_not_decide_what_none_can_start() {
+    for (restart, comes) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut cluster = Cluster::new();
+        // It has nothing to do, so nothing is remembered of it.
+        cluster.worker(1, 1);
+        let (anns, session) = cluster.application("a", 1);
+        if restart {
+            cluster.restart();
+        } else {
+            cluster.pass(2 * LOST_AFTER);
+        }
+        let wrong = wrong_worker(&mut cluster, 2);
+        let anns = if restart { cluster.application("a", 1).0 } else { anns };
+        cluster.submit(anns, 1, JobOptions::new(), &[1]);
+        cluster.pass_hearing(LOST_AFTER - Duration::from_millis(1), &[wrong]);
+        assert_eq!(cluster.state(session.job(1)), JobState::Queued);
+        if comes {
+            let (right, joined) = cluster.rejoin(1, 1, Vec::new());
+            assert_eq!(joined.starts(), [(right, attempt(session.job(1), 1))]);
+        } else {
+            cluster.pass_hearing(Duration::from_millis(1), &[wrong]);
+            assert_eq!(cluster.state(session.job(1)), JobState::Failed, "nobody else has come");
+            cluster.submit(anns, 2, JobOptions::new(), &[1]);
+            assert_eq!(cluster.state(session.job(2)), JobState::Failed);
+        }
+    }
 }
 
 #[test]
