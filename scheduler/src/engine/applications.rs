@@ -420,10 +420,24 @@ impl Engine {
         let session = &mut self.sessions[node.session];
         session.set(node.sequence, if taken { FORGOTTEN_TAKEN } else { FORGOTTEN });
         session.jobs -= 1;
-        let application = session.application;
+        let was_last = session.jobs == 0;
         self.refresh_spare_by_jobs(node.session);
         self.tidy_retention();
-        self.forget_if_over(application);
+        if was_last {
+            self.lost_last_job(node.session);
+        }
+    }
+
+    /// A session has no job any more. Many do at a time, so that only the end of its keys is worth a look at all sessions of an
+    /// application.
+    fn lost_last_job(&mut self, session: u32) {
+        let Session { application, .. } = self.sessions[session];
+        if self.sessions[session].is_keyed() {
+            self.forget_if_over(application);
+        } else if self.is_over(session) {
+            self.forget_session(session);
+            self.forget_if_empty(application);
+        }
     }
 
     /// Whoever waits for a result that retention ends hears that it won't come.
@@ -448,18 +462,24 @@ impl Engine {
     }
 
     /// Forgets an absent application without jobs, at once if it was stopped, else once it is no longer remembered.
-    fn forget_if_over(&mut self, application: u32) {
-        let record = &self.applications[application];
-        let Presence::Away { since } = record.presence else { return };
-        let expired = self.now.since(since) >= self.settings.result_retention;
-        let has_keys = self.has_keys(application);
-        for session in record.sessions.clone() {
-            let record = &self.sessions[session];
-            if record.jobs == 0 && (record.stopped || expired) && !has_keys {
+    pub(super) fn forget_if_over(&mut self, application: u32) {
+        if matches!(self.applications[application].presence, Presence::Here { .. }) {
+            return;
+        }
+        for session in self.applications[application].sessions.clone() {
+            if self.is_over(session) {
                 self.forget_session(session);
             }
         }
         self.forget_if_empty(application);
+    }
+
+    /// Whether nothing of a session is to be remembered any more: it has no job, nor has its application any with a key.
+    fn is_over(&self, session: u32) -> bool {
+        let record = &self.sessions[session];
+        let Presence::Away { since } = self.applications[record.application].presence else { return false };
+        let expired = self.now.since(since) >= self.settings.result_retention;
+        record.jobs == 0 && (record.stopped || expired) && !self.has_keys(record.application)
     }
 
     /// A session has its first job now, or has lost its last one.

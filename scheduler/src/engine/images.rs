@@ -328,6 +328,12 @@ impl Engine {
                 self.forget_job(job);
             }
         }
+        for application in self.applications.indices() {
+            // What was stopped and has no job: nothing else that ends would lead there.
+            if self.applications.get(application).is_some() {
+                self.forget_if_over(application);
+            }
+        }
     }
 
     /// What came of restoring, to be carried out before anything else.
