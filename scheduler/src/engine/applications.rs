@@ -64,8 +64,8 @@ pub(super) struct Application {
 pub(super) enum Presence {
     /// It is, for this session.
     Here { peer: Peer, session: u32 },
-    /// Its connection has ended.
-    Away { since: Moment },
+    /// Its connection has ended, and it is remembered until then, or for as long as it has jobs.
+    Away { since: Moment, until: Moment },
 }
 
 impl Application {
@@ -184,7 +184,7 @@ impl Engine {
     pub(super) fn new_application(&mut self, id: ApplicationId) -> u32 {
         let application = self.applications.insert(Application {
             id,
-            presence: Presence::Away { since: self.now },
+            presence: Presence::Away { since: self.now, until: self.now + self.settings.result_retention },
             terms: ApplicationImage {
                 owner: None,
                 on_disconnect: OnDisconnect::Keep,
@@ -238,7 +238,8 @@ impl Engine {
     pub(super) fn add_session(&mut self, session: Session) -> u32 {
         let (id, application) = (session.id, session.application);
         let bundle = session.program.as_ref().map(|program| program.bundle);
-        let session = self.sessions.insert(Session { left: self.now, ..session });
+        let session =
+            self.sessions.insert(Session { left: self.now, kept: self.settings.result_retention, ..session });
         self.session_ids.insert(id, session);
         self.applications[application].sessions.insert(session);
         if let Some(bundle) = bundle {
@@ -477,9 +478,10 @@ impl Engine {
     /// Whether nothing of a session is to be remembered any more: it has no job, nor has its application any with a key.
     fn is_over(&self, session: u32) -> bool {
         let record = &self.sessions[session];
-        let Presence::Away { since } = self.applications[record.application].presence else { return false };
-        let expired = self.now.since(since) >= self.settings.result_retention;
-        record.jobs == 0 && (record.stopped || expired) && !self.has_keys(record.application)
+        let Presence::Away { until, .. } = self.applications[record.application].presence else {
+            return false;
+        };
+        record.jobs == 0 && (record.stopped || self.now >= until) && !self.has_keys(record.application)
     }
 
     /// A session has its first job now, or has lost its last one.
@@ -539,13 +541,14 @@ impl Engine {
     }
 
     pub(super) fn application_left(&mut self, application: u32) {
-        let now = self.now;
+        let (now, kept) = (self.now, self.settings.result_retention);
         let record = &mut self.applications[application];
         let Presence::Here { session, .. } = record.presence else { return };
-        record.presence = Presence::Away { since: now };
+        record.presence = Presence::Away { since: now, until: now + kept };
         record.outbox.clear();
         let id = record.id;
-        self.sessions[session].left = now;
+        let record = &mut self.sessions[session];
+        (record.left, record.kept) = (now, kept);
         self.refresh_spare(session);
         self.release_bundle(self.bundle_of(session));
         self.note(Note::ApplicationLeft { application: id });
@@ -568,19 +571,18 @@ impl Engine {
     /// When the absence of an application is looked at; never if it is here.
     fn absence_timers(&self, application: u32) -> Vec<(Moment, Timer)> {
         let record = &self.applications[application];
-        let Presence::Away { since } = record.presence else { return Vec::new() };
+        let Presence::Away { since, until } = record.presence else { return Vec::new() };
         let allowed = match record.terms.on_disconnect {
-            OnDisconnect::CancelAfter(allowed) => Some(allowed),
+            OnDisconnect::CancelAfter(allowed) => Some(since + allowed),
             OnDisconnect::Keep | _ => None,
         };
-        let waits = allowed.into_iter().chain([self.settings.result_retention]);
-        waits.map(|wait| (since + wait, Timer::Away(application))).collect()
+        allowed.into_iter().chain([until]).map(|at| (at, Timer::Away(application))).collect()
     }
 
     /// An application has been away for some time.
     pub(super) fn away(&mut self, application: u32) {
         let Some(record) = self.applications.get(application) else { return };
-        let Presence::Away { since } = record.presence else { return };
+        let Presence::Away { since, .. } = record.presence else { return };
         let away = self.now.since(since);
         if let OnDisconnect::CancelAfter(allowed) = record.terms.on_disconnect
             && away >= allowed

@@ -182,7 +182,8 @@ impl Engine {
     /// that is.
     fn leaving(&self, application: &Application) -> (usize, usize) {
         let Presence::Here { session, .. } = application.presence else { return (0, 0) };
-        if self.spare_once_left(session, self.now).is_none_or(|from| from > self.now) {
+        let kept = self.settings.result_retention;
+        if self.spare_once_left(session, self.now, kept).is_none_or(|from| from > self.now) {
             return (0, 0);
         }
         let services = self.sessions[session].program.iter().flat_map(|program| &program.services);

@@ -11,6 +11,7 @@ use lrts_core::ids::WorkerId;
 use lrts_core::limits::RETRY_BACKOFF_MIN;
 use lrts_core::status::JobState;
 
+use super::applications::{Application, Presence};
 use super::attempts::{Attempt, Fate, Run};
 use super::jobs::{Delivery, EndedJob, NewNode, Phase};
 use super::sessions::{FORGOTTEN, FORGOTTEN_TAKEN, Session};
@@ -20,7 +21,7 @@ use super::workers::{Gathering, Standing};
 use super::{Engine, Settings};
 use crate::record::{JobImage, KeyedRecord, Loaded, LoadedJob, OpenAttempt, Stage, Submitted, WorkerImage};
 
-/// For so long at least results are kept after a start, unless retention is so short that an eighth of it is less.
+/// For so long at least everything is kept after a start, unless retention is so short that an eighth of it is less.
 const RETENTION_AFTER_START: Duration = Duration::from_hours(1);
 
 impl Engine {
@@ -129,6 +130,11 @@ impl Engine {
         let Submitted { session: id, first, options, jobs, skipped, keyed } = submitted;
         let Some(&session) = self.session_ids.get(id) else { return };
         self.sessions[session].begin_behind(first - 1);
+        // Nobody comes for what was submitted longer ago, and another start of the scheduler is no reason to wait for it anew.
+        let kept = self.left_of_retention(age);
+        let record = &mut self.sessions[session];
+        record.kept = if record.known().is_empty() { kept } else { record.kept.max(kept) };
+        self.refresh_spare(session);
         let submitted = self.now - age;
         for (sequence, job) in (*first..).zip(jobs) {
             if skipped.binary_search(&sequence).is_ok() {
@@ -289,11 +295,16 @@ impl Engine {
     fn restore_retention(&mut self, mut ended: Vec<(Duration, u32)>) {
         ended.sort_unstable_by_key(|&(age, job)| (Reverse(age), job));
         for (age, job) in ended {
-            // A clock that was set, or a long absence, must not make them go before anybody could come for them.
-            let least = RETENTION_AFTER_START.min(self.settings.result_retention / 8);
-            let left = self.settings.result_retention.saturating_sub(age).max(least);
+            let left = self.left_of_retention(age);
             self.retention.push_back((self.now + left, self.jobs.handle(job)));
         }
+    }
+
+    /// For how much longer something of this age is kept.
+    fn left_of_retention(&self, age: Duration) -> Duration {
+        // A clock that was set, or a long absence, must not make it go before anybody could come for it.
+        let least = RETENTION_AFTER_START.min(self.settings.result_retention / 8);
+        self.settings.result_retention.saturating_sub(age).max(least)
     }
 
     /// Leases and absences begin, and what has nothing left to wait for goes on.
@@ -310,6 +321,12 @@ impl Engine {
             self.schedule_drain(worker);
         }
         for application in self.applications.indices() {
+            let Application { sessions, presence, .. } = &self.applications[application];
+            if let &Presence::Away { since, .. } = presence {
+                let kept = sessions.iter().map(|&session| self.sessions[session].kept).max();
+                let until = since + kept.unwrap_or_default();
+                self.applications[application].presence = Presence::Away { since, until };
+            }
             self.start_absence(application);
         }
         for session in self.sessions.indices() {

@@ -210,7 +210,7 @@ impl Engine {
                 application: application.id,
                 away: match application.presence {
                     Presence::Here { .. } => None,
-                    Presence::Away { since } => Some(now.since(since)),
+                    Presence::Away { since, .. } => Some(now.since(since)),
                 },
                 jobs: application.totals,
             })
