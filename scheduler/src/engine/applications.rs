@@ -12,14 +12,11 @@ use lrts_core::status::{Failure, FailureKind, JobState};
 
 use super::attempts::cancelled;
 use super::events::{Action, Attach, Credit, ListedJobs, Message, Note, Peer, Reason, Totals};
-use super::jobs::{Delivery, JobHandle, Phase, ReadyKey, Service};
+use super::jobs::{Delivery, JobHandle, ReadyKey, Service};
 use super::owners::owner_after;
 use super::sessions::{FORGOTTEN, FORGOTTEN_TAKEN, Program, Session};
 use super::{Engine, Party, Timer};
 use crate::record::{ApplicationImage, Record, SessionImage};
-
-/// So many places of forgotten jobs are never worth a look.
-const RETENTION_SLACK: usize = 1_024;
 
 /// One application.
 #[derive(Debug)]
@@ -406,9 +403,7 @@ impl Engine {
     /// Forgets a terminal job, and what it was the last of.
     pub(super) fn forget_job(&mut self, job: u32) {
         let id = self.job_id(job);
-        if let Phase::Ended { report, .. } = self.jobs.nodes[job].phase {
-            self.release_result(report);
-        }
+        self.let_go(job);
         self.changed.remove(&job);
         self.tell_forgotten(job);
         let node = self.forget_node(job);
@@ -423,7 +418,6 @@ impl Engine {
         session.jobs -= 1;
         let was_last = session.jobs == 0;
         self.refresh_spare_by_jobs(node.session);
-        self.tidy_retention();
         if was_last {
             self.lost_last_job(node.session);
         }
@@ -452,13 +446,6 @@ impl Engine {
         {
             let job = self.job_id(job);
             self.send(peer, Message::Gone { job, taken: false });
-        }
-    }
-
-    /// Drops the places of jobs that were forgotten before their time, once these are the most.
-    fn tidy_retention(&mut self) {
-        if self.retention.len() > 2 * self.jobs.ended.len() + RETENTION_SLACK {
-            self.retention.retain(|&(_, job)| self.jobs.is_current(job));
         }
     }
 

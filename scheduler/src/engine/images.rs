@@ -241,12 +241,10 @@ impl Engine {
                     self.jobs.nodes[job].delivery = Delivery::Taken;
                 }
                 let bundle = self.spec_of(job).bundle;
+                let output_bytes = if taken { 0 } else { output_bytes };
                 let report = self.jobs.ended.insert(EndedJob { report, output_bytes });
                 self.move_job(job, Phase::Ended { state, report });
                 self.release_bundle(bundle);
-                if !taken {
-                    self.retained_bytes += output_bytes;
-                }
             }
             Stage::Held { failure, report } => {
                 let began = self.jobs.nodes[job].submitted + report.queued;
@@ -296,7 +294,7 @@ impl Engine {
         ended.sort_unstable_by_key(|&(age, job)| (Reverse(age), job));
         for (age, job) in ended {
             let left = self.left_of_retention(age);
-            self.retention.push_back((self.now + left, self.jobs.handle(job)));
+            self.retain(job, self.now + left);
         }
     }
 
@@ -345,6 +343,7 @@ impl Engine {
                 self.forget_job(job);
             }
         }
+        self.make_room_for_ended();
         for application in self.applications.indices() {
             // What was stopped and has no job: nothing else that ends would lead there.
             if self.applications.get(application).is_some() {

@@ -102,7 +102,8 @@ impl Engine {
     /// Starts all leases afresh if the engine comes so late to what is due that the scheduler itself must have been stopped or
     /// suspended: what its workers have said meanwhile hasn't been read yet, and those that hung up need time to come back.
     pub(super) fn forgive_own_absence(&mut self) {
-        let late = self.next_deadline().map_or(Duration::ZERO, |due| self.now.since(due));
+        // Ended jobs whose time has come may wait for others; leases don't.
+        let late = self.timers.first().map_or(Duration::ZERO, |&(due, _)| self.now.since(due));
         if late <= self.interval() || self.workers.all.len() == 0 {
             return;
         }
