@@ -13,6 +13,7 @@ use super::events::{Action, Note, Peer};
 use super::jobs::Phase;
 use super::platforms::Platforms;
 use super::slab::Slab;
+use super::workers::Verdict;
 use super::{Engine, Party};
 
 /// So many workers' reasons for refusing a bundle are told.
@@ -234,7 +235,11 @@ impl Engine {
             return;
         }
         for worker in self.workers.all.indices() {
-            self.workers.all[worker].verdicts.remove(&bundle);
+            // What it has tried itself stays true.
+            let verdicts = &mut self.workers.all[worker].verdicts;
+            if matches!(verdicts.get(&bundle), Some(Verdict::OtherPlatform(_))) {
+                verdicts.remove(&bundle);
+            }
         }
         let queues = &mut self.jobs.queues;
         self.barred.retain(|&queue| {
@@ -331,9 +336,10 @@ impl Engine {
         let Some(Party::Worker(worker)) = self.heard(peer) else { return };
         // Of one that no application has named, nobody needs to know.
         if let Some(bundle) = self.bundles.find(&bundle) {
-            let note =
-                Note::WorkerRefusedBundle { worker: self.workers.all[worker].id, reason: reason.clone() };
-            self.note(note);
+            if self.workers.all[worker].refusal(bundle).is_none() {
+                let worker = self.workers.all[worker].id;
+                self.note(Note::WorkerRefusedBundle { worker, reason: reason.clone() });
+            }
             self.workers.all[worker].refuse(bundle, reason);
         }
         self.returned(peer, attempts);

@@ -187,7 +187,9 @@ impl Engine {
         for (_, worker) in self.workers.all.iter().filter(|(_, worker)| worker.standing != Standing::Lost) {
             present = true;
             match worker.verdicts.get(&spec.bundle) {
-                Some(Verdict::Refused(reason)) => refusals.push(reason.as_str()),
+                Some(Verdict::Refused(reason) | Verdict::OtherPlatform(reason)) => {
+                    refusals.push(reason.as_str())
+                }
                 Some(Verdict::Unsuited) => {}
                 Some(Verdict::Likely | Verdict::Proven) | None => largest = largest.max(Some(worker.slots)),
             }

@@ -43,6 +43,8 @@ pub(super) enum Verdict {
     Proven,
     /// No program of this name is installed there; another worker may come that has it.
     Unsuited,
+    /// It wasn't built for such a machine, by all that was said of it so far.
+    OtherPlatform(String),
     /// It can't, for this reason.
     Refused(String),
 }
@@ -128,7 +130,7 @@ impl Worker {
     /// Why it can't start this bundle, if it was tried or its platform doesn't fit.
     pub(super) fn refusal(&self, bundle: u32) -> Option<&str> {
         match self.verdicts.get(&bundle) {
-            Some(Verdict::Refused(reason)) => Some(reason),
+            Some(Verdict::Refused(reason) | Verdict::OtherPlatform(reason)) => Some(reason),
             Some(Verdict::Likely | Verdict::Proven | Verdict::Unsuited) | None => None,
         }
     }
@@ -244,7 +246,7 @@ impl Engine {
             }
             BundleRef::Shipped(_) if !program.platforms.suit(own) => {
                 let built_for: Vec<_> = program.platforms.believed().iter().map(describe).collect();
-                Verdict::Refused(format!(
+                Verdict::OtherPlatform(format!(
                     "{} is {}, the program was built for {}",
                     record.host,
                     describe(own),

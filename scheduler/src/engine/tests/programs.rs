@@ -9,7 +9,7 @@ use lrts_core::status::{FailureKind, JobState};
 use super::cluster::{
     Cluster, DIGEST, LOST_AFTER, Outcome, attach_of, attempt, held, platform, registration,
 };
-use crate::engine::{Event, Message, Peer, Registration};
+use crate::engine::{Event, Message, Note, Peer, Registration};
 
 fn offered(cluster: &mut Cluster, peer: Peer) -> Outcome {
     cluster.handle(Event::BundleOffered { peer, digest: DIGEST, platform: platform() })
@@ -228,6 +228,31 @@ fn after_a_time_without_workers_the_first_does_not_decide_what_none_can_start() 
             assert_eq!(cluster.state(session.job(2)), JobState::Failed);
         }
     }
+}
+
+#[test]
+fn a_further_word_changes_nothing_for_a_worker_that_has_tried_and_a_refusal_is_told_once() {
+    let mut cluster = Cluster::new();
+    let worker = cluster.worker(1, 2);
+    let (anns, session) = cluster.application("a", 1);
+    let right = cluster.worker(2, 1);
+    cluster.submit(anns, 1, JobOptions::new(), &[1]);
+    let refusal = |attempts| Event::BundleRefusedByWorker {
+        peer: worker,
+        bundle: BundleRef::Shipped(DIGEST),
+        reason: "damaged".into(),
+        attempts,
+    };
+    let refused = cluster.handle(refusal(vec![attempt(session.job(1), 1)]));
+    let note = Note::WorkerRefusedBundle { worker: WorkerId(1), reason: "damaged".into() };
+    assert!(refused.notes(&note));
+    assert_eq!(refused.starts(), [(right, attempt(session.job(1), 2))]);
+    cluster.began(right, attempt(session.job(1), 2));
+    assert!(!cluster.handle(refusal(Vec::new())).notes(&note), "no news");
+    cluster.handle(Event::BundleOffered { peer: anns, digest: DIGEST, platform: sparc() });
+    cluster.finished(right, attempt(session.job(1), 2));
+    let next = cluster.submit(anns, 2, JobOptions::new(), &[1, 1]).starts();
+    assert_eq!(next, [(right, attempt(session.job(2), 1))]);
 }
 
 #[test]
