@@ -202,6 +202,11 @@ pub const JOBS_PER_APPLICATION: u64 = 10_000_000;
 /// See [`JOBS_PER_APPLICATION`].
 pub const PAYLOAD_BYTES_PER_APPLICATION: u64 = 1 << 40;
 
+/// Ended jobs that a scheduler remembers. At it, the oldest of whoever has most are forgotten before their time, those that have no
+/// result, or none that has yet to be taken, first. One takes 220 bytes of memory and the message of its failure, so all take 5 GB
+/// where few have failed. Twice as many as an application may have waiting, so that one that fetches its results last loses none.
+pub const ENDED_JOBS: u64 = 20_000_000;
+
 /// Jobs with a key of one application that are remembered.
 pub const KEYS_PER_APPLICATION: u64 = 1_000_000;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use lrts_core::clock::{self, Moment};
 use lrts_core::ids::UserName;
+use lrts_core::limits::ENDED_JOBS;
 use lrts_core::protocol::codec;
 use lrts_core::protocol::command::FromCommand;
 use lrts_core::shutdown::Shutdown;
@@ -416,6 +417,12 @@ fn log(note: Note) {
             warn!(
                 jobs,
                 "results that nobody has taken are forgotten: there are more than --result-store allows"
+            );
+        }
+        Note::EndedJobsDropped { jobs } => {
+            warn!(
+                jobs,
+                "ended jobs that nobody has asked for are forgotten: the scheduler remembers {ENDED_JOBS} of all users"
             );
         }
         Note::BrakeEngaged { silent, known } => {

@@ -12,14 +12,11 @@ use lrts_core::status::{Failure, FailureKind, JobState};
 
 use super::attempts::cancelled;
 use super::events::{Action, Attach, Credit, ListedJobs, Message, Note, Peer, Reason, Totals};
-use super::jobs::{Delivery, JobHandle, Phase, ReadyKey, Service};
+use super::jobs::{Delivery, JobHandle, ReadyKey, Service};
 use super::owners::owner_after;
 use super::sessions::{FORGOTTEN, FORGOTTEN_TAKEN, Program, Session};
 use super::{Engine, Party, Timer};
 use crate::record::{ApplicationImage, Record, SessionImage};
-
-/// So many places of forgotten jobs are never worth a look.
-const RETENTION_SLACK: usize = 1_024;
 
 /// One application.
 #[derive(Debug)]
@@ -66,8 +63,8 @@ pub(super) struct Application {
 pub(super) enum Presence {
     /// It is, for this session.
     Here { peer: Peer, session: u32 },
-    /// Its connection has ended.
-    Away { since: Moment },
+    /// Its connection has ended, and it is remembered until then, or for as long as it has jobs.
+    Away { since: Moment, until: Moment },
 }
 
 impl Application {
@@ -187,7 +184,7 @@ impl Engine {
     pub(super) fn new_application(&mut self, id: ApplicationId) -> u32 {
         let application = self.applications.insert(Application {
             id,
-            presence: Presence::Away { since: self.now },
+            presence: Presence::Away { since: self.now, until: self.now + self.settings.result_retention },
             terms: ApplicationImage {
                 owner: None,
                 on_disconnect: OnDisconnect::Keep,
@@ -242,7 +239,8 @@ impl Engine {
     pub(super) fn add_session(&mut self, session: Session) -> u32 {
         let (id, application) = (session.id, session.application);
         let bundle = session.program.as_ref().map(|program| program.bundle);
-        let session = self.sessions.insert(Session { left: self.now, ..session });
+        let session =
+            self.sessions.insert(Session { left: self.now, kept: self.settings.result_retention, ..session });
         self.session_ids.insert(id, session);
         self.applications[application].sessions.insert(session);
         if let Some(bundle) = bundle {
@@ -409,9 +407,7 @@ impl Engine {
     /// Forgets a terminal job, and what it was the last of.
     pub(super) fn forget_job(&mut self, job: u32) {
         let id = self.job_id(job);
-        if let Phase::Ended { report, .. } = self.jobs.nodes[job].phase {
-            self.release_result(report);
-        }
+        self.let_go(job);
         self.changed.remove(&job);
         self.tell_forgotten(job);
         let node = self.forget_node(job);
@@ -424,10 +420,23 @@ impl Engine {
         let session = &mut self.sessions[node.session];
         session.set(node.sequence, if taken { FORGOTTEN_TAKEN } else { FORGOTTEN });
         session.jobs -= 1;
-        let application = session.application;
+        let was_last = session.jobs == 0;
         self.refresh_spare_by_jobs(node.session);
-        self.tidy_retention();
-        self.forget_if_over(application);
+        if was_last {
+            self.lost_last_job(node.session);
+        }
+    }
+
+    /// A session has no job any more. Many do at a time, so that only the end of its keys is worth a look at all sessions of an
+    /// application.
+    fn lost_last_job(&mut self, session: u32) {
+        let Session { application, .. } = self.sessions[session];
+        if self.sessions[session].is_keyed() {
+            self.forget_if_over(application);
+        } else if self.is_over(session) {
+            self.forget_session(session);
+            self.forget_if_empty(application);
+        }
     }
 
     /// Whoever waits for a result that retention ends hears that it won't come.
@@ -444,26 +453,26 @@ impl Engine {
         }
     }
 
-    /// Drops the places of jobs that were forgotten before their time, once these are the most.
-    fn tidy_retention(&mut self) {
-        if self.retention.len() > 2 * self.jobs.ended.len() + RETENTION_SLACK {
-            self.retention.retain(|&(_, job)| self.jobs.is_current(job));
-        }
-    }
-
     /// Forgets an absent application without jobs, at once if it was stopped, else once it is no longer remembered.
-    fn forget_if_over(&mut self, application: u32) {
-        let record = &self.applications[application];
-        let Presence::Away { since } = record.presence else { return };
-        let expired = self.now.since(since) >= self.settings.result_retention;
-        let has_keys = self.has_keys(application);
-        for session in record.sessions.clone() {
-            let record = &self.sessions[session];
-            if record.jobs == 0 && (record.stopped || expired) && !has_keys {
+    pub(super) fn forget_if_over(&mut self, application: u32) {
+        if matches!(self.applications[application].presence, Presence::Here { .. }) {
+            return;
+        }
+        for session in self.applications[application].sessions.clone() {
+            if self.is_over(session) {
                 self.forget_session(session);
             }
         }
         self.forget_if_empty(application);
+    }
+
+    /// Whether nothing of a session is to be remembered any more: it has no job, nor has its application any with a key.
+    fn is_over(&self, session: u32) -> bool {
+        let record = &self.sessions[session];
+        let Presence::Away { until, .. } = self.applications[record.application].presence else {
+            return false;
+        };
+        record.jobs == 0 && (record.stopped || self.now >= until) && !self.has_keys(record.application)
     }
 
     /// A session has its first job now, or has lost its last one.
@@ -523,13 +532,14 @@ impl Engine {
     }
 
     pub(super) fn application_left(&mut self, application: u32) {
-        let now = self.now;
+        let (now, kept) = (self.now, self.settings.result_retention);
         let record = &mut self.applications[application];
         let Presence::Here { session, .. } = record.presence else { return };
-        record.presence = Presence::Away { since: now };
+        record.presence = Presence::Away { since: now, until: now + kept };
         record.outbox.clear();
         let id = record.id;
-        self.sessions[session].left = now;
+        let record = &mut self.sessions[session];
+        (record.left, record.kept) = (now, kept);
         self.refresh_spare(session);
         self.release_bundle(application, self.bundle_of(session));
         self.note(Note::ApplicationLeft { application: id });
@@ -552,19 +562,18 @@ impl Engine {
     /// When the absence of an application is looked at; never if it is here.
     fn absence_timers(&self, application: u32) -> Vec<(Moment, Timer)> {
         let record = &self.applications[application];
-        let Presence::Away { since } = record.presence else { return Vec::new() };
+        let Presence::Away { since, until } = record.presence else { return Vec::new() };
         let allowed = match record.terms.on_disconnect {
-            OnDisconnect::CancelAfter(allowed) => Some(allowed),
+            OnDisconnect::CancelAfter(allowed) => Some(since + allowed),
             OnDisconnect::Keep | _ => None,
         };
-        let waits = allowed.into_iter().chain([self.settings.result_retention]);
-        waits.map(|wait| (since + wait, Timer::Away(application))).collect()
+        allowed.into_iter().chain([until]).map(|at| (at, Timer::Away(application))).collect()
     }
 
     /// An application has been away for some time.
     pub(super) fn away(&mut self, application: u32) {
         let Some(record) = self.applications.get(application) else { return };
-        let Presence::Away { since } = record.presence else { return };
+        let Presence::Away { since, .. } = record.presence else { return };
         let away = self.now.since(since);
         if let OnDisconnect::CancelAfter(allowed) = record.terms.on_disconnect
             && away >= allowed

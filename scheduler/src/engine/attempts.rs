@@ -517,8 +517,8 @@ impl Engine {
         let report = self.jobs.ended.insert(EndedJob { report, output_bytes });
         self.move_job(job, Phase::Ended { state, report });
         self.release_bundle(application, bundle);
-        self.retention.push_back((self.now + self.settings.result_retention, self.jobs.handle(job)));
-        self.retain_result(output_bytes);
+        self.retain(job, self.now + self.settings.result_retention);
+        self.make_room_for_ended();
         self.ended_job(job);
     }
 

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 
 use lrts_core::ids::UserName;
 use lrts_core::limits::{
-    APPLICATIONS, APPLICATIONS_PER_USER, BODY_BYTES, BUNDLES, BUNDLES_PER_USER, JOBS_PER_APPLICATION,
-    KEYS_PER_APPLICATION, PAYLOAD_BYTES_PER_APPLICATION, SERVICES_PER_APPLICATION, SESSIONS_PER_APPLICATION,
+    APPLICATIONS, APPLICATIONS_PER_USER, BODY_BYTES, BUNDLES, BUNDLES_PER_USER, ENDED_JOBS,
+    JOBS_PER_APPLICATION, KEYS_PER_APPLICATION, PAYLOAD_BYTES_PER_APPLICATION, SERVICES_PER_APPLICATION,
+    SESSIONS_PER_APPLICATION,
 };
 
 use super::Engine;
@@ -35,6 +36,8 @@ pub(crate) struct Bounds {
     pub(crate) jobs: u64,
     /// Bytes of their payloads.
     pub(crate) payload_bytes: u64,
+    /// Ended jobs of all applications.
+    pub(crate) ended_jobs: u64,
     /// Jobs with a key of one application.
     pub(crate) keys: u64,
 }
@@ -51,6 +54,7 @@ impl Default for Bounds {
             services: SERVICES_PER_APPLICATION,
             jobs: JOBS_PER_APPLICATION,
             payload_bytes: PAYLOAD_BYTES_PER_APPLICATION,
+            ended_jobs: ENDED_JOBS,
             keys: KEYS_PER_APPLICATION,
         }
     }
@@ -212,7 +216,8 @@ impl Engine {
     /// that is.
     fn leaving(&self, application: &Application) -> (usize, usize) {
         let Presence::Here { session, .. } = application.presence else { return (0, 0) };
-        if self.spare_once_left(session, self.now).is_none_or(|from| from > self.now) {
+        let kept = self.settings.result_retention;
+        if self.spare_once_left(session, self.now, kept).is_none_or(|from| from > self.now) {
             return (0, 0);
         }
         let services = self.sessions[session].program.iter().flat_map(|program| &program.services);

@@ -13,7 +13,7 @@ use super::events::{Action, Note, Peer};
 use super::jobs::Phase;
 use super::platforms::Platforms;
 use super::slab::Slab;
-use super::workers::Standing;
+use super::workers::Verdict;
 use super::{Engine, Party};
 
 /// So many workers' reasons for refusing a bundle are told.
@@ -249,7 +249,11 @@ impl Engine {
             return;
         }
         for worker in self.workers.all.indices() {
-            self.workers.all[worker].verdicts.remove(&bundle);
+            // What it has tried itself stays true.
+            let verdicts = &mut self.workers.all[worker].verdicts;
+            if matches!(verdicts.get(&bundle), Some(Verdict::OtherPlatform(_))) {
+                verdicts.remove(&bundle);
+            }
         }
         let queues = &mut self.jobs.queues;
         self.barred.retain(|&queue| {
@@ -374,13 +378,10 @@ impl Engine {
         self.returned(peer, attempts);
     }
 
-    /// Who can start this bundle, among all workers that aren't lost.
+    /// Who can start this bundle, among all workers that are there or may yet be back.
     pub(super) fn starters(&mut self, bundle: u32) -> Starters {
         let mut reasons = Vec::new();
         for worker in self.workers.all.indices() {
-            if matches!(self.workers.all[worker].standing, Standing::Lost) {
-                continue;
-            }
             // Of one that hasn't registered since the scheduler started, nothing is known.
             if self.workers.all[worker].platform.is_none() || self.can_start(worker, bundle) {
                 return Starters::Some;
@@ -388,7 +389,12 @@ impl Engine {
             let refusal = self.workers.all[worker].refusal(bundle).filter(|_| reasons.len() < REASONS);
             reasons.extend(refusal.map(str::to_owned));
         }
-        if reasons.is_empty() { Starters::Nobody } else { Starters::AllRefused(reasons) }
+        // Of those that haven't come yet, another one may start it.
+        if reasons.is_empty() || self.is_gathering() {
+            Starters::Nobody
+        } else {
+            Starters::AllRefused(reasons)
+        }
     }
 
     /// Those of these jobs that wait have failed for good.

@@ -6,7 +6,7 @@ use lrts_core::ids::SessionId;
 use lrts_core::limits::{SEND_WINDOW_JOBS, TOTALS_INTERVAL};
 
 use super::applications::Presence;
-use super::events::{Credit, Message, Note, Peer};
+use super::events::{Credit, Message, Peer};
 use super::jobs::{Delivery, Phase};
 use super::{Engine, Timer};
 
@@ -137,33 +137,10 @@ impl Engine {
                     continue;
                 }
                 node.delivery = Delivery::Taken;
-                if let Phase::Ended { report, .. } = node.phase {
-                    self.release_result(report);
-                }
+                self.release_result(job);
                 self.job_changed(job);
             }
         }
-    }
-
-    /// A result has come: if there are more than may be kept, the oldest go.
-    pub(super) fn retain_result(&mut self, bytes: u64) {
-        self.retained_bytes += bytes;
-        let mut dropped = 0;
-        while self.retained_bytes > self.settings.result_bytes && self.retention.len() > 1 {
-            let Some((_, oldest)) = self.retention.pop_front() else { break };
-            if self.jobs.is_current(oldest) {
-                dropped += 1;
-                self.forget_job(oldest.index);
-            }
-        }
-        if dropped > 0 {
-            self.note(Note::ResultsDropped { jobs: dropped });
-        }
-    }
-
-    /// A result isn't kept any more.
-    pub(super) fn release_result(&mut self, report: u32) {
-        self.retained_bytes -= std::mem::take(&mut self.jobs.ended[report].output_bytes);
     }
 
     /// An application's totals have changed: it is told now, or once the interval has passed.

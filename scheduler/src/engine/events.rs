@@ -313,6 +313,10 @@ pub(crate) enum Note {
     ResultsDropped {
         jobs: usize,
     },
+    /// Ended jobs are forgotten to make room, of which nobody had taken the result or heard how they ended.
+    EndedJobsDropped {
+        jobs: usize,
+    },
     /// Too many workers fell silent together: none of them is given up.
     BrakeEngaged {
         silent: usize,

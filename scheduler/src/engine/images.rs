@@ -11,16 +11,17 @@ use lrts_core::ids::WorkerId;
 use lrts_core::limits::RETRY_BACKOFF_MIN;
 use lrts_core::status::JobState;
 
+use super::applications::{Application, Presence};
 use super::attempts::{Attempt, Fate, Run};
 use super::jobs::{Delivery, EndedJob, NewNode, Phase};
 use super::sessions::{FORGOTTEN, FORGOTTEN_TAKEN, Session};
 use super::slab::NONE;
 use super::submits::Key;
-use super::workers::Standing;
+use super::workers::{Gathering, Standing};
 use super::{Engine, Settings};
 use crate::record::{JobImage, KeyedRecord, Loaded, LoadedJob, OpenAttempt, Stage, Submitted, WorkerImage};
 
-/// For so long at least results are kept after a start, unless retention is so short that an eighth of it is less.
+/// For so long at least everything is kept after a start, unless retention is so short that an eighth of it is less.
 const RETENTION_AFTER_START: Duration = Duration::from_hours(1);
 
 impl Engine {
@@ -74,6 +75,9 @@ impl Engine {
         let mut engine = Self::new(settings);
         engine.now = now;
         let Loaded { applications, sessions, submits, jobs, workers } = loaded;
+        if !applications.is_empty() {
+            engine.workers.gathering = Gathering::Awaited;
+        }
         for (id, image) in applications {
             let application = engine.new_application(id);
             if let Some(owner) = image.owner.clone() {
@@ -126,6 +130,11 @@ impl Engine {
         let Submitted { session: id, first, options, jobs, skipped, keyed } = submitted;
         let Some(&session) = self.session_ids.get(id) else { return };
         self.sessions[session].begin_behind(first - 1);
+        // Nobody comes for what was submitted longer ago, and another start of the scheduler is no reason to wait for it anew.
+        let kept = self.left_of_retention(age);
+        let record = &mut self.sessions[session];
+        record.kept = if record.known().is_empty() { kept } else { record.kept.max(kept) };
+        self.refresh_spare(session);
         let submitted = self.now - age;
         for (sequence, job) in (*first..).zip(jobs) {
             if skipped.binary_search(&sequence).is_ok() {
@@ -232,12 +241,10 @@ impl Engine {
                     self.jobs.nodes[job].delivery = Delivery::Taken;
                 }
                 let (application, bundle) = (self.spec_of(job).application, self.spec_of(job).bundle);
+                let output_bytes = if taken { 0 } else { output_bytes };
                 let report = self.jobs.ended.insert(EndedJob { report, output_bytes });
                 self.move_job(job, Phase::Ended { state, report });
                 self.release_bundle(application, bundle);
-                if !taken {
-                    self.retained_bytes += output_bytes;
-                }
             }
             Stage::Held { failure, report } => {
                 let began = self.jobs.nodes[job].submitted + report.queued;
@@ -286,11 +293,16 @@ impl Engine {
     fn restore_retention(&mut self, mut ended: Vec<(Duration, u32)>) {
         ended.sort_unstable_by_key(|&(age, job)| (Reverse(age), job));
         for (age, job) in ended {
-            // A clock that was set, or a long absence, must not make them go before anybody could come for them.
-            let least = RETENTION_AFTER_START.min(self.settings.result_retention / 8);
-            let left = self.settings.result_retention.saturating_sub(age).max(least);
-            self.retention.push_back((self.now + left, self.jobs.handle(job)));
+            let left = self.left_of_retention(age);
+            self.retain(job, self.now + left);
         }
+    }
+
+    /// For how much longer something of this age is kept.
+    fn left_of_retention(&self, age: Duration) -> Duration {
+        // A clock that was set, or a long absence, must not make it go before anybody could come for it.
+        let least = RETENTION_AFTER_START.min(self.settings.result_retention / 8);
+        self.settings.result_retention.saturating_sub(age).max(least)
     }
 
     /// Leases and absences begin, and what has nothing left to wait for goes on.
@@ -308,6 +320,12 @@ impl Engine {
         }
         self.bundles.forget_platforms();
         for application in self.applications.indices() {
+            let Application { sessions, presence, .. } = &self.applications[application];
+            if let &Presence::Away { since, .. } = presence {
+                let kept = sessions.iter().map(|&session| self.sessions[session].kept).max();
+                let until = since + kept.unwrap_or_default();
+                self.applications[application].presence = Presence::Away { since, until };
+            }
             self.start_absence(application);
         }
         for session in self.sessions.indices() {
@@ -324,6 +342,13 @@ impl Engine {
                 self.end_unplaced(job, super::attempts::cancelled());
             } else if node.is_terminal() && self.sessions[node.session].stopped {
                 self.forget_job(job);
+            }
+        }
+        self.make_room_for_ended();
+        for application in self.applications.indices() {
+            // What was stopped and has no job: nothing else that ends would lead there.
+            if self.applications.get(application).is_some() {
+                self.forget_if_over(application);
             }
         }
     }

@@ -8,7 +8,7 @@ use lrts_core::limits::ORPHAN_GRACE;
 use super::attempts::Fate;
 use super::events::{Action, Message, Note, Peer, Reason};
 use super::jobs::Phase;
-use super::workers::Standing;
+use super::workers::{Gathering, Standing};
 use super::{Engine, Timer};
 
 /// One heartbeat second for each of this many workers: what one scheduler takes in without effort.
@@ -102,7 +102,8 @@ impl Engine {
     /// Starts all leases afresh if the engine comes so late to what is due that the scheduler itself must have been stopped or
     /// suspended: what its workers have said meanwhile hasn't been read yet, and those that hung up need time to come back.
     pub(super) fn forgive_own_absence(&mut self) {
-        let late = self.next_deadline().map_or(Duration::ZERO, |due| self.now.since(due));
+        // Ended jobs whose time has come may wait for others; leases don't.
+        let late = self.timers.first().map_or(Duration::ZERO, |&(due, _)| self.now.since(due));
         if late <= self.interval() || self.workers.all.len() == 0 {
             return;
         }
@@ -233,6 +234,9 @@ impl Engine {
             self.actions.push(Action::Disconnect { peer, reason: Reason::LeaseExpired });
         }
         self.give_up(worker);
+        if self.workers.known == 0 {
+            self.workers.gathering = Gathering::Awaited;
+        }
         for attempt in attempts {
             // A cancelled job ends with the first of them, and takes all that are open of it.
             if self.attempts.get(attempt).is_some() {

@@ -7,6 +7,7 @@
 //! | [`spare`] | what nobody would miss where room is short |
 //! | [`sessions`], [`submits`] | which jobs are taken, and that one key is one job |
 //! | [`delivery`] | which result is sent when, under the application's credit; totals |
+//! | [`retention`] | which ended jobs are kept, and whose make way |
 //! | [`jobs`] | 64 bytes per job, queues, the moves from state to state |
 //! | [`attempts`] | what an attempt's beginning and end mean for its job |
 //! | [`workers`] | registration, inventory, goodbye |
@@ -40,6 +41,7 @@ mod owners;
 mod placement;
 mod platforms;
 mod queries;
+mod retention;
 mod retry;
 mod sessions;
 mod slab;
@@ -51,7 +53,7 @@ mod suspicion;
 mod tests;
 mod workers;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
@@ -63,6 +65,7 @@ use bundles::Bundles;
 use jobs::{JobHandle, Jobs, Service};
 use leases::Brake;
 use owners::Holdings;
+use retention::Retention;
 use retry::Jitter;
 use sessions::Session;
 use slab::Slab;
@@ -95,7 +98,7 @@ pub(crate) struct Settings {
     pub(crate) lost_after: Duration,
     /// How long ended jobs and absent applications are remembered.
     pub(crate) result_retention: Duration,
-    /// Most bytes of results that are kept; the oldest go first.
+    /// Most bytes of results that are kept; the oldest of whoever has most go first.
     pub(crate) result_bytes: u64,
     /// What applications may keep.
     pub(crate) bounds: Bounds,
@@ -114,6 +117,8 @@ enum Timer {
     Lease(u32),
     /// What a draining worker still has is to go elsewhere.
     Drain(u32),
+    /// Workers have had the time to come back.
+    Gathered,
 }
 
 /// Who is at the other end of a connection.
@@ -157,10 +162,7 @@ pub(crate) struct Engine {
     bundles: Bundles,
     brake: Brake,
     timers: BTreeSet<(Moment, Timer)>,
-    /// Ended jobs, in the order in which they are forgotten.
-    retention: VecDeque<(Moment, JobHandle)>,
-    /// Bytes of their results.
-    retained_bytes: u64,
+    retention: Retention,
     /// Jobs that weren't taken, by cause.
     refused_jobs: RefusedJobs,
     jitter: Jitter,
@@ -192,8 +194,7 @@ impl Engine {
             bundles: Bundles::new(),
             brake: Brake::default(),
             timers: BTreeSet::new(),
-            retention: VecDeque::new(),
-            retained_bytes: 0,
+            retention: Retention::default(),
             refused_jobs: RefusedJobs::default(),
             jitter: Jitter::new(settings.seed),
             settings,
@@ -265,8 +266,7 @@ impl Engine {
     /// When [`Event::Tick`] is due at the latest.
     pub(crate) fn next_deadline(&self) -> Option<Moment> {
         let timer = self.timers.first().map(|&(at, _)| at);
-        let retention = self.retention.front().map(|&(at, _)| at);
-        timer.into_iter().chain(retention).min()
+        timer.into_iter().chain(self.retention.next_deadline()).min()
     }
 
     fn run_timers(&mut self) {
@@ -280,6 +280,7 @@ impl Engine {
                 Timer::Away(application) => self.away(application),
                 Timer::Lease(worker) => self.check_lease(worker),
                 Timer::Drain(worker) => self.drain_overdue(worker),
+                Timer::Gathered => self.gathered(),
             }
         }
         while let Some(&(until, job)) = self.jobs.left_until.front()
@@ -288,14 +289,7 @@ impl Engine {
             self.jobs.left_until.pop_front();
             self.jobs.left.remove(&job);
         }
-        while let Some(&(at, job)) = self.retention.front()
-            && at <= self.now
-        {
-            self.retention.pop_front();
-            if self.jobs.is_current(job) {
-                self.forget_job(job.index);
-            }
-        }
+        self.forget_due();
     }
 
     fn disconnected(&mut self, peer: Peer) {

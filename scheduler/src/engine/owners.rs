@@ -83,6 +83,7 @@ impl Engine {
     /// Nobody's application has an owner from now on.
     pub(super) fn give_application(&mut self, application: u32, owner: UserName) {
         self.give_spare(application, &owner);
+        self.give_retained(application, &owner);
         let record = &mut self.applications[application];
         let holdings = self.users.entry(owner.clone()).or_default();
         record.terms.owner = Some(owner);

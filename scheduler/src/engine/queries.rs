@@ -197,7 +197,9 @@ impl Engine {
         for (_, worker) in self.workers.all.iter().filter(|(_, worker)| worker.standing != Standing::Lost) {
             present = true;
             match worker.verdicts.get(&spec.bundle) {
-                Some(Verdict::Refused(reason)) => refusals.push(reason.as_str()),
+                Some(Verdict::Refused(reason) | Verdict::OtherPlatform(reason)) => {
+                    refusals.push(reason.as_str())
+                }
                 Some(Verdict::Unsuited) => {}
                 Some(Verdict::Likely | Verdict::Proven) | None if worker.draining.is_some() => {
                     draining = draining.max(Some(worker.slots));
@@ -226,7 +228,7 @@ impl Engine {
                 user: application.terms.owner.clone(),
                 away: match application.presence {
                     Presence::Here { .. } => None,
-                    Presence::Away { since } => Some(now.since(since)),
+                    Presence::Away { since, .. } => Some(now.since(since)),
                 },
                 jobs: application.totals,
             })

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use lrts_core::clock::Moment;
 use lrts_core::ids::SessionId;
@@ -35,6 +36,8 @@ pub(super) struct Session {
     /// When it was left last, as far as is known: a scheduler that was started after that counts from its start. Of no meaning
     /// while its application is attached for it.
     pub(super) left: Moment,
+    /// For how long after that it is to be known what it submitted.
+    pub(super) kept: Duration,
     /// From when on nobody would miss it, as it is now.
     pub(super) spare_from: Option<Moment>,
     /// Who was told of the jobs that it wants.
@@ -76,6 +79,7 @@ impl Session {
             had_jobs: false,
             brought_keys: false,
             left: Moment::default(),
+            kept: Duration::ZERO,
             spare_from: None,
             listener: None,
             stopped: false,

@@ -10,11 +10,19 @@ pub(super) const NONE: u32 = u32::MAX;
 pub(super) struct Slab<T> {
     entries: Vec<Option<T>>,
     vacant: Vec<u32>,
+    /// How often a record was looked up: what a test knows of the work that was done.
+    #[cfg(test)]
+    pub(super) looks: std::cell::Cell<u64>,
 }
 
 impl<T> Slab<T> {
     pub(super) fn new() -> Self {
-        Self { entries: Vec::new(), vacant: Vec::new() }
+        Self {
+            entries: Vec::new(),
+            vacant: Vec::new(),
+            #[cfg(test)]
+            looks: std::cell::Cell::default(),
+        }
     }
 
     pub(super) fn insert(&mut self, record: T) -> u32 {
@@ -62,12 +70,16 @@ impl<T> Index<u32> for Slab<T> {
     type Output = T;
 
     fn index(&self, index: u32) -> &T {
+        #[cfg(test)]
+        self.looks.update(|looks| looks + 1);
         self.entries[index as usize].as_ref().expect("kept indices are those of live records")
     }
 }
 
 impl<T> IndexMut<u32> for Slab<T> {
     fn index_mut(&mut self, index: u32) -> &mut T {
+        #[cfg(test)]
+        self.looks.update(|looks| looks + 1);
         self.entries[index as usize].as_mut().expect("kept indices are those of live records")
     }
 }

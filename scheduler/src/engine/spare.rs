@@ -61,16 +61,18 @@ impl Engine {
         let record = &self.sessions[session];
         match self.applications[record.application].presence {
             Presence::Here { session: current, .. } if current == session => None,
-            Presence::Here { .. } | Presence::Away { .. } => self.spare_once_left(session, record.left),
+            Presence::Here { .. } | Presence::Away { .. } => {
+                self.spare_once_left(session, record.left, record.kept)
+            }
         }
     }
 
-    /// The same of one that was left at this moment.
-    pub(super) fn spare_once_left(&self, session: u32, left: Moment) -> Option<Moment> {
+    /// The same of one that was left at this moment and is kept for so long.
+    pub(super) fn spare_once_left(&self, session: u32, left: Moment, kept: Duration) -> Option<Moment> {
         let record = &self.sessions[session];
         let has_keys = record.brought_keys && self.has_keys(record.application);
         let waits = record.had_jobs && !record.stopped;
-        let from = if waits { left + self.settings.result_retention } else { left };
+        let from = if waits { left + kept } else { left };
         (record.jobs == 0 && !has_keys).then_some(from)
     }
 

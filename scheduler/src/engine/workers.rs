@@ -43,6 +43,8 @@ pub(super) enum Verdict {
     Proven,
     /// No program of this name is installed there; another worker may come that has it.
     Unsuited,
+    /// It wasn't built for such a machine, by all that was said of it so far.
+    OtherPlatform(String),
     /// It can't, for this reason.
     Refused(String),
 }
@@ -129,7 +131,7 @@ impl Worker {
     /// Why it can't start this bundle, if it was tried or its platform doesn't fit.
     pub(super) fn refusal(&self, bundle: u32) -> Option<&str> {
         match self.verdicts.get(&bundle) {
-            Some(Verdict::Refused(reason)) => Some(reason),
+            Some(Verdict::Refused(reason) | Verdict::OtherPlatform(reason)) => Some(reason),
             Some(Verdict::Likely | Verdict::Proven | Verdict::Unsuited) | None => None,
         }
     }
@@ -148,6 +150,19 @@ pub(super) struct Workers {
     pub(super) known: usize,
     /// The heartbeat interval that they were told.
     pub(super) announced: Duration,
+    pub(super) gathering: Gathering,
+}
+
+/// Whether workers come back after a time without any. Which of them is the first says nothing of what the others can start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Gathering {
+    /// Those that are there are all that are expected.
+    #[default]
+    Over,
+    /// All were lost, or the scheduler was started again, and none has come yet.
+    Awaited,
+    /// Others have until this moment.
+    Until(Moment),
 }
 
 impl Workers {
@@ -159,6 +174,7 @@ impl Workers {
             laden: BTreeSet::new(),
             known: 0,
             announced: Duration::ZERO,
+            gathering: Gathering::default(),
         }
     }
 
@@ -231,7 +247,7 @@ impl Engine {
             }
             BundleRef::Shipped(_) if !program.platforms.suit(own) => {
                 let built_for: Vec<_> = program.platforms.believed().iter().map(describe).collect();
-                Verdict::Refused(format!(
+                Verdict::OtherPlatform(format!(
                     "{} is {}, the program was built for {}",
                     record.host,
                     describe(own),
@@ -283,10 +299,39 @@ impl Engine {
             self.drain_overdue(worker);
         }
         self.workers.rekey(worker);
+        self.begin_gathering();
+        self.open_barred_queues();
+    }
+
+    /// Queues that no known worker could serve are looked at again.
+    fn open_barred_queues(&mut self) {
         for queue in std::mem::take(&mut self.barred) {
             self.jobs.queues[queue].barred = false;
             self.refresh_queue(queue);
         }
+    }
+
+    /// The first worker is there: the others have as long as a lease takes.
+    fn begin_gathering(&mut self) {
+        if self.workers.gathering == Gathering::Awaited {
+            let end = self.now + self.lost_after();
+            self.workers.gathering = Gathering::Until(end);
+            self.timers.insert((end, Timer::Gathered));
+        }
+    }
+
+    /// What the workers that are there can't do is judged from now on.
+    pub(super) fn gathered(&mut self) {
+        // All of them may have been lost again meanwhile.
+        if matches!(self.workers.gathering, Gathering::Until(end) if end <= self.now) {
+            self.workers.gathering = Gathering::Over;
+            self.open_barred_queues();
+        }
+    }
+
+    /// Whether workers that were there before may still be on their way.
+    pub(super) fn is_gathering(&self) -> bool {
+        self.workers.gathering != Gathering::Over
     }
 
     fn tell_registered(&mut self, peer: Peer, heartbeat: Duration, closed: Vec<AttemptId>) {

@@ -49,6 +49,7 @@ const BOUNDS: Bounds = Bounds {
     services: 16,
     jobs: 20,
     payload_bytes: 4_096,
+    ended_jobs: 16,
     keys: 4,
 };
 

@@ -7,8 +7,8 @@ use lrts_core::limits::TOTALS_INTERVAL;
 use lrts_core::spec::{JobOptions, OnDisconnect};
 use lrts_core::status::JobState;
 
-use super::cluster::{Cluster, DIGEST, RETENTION, attach_of, attempt, job_of, platform};
-use crate::engine::{Action, Credit, Event, Message, Reason, Submit, Totals};
+use super::cluster::{Cluster, DIGEST, RETENTION, attach_of, attempt, held, job_of, platform};
+use crate::engine::{Action, AttemptOutcome, Credit, Event, Message, Reason, Submit, Totals};
 
 #[test]
 fn submits_are_accepted_once_their_program_is_here() {
@@ -260,6 +260,48 @@ fn an_application_that_comes_and_goes_leaves_no_timers_behind() {
 }
 
 #[test]
+fn a_job_that_is_forgotten_costs_no_look_at_other_starts_of_its_application() {
+    let mut cluster = Cluster::new();
+    for session in 1..=300 {
+        let (peer, _) = cluster.application("a", session);
+        cluster.submit(peer, 1, JobOptions::new(), &[1; 3]);
+        if session > 1 {
+            for sequence in 1..=3 {
+                cluster.cancel(peer, SessionId(session).job(sequence));
+            }
+        }
+        if session == 300 {
+            cluster.handle(Event::Disconnected { peer });
+        }
+    }
+    let before = cluster.engine.sessions.looks.get();
+    let gone = cluster.pass(RETENTION).records().len();
+    assert!(gone >= 3 * 299, "all have expired");
+    let looks = cluster.engine.sessions.looks.get() - before;
+    assert!(looks < 100 * 3 * 299, "{looks}");
+    let kept = cluster.engine.session_ids.keys().copied().collect::<Vec<_>>();
+    assert_eq!(kept, [SessionId(1)], "the one of which a job waits");
+    cluster.handle(Event::ApplicationCancelled { application: Cluster::id_of("a") });
+    cluster.pass(RETENTION);
+    assert!(cluster.store.is_empty(), "{:?}", cluster.store);
+}
+
+#[test]
+fn starts_of_a_stopped_application_without_jobs_are_forgotten_with_a_restart_too() {
+    let mut cluster = Cluster::new();
+    let worker = cluster.worker(1, 1);
+    let (first, _) = cluster.application("a", 1);
+    cluster.submit(first, 1, JobOptions::new(), &[1]);
+    cluster.began(worker, attempt(SessionId(1).job(1), 1));
+    let (second, _) = cluster.application("a", 2);
+    cluster.handle(Event::StopAsked { peer: second });
+    cluster.restart();
+    let (worker, _) = cluster.rejoin(1, 1, vec![held(SessionId(1).job(1), 1)]);
+    cluster.ended(worker, attempt(SessionId(1).job(1), 1), AttemptOutcome::Stopped);
+    assert!(cluster.store.is_empty(), "{:?}", cluster.store);
+}
+
+#[test]
 fn jobs_of_stopped_applications_leave_nothing_behind() {
     let mut cluster = Cluster::new();
     cluster.worker(1, 1);
@@ -271,7 +313,7 @@ fn jobs_of_stopped_applications_leave_nothing_behind() {
         cluster.handle(Event::StopAsked { peer });
         cluster.handle(Event::Disconnected { peer });
     }
-    assert!(cluster.engine.retention.len() < 3_000, "{}", cluster.engine.retention.len());
+    assert!(cluster.engine.retention.places() < 6_000, "{}", cluster.engine.retention.places());
 }
 
 #[test]

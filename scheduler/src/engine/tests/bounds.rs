@@ -176,6 +176,40 @@ fn what_a_start_has_run_is_known_for_as_long_as_retention_says() {
 }
 
 #[test]
+fn restarts_of_the_scheduler_keep_nothing_for_longer_than_retention_says() {
+    let small = Bounds { applications_per_user: 4, ..Bounds::default() };
+    let mut cluster = Cluster::with_bounds(small);
+    for session in 1..30 {
+        let name = format!("a{session}");
+        let (peer, attached) = cluster.attach_as(Some("ann"), &name, session);
+        assert!(attached.disconnects(peer).is_none(), "{session}");
+        cluster.handle(Event::BundleCompleted { digest: DIGEST, bytes: 1, platforms: platform().into() });
+        let worker = cluster.worker(1, 1);
+        cluster.submit(peer, 1, JobOptions::new(), &[0]);
+        let job = SessionId(session).job(1);
+        cluster.finished(worker, attempt(job, 1));
+        cluster.handle(Event::Taken { peer, session: SessionId(session), ranges: vec![(1, 1)] });
+        cluster.handle(Event::Disconnected { peer });
+        cluster.pass(RETENTION / 5);
+        cluster.restart();
+        cluster.pass(RETENTION / 5);
+        // What was accepted lately is known, and isn't run again.
+        let (peer, again) = cluster.attach_as(Some("ann"), &name, session);
+        assert!(again.says(peer, &Message::Attached { epoch: 2 * session, accepted_through: 1 }));
+        assert!(cluster.submit(peer, 1, JobOptions::new(), &[0]).starts().is_empty());
+        if session % 2 == 0 {
+            cluster.handle(Event::Disconnected { peer });
+        }
+        cluster.restart();
+    }
+    // It was left, or the scheduler was started, no longer ago than that.
+    cluster.pass(RETENTION - Duration::from_millis(1));
+    cluster.restart();
+    cluster.pass(RETENTION / 8);
+    assert!(cluster.store.is_empty(), "{:?}", cluster.store);
+}
+
+#[test]
 fn a_start_that_is_superseded_and_would_be_missed_by_nobody_makes_room_for_the_next() {
     let mut cluster = Cluster::with_bounds(Bounds { sessions: 1, services: 2, ..Bounds::default() });
     let (first, _) = cluster.attach_as(None, "a", 1);

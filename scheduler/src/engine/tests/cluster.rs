@@ -29,7 +29,7 @@ pub(super) struct Cluster {
     pub(super) now: Moment,
     epoch: u64,
     peers: u64,
-    bounds: Bounds,
+    pub(super) bounds: Bounds,
 }
 
 /// What came of one event.

@@ -15,6 +15,7 @@ mod owners;
 mod placement;
 mod programs;
 mod restart;
+mod retention;
 mod rivals;
 mod sim;
 mod suspicion;

@@ -1,10 +1,14 @@
 //! Programs that are on their way, and some that never come: an upload that fails concerns nobody but whose it was.
 
+use std::time::Duration;
+
 use lrts_core::ids::{BundleDigest, JobId, SessionId, WorkerId};
 use lrts_core::spec::{BundleRef, JobOptions, Platform};
 use lrts_core::status::{FailureKind, JobState};
 
-use super::cluster::{Cluster, DIGEST, Outcome, attach_of, attempt, platform, registration};
+use super::cluster::{
+    Cluster, DIGEST, LOST_AFTER, Outcome, attach_of, attempt, held, platform, registration,
+};
 use crate::engine::{Action, Event, Message, Note, Peer, Platforms, Registration};
 
 fn offered(cluster: &mut Cluster, peer: Peer) -> Outcome {
@@ -175,6 +179,94 @@ fn a_wrong_word_is_put_right_by_whoever_comes_later() {
     let (anns, _) = cluster.attach_as(Some("ann"), "a", 1);
     completed(&mut cluster);
     assert_eq!(cluster.submit(anns, 1, JobOptions::new(), &[1]).starts().len(), 1);
+}
+
+/// A worker that is no machine for the program.
+fn wrong_worker(cluster: &mut Cluster, worker: u64) -> Peer {
+    let peer = cluster.peer();
+    let registration = Registration { platform: sparc(), ..registration(WorkerId(worker), 1) };
+    cluster.handle(Event::Registered { peer, registration, held: Vec::new() });
+    peer
+}
+
+#[test]
+fn a_lost_worker_that_can_start_a_program_may_be_back_after_one_that_cannot() {
+    let mut cluster = Cluster::new();
+    let (anns, session) = cluster.application("a", 1);
+    let right = cluster.worker(1, 1);
+    cluster.submit(anns, 1, JobOptions::new(), &[1, 1]);
+    cluster.began(right, attempt(session.job(1), 1));
+    cluster.handle(Event::Disconnected { peer: right });
+    cluster.pass(2 * LOST_AFTER);
+    let wrong = wrong_worker(&mut cluster, 2);
+    cluster.pass_hearing(2 * LOST_AFTER, &[wrong]);
+    assert_eq!(cluster.state(session.job(2)), JobState::Queued);
+    let (right, back) = cluster.rejoin(1, 2, vec![held(session.job(1), 1)]);
+    assert_eq!(back.starts(), [(right, attempt(session.job(2), 1))]);
+}
+
+#[test]
+fn after_a_time_without_workers_the_first_does_not_decide_what_none_can_start() {
+    for (restart, comes) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut cluster = Cluster::new();
+        // It has nothing to do, so nothing is remembered of it.
+        cluster.worker(1, 1);
+        let (anns, session) = cluster.application("a", 1);
+        if restart {
+            cluster.restart();
+        } else {
+            cluster.pass(2 * LOST_AFTER);
+        }
+        let wrong = wrong_worker(&mut cluster, 2);
+        let anns = if restart { cluster.application("a", 1).0 } else { anns };
+        let tried = cluster.submit(anns, 1, JobOptions::new(), &[1]).starts();
+        // What a program was built for isn't known any more after a restart: it has to try.
+        assert_eq!(tried.len(), usize::from(restart));
+        for (peer, attempt) in tried {
+            cluster.handle(Event::BundleRefusedByWorker {
+                peer,
+                bundle: BundleRef::Shipped(DIGEST),
+                reason: "of another machine".into(),
+                attempts: vec![attempt],
+            });
+        }
+        cluster.pass_hearing(LOST_AFTER - Duration::from_millis(1), &[wrong]);
+        assert_eq!(cluster.state(session.job(1)), JobState::Queued);
+        if comes {
+            let (right, joined) = cluster.rejoin(1, 1, Vec::new());
+            assert!(matches!(joined.starts()[..], [(peer, _)] if peer == right), "{joined:?}");
+        } else {
+            cluster.pass_hearing(Duration::from_millis(1), &[wrong]);
+            assert_eq!(cluster.state(session.job(1)), JobState::Failed, "nobody else has come");
+            cluster.submit(anns, 2, JobOptions::new(), &[1]);
+            assert_eq!(cluster.state(session.job(2)), JobState::Failed);
+        }
+    }
+}
+
+#[test]
+fn a_further_word_changes_nothing_for_a_worker_that_has_tried_and_a_refusal_is_told_once() {
+    let mut cluster = Cluster::new();
+    let worker = cluster.worker(1, 2);
+    let (anns, session) = cluster.application("a", 1);
+    let right = cluster.worker(2, 1);
+    cluster.submit(anns, 1, JobOptions::new(), &[1]);
+    let refusal = |attempts| Event::BundleRefusedByWorker {
+        peer: worker,
+        bundle: BundleRef::Shipped(DIGEST),
+        reason: "damaged".into(),
+        attempts,
+    };
+    let refused = cluster.handle(refusal(vec![attempt(session.job(1), 1)]));
+    let note = Note::WorkerRefusedBundle { worker: WorkerId(1), reason: "damaged".into() };
+    assert!(refused.notes(&note));
+    assert_eq!(refused.starts(), [(right, attempt(session.job(1), 2))]);
+    cluster.began(right, attempt(session.job(1), 2));
+    assert!(!cluster.handle(refusal(Vec::new())).notes(&note), "no news");
+    cluster.handle(Event::BundleOffered { peer: anns, digest: DIGEST, bytes: 1, platform: sparc() });
+    cluster.finished(right, attempt(session.job(1), 2));
+    let next = cluster.submit(anns, 2, JobOptions::new(), &[1, 1]).starts();
+    assert_eq!(next, [(right, attempt(session.job(2), 1))]);
 }
 
 #[test]
