@@ -531,6 +531,11 @@ impl Shared {
         *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(link);
     }
 
+    /// Whether the scheduler is there.
+    pub(super) fn is_connected(&self) -> bool {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(LinkSender::is_up)
+    }
+
     /// Says on stderr what was not sent when the application has ended.
     pub(super) fn report_unsent(&self) {
         let state = self.lock();
