@@ -92,12 +92,12 @@ pub enum ClientError {
         /// The id that both have.
         application: String,
     },
-    /// The scheduler does not let this application in.
-    #[error("the scheduler at {scheduler} does not take this application: {reason}")]
+    /// The scheduler does not let this application in, or the key to show it can't be used.
+    #[error("the scheduler at {scheduler} can't be used: {reason}")]
     Unauthorised {
         /// Its address.
         scheduler: String,
-        /// What it said.
+        /// Why, and what becomes of the jobs that it has.
         reason: String,
     },
     /// The scheduler has no place for this application: it, its user or the scheduler has as many of something as may be.
@@ -113,7 +113,7 @@ pub enum ClientError {
     Version {
         /// Its address.
         scheduler: String,
-        /// What it said.
+        /// What it said, and what becomes of the jobs that it has.
         reason: String,
     },
     /// There was no scheduler for as long as a wait may go without one. Nothing is lost: the same wait may be tried again.
