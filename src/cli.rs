@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use lrts_core::command_line::{KeyArgs, duration};
 use lrts_core::ids::{ApplicationId, JobId, UserName, WorkerId};
 use lrts_core::keys::{KeyId, ROLES, role_of_word, role_word};
@@ -56,12 +56,12 @@ pub(crate) enum Command {
 /// How a command reaches the scheduler.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct QueryArgs {
-    /// Address of the scheduler
-    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
-    pub(crate) scheduler_address: String,
-    /// Port of the scheduler
-    #[arg(long, default_value_t = 5555, value_name = "PORT")]
-    pub(crate) scheduler_port: u16,
+    /// Address of the scheduler [default: the host in LRTS_SCHEDULER, else 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) scheduler_address: Option<String>,
+    /// Port of the scheduler [default: the port in LRTS_SCHEDULER, else 5555]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) scheduler_port: Option<u16>,
     /// How long to wait for the scheduler
     #[arg(long, default_value = "5s", value_parser = duration, value_name = "TIME")]
     pub(crate) wait: Duration,
@@ -83,15 +83,16 @@ pub(crate) struct LogsArgs {
 
 /// `lrts cancel`.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").required(true).args(["jobs", "application", "user"])))]
 pub(crate) struct CancelArgs {
     /// The jobs, as `lrts jobs` lists them
-    #[arg(required_unless_present_any = ["application", "user"], value_name = "JOB")]
+    #[arg(value_name = "JOB")]
     pub(crate) jobs: Vec<JobId>,
     /// All jobs of this application, as `lrts applications` lists it
-    #[arg(long, conflicts_with = "jobs", value_name = "ID")]
+    #[arg(long, value_name = "ID")]
     pub(crate) application: Option<ApplicationId>,
     /// All jobs of all applications of this user, as `lrts applications` lists them
-    #[arg(long, conflicts_with_all = ["jobs", "application"], value_name = "NAME")]
+    #[arg(long, value_name = "NAME")]
     pub(crate) user: Option<UserName>,
     #[command(flatten)]
     pub(crate) query: QueryArgs,
@@ -227,7 +228,8 @@ mod tests {
         let by_application = parse("lrts cancel --application nightly");
         assert!(matches!(by_application, Ok(Command::Cancel(args)) if args.application.is_some()));
         assert!(matches!(parse("lrts cancel --user ann"), Ok(Command::Cancel(args)) if args.user.is_some()));
-        assert!(parse("lrts cancel").is_err());
+        let nothing = parse("lrts cancel").unwrap_err().to_string();
+        assert!(nothing.contains("JOB") && nothing.contains("--application <ID>"), "{nothing}");
         assert!(parse("lrts cancel --application nightly --user ann").is_err());
         assert!(parse(&format!("lrts cancel --application nightly {job}")).is_err());
     }

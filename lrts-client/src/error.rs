@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use lrts_core::command_line::exit_code;
 use lrts_core::ids::JobId;
 use lrts_core::limits::BODY_BYTES;
 use lrts_core::spec::InvalidOptions;
@@ -92,12 +93,12 @@ pub enum ClientError {
         /// The id that both have.
         application: String,
     },
-    /// The scheduler does not let this application in.
-    #[error("the scheduler at {scheduler} does not take this application: {reason}")]
+    /// The scheduler does not let this application in, or the key to show it can't be used.
+    #[error("the scheduler at {scheduler} can't be used: {reason}")]
     Unauthorised {
         /// Its address.
         scheduler: String,
-        /// What it said.
+        /// Why, and what becomes of the jobs that it has.
         reason: String,
     },
     /// The scheduler has no place for this application: it, its user or the scheduler has as many of something as may be.
@@ -113,7 +114,7 @@ pub enum ClientError {
     Version {
         /// Its address.
         scheduler: String,
-        /// What it said.
+        /// What it said, and what becomes of the jobs that it has.
         reason: String,
     },
     /// There was no scheduler for as long as a wait may go without one. Nothing is lost: the same wait may be tried again.
@@ -196,6 +197,59 @@ pub enum ClientError {
     Stopped,
 }
 
+impl ClientError {
+    /// The exit code that `lrts` would end with: 2 for what is wrong with the program or its settings, 3 for no scheduler in
+    /// time, 4 for a key, a user or a version that isn't let in, and 1 for everything else.
+    ///
+    /// A `main` that returns the error ends with 1 whatever it is. Where scripts are to tell them apart:
+    ///
+    /// ```no_run
+    /// use std::process::ExitCode;
+    ///
+    /// use lrts_client::ClientError;
+    ///
+    /// fn main() -> ExitCode {
+    ///     match run() {
+    ///         Ok(()) => ExitCode::SUCCESS,
+    ///         Err(error) => {
+    ///             eprintln!("{error:?}");
+    ///             error.exit_code().into()
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// fn run() -> Result<(), ClientError> {
+    ///     // what the application does
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Setting { .. }
+            | Self::NoHostServices
+            | Self::UnknownService { .. }
+            | Self::InvalidOptions(_) => exit_code::USAGE,
+            Self::NoScheduler { .. } => exit_code::NO_SCHEDULER,
+            Self::Unauthorised { .. } | Self::Version { .. } => exit_code::REFUSED,
+            Self::Start { .. }
+            | Self::Encode { .. }
+            | Self::TooLarge { .. }
+            | Self::Refused { .. }
+            | Self::Bundle { .. }
+            | Self::Superseded { .. }
+            | Self::Limit { .. }
+            | Self::AlreadyTaken { .. }
+            | Self::Decode { .. }
+            | Self::KeyConflict { .. }
+            | Self::Lost { .. }
+            | Self::UnknownJob { .. }
+            | Self::OtherOutput { .. }
+            | Self::Detached
+            | Self::Stopped => exit_code::FAILED,
+        }
+    }
+}
+
 impl fmt::Debug for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")?;
@@ -217,5 +271,16 @@ mod tests {
         let error = ClientError::InvalidOptions(InvalidOptions::CrashLimit);
         let printed = format!("{error:?}");
         assert!(printed.starts_with("invalid job options: a crash limit of 0"), "{printed}");
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_the_command() {
+        let (scheduler, reason) = ("node7:5555".to_owned(), "revoked".to_owned());
+        let waited = Duration::from_secs(1);
+        assert_eq!(ClientError::NoHostServices.exit_code(), 2);
+        let away = ClientError::NoScheduler { scheduler: scheduler.clone(), waited, trouble: reason.clone() };
+        assert_eq!(away.exit_code(), 3);
+        assert_eq!(ClientError::Unauthorised { scheduler, reason }.exit_code(), 4);
+        assert_eq!(ClientError::Stopped.exit_code(), 1);
     }
 }

@@ -1,9 +1,9 @@
 //! Where the cluster is, and how this application wants to be treated.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lrts_core::command_line::host_and_port;
 use lrts_core::ids::ApplicationId;
 use lrts_core::keys;
 use lrts_core::spec::OnDisconnect;
@@ -284,17 +284,8 @@ impl Address {
             ),
         };
         let text = text.map_err(|unreadable| bad(&unreadable))?;
-        // A bare IPv6 address is all colons.
-        let (host, port) = match text.rsplit_once(':') {
-            _ if text.parse::<IpAddr>().is_ok() => (text.as_str(), default_port),
-            Some((host, port)) => (host, port.parse().map_err(|_| bad(&text))?),
-            None => (text.as_str(), default_port),
-        };
-        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == '/') {
-            return Err(bad(&text));
-        }
-        Ok(Self { host: host.to_owned(), port })
+        let (host, port) = host_and_port(&text, default_port).ok_or_else(|| bad(&text))?;
+        Ok(Self { host, port })
     }
 
     fn check(self, name: &'static str) -> Result<Self, ClientError> {

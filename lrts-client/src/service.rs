@@ -13,7 +13,7 @@ use crate::context::JobContext;
 use crate::encoding::{self, DecodeError, EncodeError};
 use crate::host;
 
-/// What [`Service::run`] returns when it fails: any error, with its causes.
+/// What [`Service::run`] returns when it fails: any error, with its causes. Of a text [`ServiceError::msg`] makes one.
 pub use anyhow::Error as ServiceError;
 
 /// Exit code of a process whose program is put together wrongly, as for wrong usage.

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io;
 #[cfg(feature = "commands")]
 use std::io::Write;
+use std::net::IpAddr;
 use std::num::NonZero;
 #[cfg(feature = "commands")]
 use std::path::PathBuf;
@@ -154,6 +155,19 @@ fn usage_error(rendered: &str) -> String {
     let paragraph = rendered.trim().split("\n\n").next().unwrap_or_default();
     let words: Vec<&str> = paragraph.split_whitespace().collect();
     words.join(" ").trim_start_matches("error: ").to_owned()
+}
+
+/// Reads `host:port`, `[v6]:port` or just a host, as in `LRTS_SCHEDULER`; None if it is no such thing.
+pub fn host_and_port(text: &str, default_port: u16) -> Option<(String, u16)> {
+    // A bare IPv6 address is all colons.
+    let (host, port) = match text.rsplit_once(':') {
+        _ if text.parse::<IpAddr>().is_ok() => (text, default_port),
+        Some((host, port)) => (host, port.parse().ok()?),
+        None => (text, default_port),
+    };
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let is_host = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c == '/');
+    is_host.then(|| (host.to_owned(), port))
 }
 
 /// Parses `20s`, `1h 30m`, `250ms`; a bare number is seconds.

@@ -174,10 +174,13 @@ async fn a_key_of_another_cluster_opens_nothing_on_either_side() {
     let (_sender, mut receiver) = ours.connect(&server, Role::Client, ours.file("mixed.pem", &mixed));
     let (kind, message) = refused(&mut receiver).await;
     assert!(kind == RefusalKind::Keys && message.contains("not of that cluster"), "{message}");
+    assert!(message.contains("mixed.pem") && message.contains("lrts keys export --role client"), "{message}");
 
     let (_sender, mut receiver) = ours.connect(&server, Role::Client, theirs.keys());
     let (kind, message) = refused(&mut receiver).await;
     assert!(kind == RefusalKind::Keys && message.contains("scheduler there is not trusted"), "{message}");
+    let own = theirs.keys().join("client.pem");
+    assert!(message.contains(&own.display().to_string()), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,7 +204,7 @@ async fn a_key_is_good_for_its_own_role_only() {
     let progress_server = cluster.serve(Role::ProgressServer).await;
     let (_sender, mut receiver) = cluster.connect(&progress_server, Role::Client, cluster.keys());
     let (kind, message) = refused(&mut receiver).await;
-    assert!(kind == RefusalKind::Keys && message.contains("another role"), "{message}");
+    assert!(kind == RefusalKind::Keys && message.contains("that of a progress server"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -251,6 +254,7 @@ async fn a_revoked_key_is_out_and_stays_out_while_others_go_on() {
     let (_sender, mut again) = cluster.connect(&server, Role::Client, &eve);
     let (kind, message) = refused(&mut again).await;
     assert!(kind == RefusalKind::Keys && message.contains("revoked"), "{message}");
+    assert!(message.contains(&eve.display().to_string()), "{message}");
     server.handle().send(connection, Message::new("still", "here")).unwrap();
     assert!(matches!(within("message", other.next()).await, LinkEvent::Message(_)));
 }

@@ -1,11 +1,15 @@
 //! `lrts status`, `jobs`, `workers`, `applications`, `logs`, `cancel`, `drain`.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Output;
+
 use lrts_client::blocking::ClientApplication;
 use lrts_client::{JobOptions, ServiceStatus};
 use lrts_core::keys::KeyFile;
 
 use crate::services::*;
-use crate::support::{Cluster, SOON, eventually, run_lrts};
+use crate::support::{Cluster, SOON, eventually, keys, lrts, run_lrts, said};
 
 #[test]
 fn status_jobs_and_workers_show_what_runs() {
@@ -150,4 +154,62 @@ fn commands_without_an_answer_exit_as_documented() {
     assert_eq!(nobody.status.code(), Some(3));
     let said = String::from_utf8_lossy(&nobody.stderr).into_owned();
     assert!(said.contains("127.0.0.1:1") && said.lines().count() == 1, "{said}");
+}
+
+/// Longer than any test: who waits for that long doesn't end at once.
+const LONG: &str = "1h";
+
+/// Fails unless a command has ended with this code and one line that says all of that.
+#[track_caller]
+fn assert_ends(output: &Output, code: i32, says: &[&str]) {
+    let said = said(output);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(said.lines().count() == 1 && says.iter().all(|&words| said.contains(words)), "{said}");
+}
+
+#[test]
+fn a_key_that_cannot_be_used_ends_a_command_at_once_and_is_not_blamed_on_the_scheduler() {
+    let cluster = Cluster::without_workers(&[]);
+    let named = cluster.file("nowhere");
+    let named = named.to_str().unwrap();
+    let missing = cluster.command(&["status", "--wait", LONG, "--keys", named]);
+    assert_ends(&missing, 4, &["no key for the role admin", named, "lrts keys export --role admin"]);
+
+    let loose = cluster.file("admin.pem");
+    fs::copy(keys().join("admin.pem"), &loose).unwrap();
+    fs::set_permissions(&loose, Permissions::from_mode(0o644)).unwrap();
+    let loose = cluster.command(&["status", "--wait", LONG, "--keys", loose.to_str().unwrap()]);
+    assert_ends(&loose, 4, &["chmod 600"]);
+    assert!(!said(&loose).contains("scheduler"), "{}", said(&loose));
+
+    // A home without keys: of another user than the scheduler's, or before that was ever started.
+    let at_home = |address: &str, wait: &str| {
+        let mut command = lrts(&["status", "--wait", wait]);
+        command.env_remove("LRTS_KEYS").env_remove("XDG_CONFIG_HOME").env("HOME", cluster.directory());
+        command.env("LRTS_SCHEDULER", address).output().unwrap()
+    };
+    assert_ends(&at_home(&cluster.scheduler_address, LONG), 4, &["no key for the role admin"]);
+    assert_ends(&at_home("127.0.0.1:1", "200ms"), 3, &["no scheduler answered at 127.0.0.1:1", "no key"]);
+}
+
+#[test]
+fn commands_find_the_scheduler_where_programs_do() {
+    let cluster = Cluster::without_workers(&[]);
+    let status = lrts(&["status"]).env("LRTS_SCHEDULER", &cluster.scheduler_address).output().unwrap();
+    assert!(status.status.success(), "{}", said(&status));
+    let wrong = lrts(&["status"]).env("LRTS_SCHEDULER", "http://node7").output().unwrap();
+    assert_ends(&wrong, 2, &["LRTS_SCHEDULER", "http://node7"]);
+    let port = cluster.progress_address.rsplit_once(':').unwrap().1;
+    let other = cluster.command_at(&format!("127.0.0.1:{port}"), &["status"]);
+    assert_ends(&other, 4, &["that of a progress server", "is the port right?"]);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_a_command_quietly() {
+    let cluster = Cluster::without_workers(&[]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut status = lrts(&["status"]);
+    let output = status.env("LRTS_SCHEDULER", &cluster.scheduler_address).stdout(writer).output().unwrap();
+    assert_eq!((output.status.code(), said(&output).as_str()), (Some(0), ""));
 }

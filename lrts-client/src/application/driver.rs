@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lrts_core::bundle::{digest_file, read_chunk};
-use lrts_core::clock::sleep_until;
+use lrts_core::clock::{Moment, sleep_until};
 use lrts_core::ids::BundleDigest;
 use lrts_core::protocol::codec;
 use lrts_core::spec::{BundleRef, Platform};
@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::engine::{Event, Fatal, Offer, Step};
+use super::outage::Outage;
 use super::shell::Shared;
 use super::watcher;
 
@@ -95,9 +96,15 @@ impl Driver {
         });
         let mut background = Background::default();
         self.find_bundle(&mut background);
+        let mut outage = Outage::new(Moment::now());
         // A message that waits for room in the link's queue.
         let mut outgoing = None;
         let farewell = loop {
+            let reason = || Some(sender.trouble().unwrap_or_else(|| "no answer yet".to_owned()));
+            if let Some(news) = outage.news(Moment::now(), reason) {
+                let (level, line) = news.line(self.scheduler.server, &self.scheduler.address);
+                shared.display.log(level, &line);
+            }
             if outgoing.is_none() {
                 outgoing = self.advance(&sender, &mut background);
             }
@@ -110,11 +117,12 @@ impl Driver {
                     if !matches!(event, LinkEvent::Message(_)) {
                         outgoing = None;
                     }
-                    self.take(event);
+                    self.take(event, &mut outage);
                 }
                 () = send(&sender, &mut outgoing) => {}
                 event = background.next() => shared.with_engine(|engine, now| engine.handle(event, now)),
                 () = shared.changed.notified() => {}
+                () = sleep_until(outage.deadline()) => {}
                 () = sleep_until(shared.deadline()) => {
                     shared.with_engine(|engine, now| engine.handle(Event::Tick, now));
                 }
@@ -170,17 +178,23 @@ impl Driver {
         }
     }
 
-    fn take(&self, event: LinkEvent) {
+    fn take(&self, event: LinkEvent, outage: &mut Outage) {
         let event = match event {
             LinkEvent::Up { .. } => {
                 info!(scheduler = %self.scheduler.address, "connected");
+                outage.up(Moment::now());
                 Event::LinkUp
             }
             LinkEvent::Down { reason } => {
                 info!(scheduler = %self.scheduler.address, reason, "not connected");
+                outage.down(Moment::now());
                 Event::LinkDown
             }
-            LinkEvent::Refused(refusal) => refused(refusal),
+            LinkEvent::Refused(refusal) => {
+                // Every call fails with it.
+                outage.ended();
+                refused(refusal)
+            }
             LinkEvent::Message(Message { head, body, .. }) => match codec::decode(&head) {
                 Ok(message) => Event::Received(message, body),
                 Err(error) => {

@@ -3,7 +3,6 @@
 //! The handler only notes the signal and wakes a thread. A program that has a handler of its own keeps it: ours is installed
 //! only where the default was, and does nothing if another one was installed since and merely calls it.
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
@@ -12,6 +11,7 @@ use std::time::Duration;
 
 use lrts_core::clock::Moment;
 use lrts_core::ids::ApplicationId;
+use lrts_core::terminal::{Keep, visible};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigHandler, Signal};
@@ -166,14 +166,18 @@ fn interrupted() {
         let confirmed = shared.detach_within(FLUSH_TIME);
         block_until(done.wait_for(|&done| done), Some(Moment::now() + END_TIME));
         let Some(confirmed) = confirmed else { continue };
-        let program = std::env::args_os().next().unwrap_or_else(|| OsString::from("PROGRAM"));
-        service::say(&farewell(shared.application, confirmed, &program.to_string_lossy()));
+        let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        service::say(&farewell(shared.application, confirmed, words));
     }
     std::process::exit(EXIT_CODE);
 }
 
 /// What a person has to know of the jobs, and how to come back to them.
-fn farewell(application: ApplicationId, confirmed: bool, program: &str) -> String {
+fn farewell(application: ApplicationId, confirmed: bool, mut command_line: Vec<String>) -> String {
+    if command_line.is_empty() {
+        command_line.push("PROGRAM".to_owned());
+    }
+    let command_line: Vec<String> = command_line.iter().map(|word| quoted(word)).collect();
     let what = match confirmed {
         true => "the jobs go on and their results are kept",
         false => "the scheduler has not confirmed that, so jobs that it has go on as after a lost connection",
@@ -181,7 +185,7 @@ fn farewell(application: ApplicationId, confirmed: bool, program: &str) -> Strin
     format!(
         "lrts: {what}; to come back: LRTS_APPLICATION_ID={} {}",
         quoted(application.as_str()),
-        quoted(program)
+        visible(&command_line.join(" "), Keep::Nothing)
     )
 }
 
@@ -200,9 +204,15 @@ mod tests {
 
     #[test]
     fn a_person_can_paste_how_to_come_back() {
-        let told = farewell("nightly".parse().unwrap(), true, "target/evolve");
-        assert!(told.ends_with("to come back: LRTS_APPLICATION_ID=nightly target/evolve"), "{told}");
-        let spaced = farewell("Bob's run".parse().unwrap(), false, "./a b");
-        assert!(spaced.ends_with(r"LRTS_APPLICATION_ID='Bob'\''s run' './a b'"), "{spaced}");
+        let told = |application: &str, words: &[&str]| {
+            farewell(application.parse().unwrap(), true, words.iter().map(|&word| word.to_owned()).collect())
+        };
+        let plain = told("nightly", &["target/evolve", "3", "--islands=24"]);
+        let expected = "to come back: LRTS_APPLICATION_ID=nightly target/evolve 3 '--islands=24'";
+        assert!(plain.ends_with(expected), "{plain}");
+        let spaced = told("Bob's run", &["./a b", "it's", ""]);
+        assert!(spaced.ends_with(r"LRTS_APPLICATION_ID='Bob'\''s run' './a b' 'it'\''s' ''"), "{spaced}");
+        assert!(told("nightly", &[]).ends_with("=nightly PROGRAM"));
+        assert!(!told("nightly", &["a", "\x1b[2J"]).contains('\x1b'));
     }
 }

@@ -8,6 +8,7 @@ mod engine;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 mod interrupt;
+mod outage;
 mod shell;
 #[cfg(test)]
 mod tests;

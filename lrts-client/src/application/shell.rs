@@ -531,6 +531,11 @@ impl Shared {
         *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(link);
     }
 
+    /// Whether the scheduler is there.
+    pub(super) fn is_connected(&self) -> bool {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(LinkSender::is_up)
+    }
+
     /// Says on stderr what was not sent when the application has ended.
     pub(super) fn report_unsent(&self) {
         let state = self.lock();
@@ -645,6 +650,17 @@ impl Shared {
         });
     }
 
+    /// What a person who is turned away has to know of the jobs, if there may be some.
+    fn what_goes_on(&self) -> String {
+        match self.with_engine(|engine, _| engine.may_have_jobs()) {
+            true => format!(
+                "; jobs that it has go on as after a lost connection, and a start with LRTS_APPLICATION_ID={} comes back to them",
+                self.application
+            ),
+            false => String::new(),
+        }
+    }
+
     fn error(&self, error: WaitError) -> ClientError {
         let scheduler = || self.scheduler.clone();
         match error {
@@ -652,10 +668,10 @@ impl Shared {
                 ClientError::Superseded { application: self.application.to_string() }
             }
             WaitError::Fatal(Fatal::Version(reason)) => {
-                ClientError::Version { scheduler: scheduler(), reason }
+                ClientError::Version { scheduler: scheduler(), reason: reason + &self.what_goes_on() }
             }
             WaitError::Fatal(Fatal::Unauthorised(reason)) => {
-                ClientError::Unauthorised { scheduler: scheduler(), reason }
+                ClientError::Unauthorised { scheduler: scheduler(), reason: reason + &self.what_goes_on() }
             }
             WaitError::Fatal(Fatal::Limit(reason)) => ClientError::Limit { scheduler: scheduler(), reason },
             WaitError::Fatal(Fatal::Bundle(reason)) => ClientError::Bundle { reason },

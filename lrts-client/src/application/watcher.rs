@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lrts_core::clock::Moment;
+use lrts_core::clock::{Moment, sleep_until};
 use lrts_core::protocol::codec;
 use lrts_core::protocol::progress::{BarUpdate, FromWatcher, ToWatcher};
 use lrts_core::transport::{Link, LinkConfig, LinkEvent, LinkReceiver, LinkSender, Message};
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
+use super::outage::Outage;
 use super::shell::Shared;
+use crate::display::LogLevel;
 
 /// Hands bars to the display until the end comes. A round gathers what has come for up to `round`.
 pub(super) async fn watch(
@@ -20,19 +22,42 @@ pub(super) async fn watch(
     round: Duration,
     mut end: oneshot::Receiver<()>,
 ) {
-    let (sender, mut receiver) = Link::open(config);
+    let (sender, mut receiver) = Link::open(config.clone());
+    let mut outage = Outage::new(Moment::now());
     loop {
         let event = tokio::select! {
             event = receiver.next() => event,
             _ = &mut end => break,
+            () = sleep_until(outage.deadline()) => {
+                // Without a scheduler there is nothing to be shown, and most often one cause for both.
+                let reason = || {
+                    let trouble = sender.trouble().unwrap_or_else(|| "no answer yet".to_owned());
+                    shared.is_connected().then_some(trouble)
+                };
+                if let Some(news) = outage.news(Moment::now(), reason) {
+                    let (level, line) = news.line(config.server, &config.address);
+                    shared.display.log(level, &line);
+                }
+                continue;
+            }
         };
         let mut updates = Vec::new();
         let mut next = Some(event);
         let deadline = Moment::now() + round;
         while let Some(event) = next {
-            if !take(&shared, &sender, event, &mut updates).await {
-                return;
+            match &event {
+                LinkEvent::Up { .. } => outage.up(Moment::now()),
+                LinkEvent::Down { .. } => outage.down(Moment::now()),
+                LinkEvent::Refused(refusal) => {
+                    let address = &config.address;
+                    let line =
+                        format!("no bars, for the progress server at {address} can't be used: {refusal}");
+                    shared.display.log(LogLevel::Warning, &line);
+                    return;
+                }
+                LinkEvent::Message(_) => {}
             }
+            take(&shared, &sender, event, &mut updates).await;
             next = if Moment::now() < deadline { at_once(&mut receiver).await } else { None };
         }
         if !updates.is_empty() {
@@ -45,8 +70,7 @@ pub(super) async fn watch(
     sender.close().await;
 }
 
-/// Takes one event; false if the link has ended for good.
-async fn take(shared: &Shared, sender: &LinkSender, event: LinkEvent, updates: &mut Vec<BarUpdate>) -> bool {
+async fn take(shared: &Shared, sender: &LinkSender, event: LinkEvent, updates: &mut Vec<BarUpdate>) {
     match event {
         LinkEvent::Up { .. } => {
             say(sender, &FromWatcher::Watch { application: shared.application }).await;
@@ -56,12 +80,8 @@ async fn take(shared: &Shared, sender: &LinkSender, event: LinkEvent, updates: &
             Err(error) => warn!(%error, "progress server sent something unreadable"),
         },
         LinkEvent::Down { reason } => debug!(reason, "no progress server"),
-        LinkEvent::Refused(refusal) => {
-            warn!(%refusal, "the progress server does not take this application, so no bars are shown");
-            return false;
-        }
+        LinkEvent::Refused(refusal) => debug!(%refusal, "refused"),
     }
-    true
 }
 
 /// The next event, if it is there already.

@@ -104,4 +104,19 @@ mod tests {
         state.closing = true;
         assert_eq!(lines.due(&mut state, at(61)), [line.replace("00:11", "01:01")]);
     }
+
+    #[test]
+    fn a_warning_before_anything_else_is_all_that_is_written() {
+        let start = Moment::from_nanos(1_000);
+        let mut state = State::new(start, false);
+        let mut lines = Lines::default();
+        state.log(LogLevel::Warning, "no scheduler yet");
+        let line = "lrts 00:02  warning: no scheduler yet";
+        assert_eq!(lines.due(&mut state, start + Duration::from_secs(2)), [line]);
+        state.closing = true;
+        assert!(
+            lines.due(&mut state, start + Duration::from_secs(3)).is_empty(),
+            "there is nothing else to say"
+        );
+    }
 }

@@ -43,6 +43,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 pub use self::sink::{Bar, LogLevel, ProgressSink};
 use self::state::State;
+use crate::service;
 
 /// How progress is shown.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -62,7 +63,7 @@ pub enum ProgressDisplay {
     /// A plain line on stderr at the start, on each new stage, every 10 seconds if something has changed, for each left bar
     /// and each log line, and at the end.
     Lines,
-    /// Nothing.
+    /// Nothing, but for the library's warnings: a plain line on stderr each, unless a sink gets them.
     Hidden,
 }
 
@@ -158,9 +159,13 @@ impl Display {
         self.change(|state, _| state.end(attempt, records));
     }
 
-    /// A log line: to the sink if there is one, else above the bars or among the lines.
+    /// A log line: to the sink if there is one, else above the bars or among the lines, else as it is on stderr.
     pub(crate) fn log(&self, level: LogLevel, text: &str) {
-        self.change(|state, _| state.log(level, text));
+        let mut unseen = None;
+        self.change(|state, _| unseen = state.log(level, text));
+        if let Some(text) = unseen {
+            service::say(&format!("lrts: {text}"));
+        }
     }
 
     /// Sets the most time that one round of status updates may take before work resumes. It bounds the rounds of a sink,

@@ -146,13 +146,15 @@ impl State {
         }
     }
 
-    /// A log line goes to the sink if there is one, else it is printed.
-    pub(super) fn log(&mut self, level: LogLevel, text: &str) {
+    /// A log line goes to the sink if there is one, else it is printed. Where nobody prints, it is given back as it may be shown.
+    pub(super) fn log(&mut self, level: LogLevel, text: &str) -> Option<String> {
         let text = visible(text, Keep::Nothing);
         match &mut self.sink {
             Some(sink) => sink.log(level, text),
+            None if self.nobody_prints => return Some(text),
             None => self.print(Print::Log(level, text)),
         }
+        None
     }
 
     /// Takes what came from the progress server. Bars of older attempts and of ended jobs are ignored: late news.
@@ -290,7 +292,6 @@ impl State {
         if self.nobody_prints {
             return;
         }
-        self.changes += 1;
         if self.prints.len() < PRINTS {
             self.prints.push_back(print);
         } else {
@@ -576,6 +577,17 @@ mod tests {
         assert_eq!(prints.len(), 10_001);
         assert_eq!(prints.back(), Some(&Print::Skipped(500)));
         assert!(state.take_prints().is_empty());
+    }
+
+    #[test]
+    fn where_nobody_prints_a_log_line_is_given_back() {
+        let mut state = State::new(START, false);
+        assert_eq!(state.log(LogLevel::Warning, "seen"), None);
+        state.stop_prints();
+        assert_eq!(state.log(LogLevel::Warning, "un\x1b[2Jseen"), Some("unseen".to_owned()));
+        let mut told = State::new(START, true);
+        told.stop_prints();
+        assert_eq!(told.log(LogLevel::Warning, "to the sink"), None);
     }
 
     #[test]

@@ -448,6 +448,23 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_of_something_else_is_not_to_be_closed_to_others() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("etc");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(
+            ensure(&path).unwrap_err().to_string().contains("chmod 700"),
+            "an empty one may be meant for keys"
+        );
+        fs::write(path.join("hosts"), "").unwrap();
+        for error in [ensure(&path).unwrap_err(), KeysDirectory::open(&path).unwrap_err()] {
+            assert!(matches!(error, KeysError::Malformed { .. }), "{error}");
+        }
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1, "nothing is made there");
+    }
+
+    #[test]
     fn keys_for_other_places_are_on_record_and_listed_until_they_expire() {
         let (_parent, path) = made();
         let mut directory = KeysDirectory::open(&path).unwrap();

@@ -14,8 +14,9 @@ use crate::transport::Role;
 pub enum KeysError {
     /// Nothing there yet: worth waiting for.
     #[error(
-        "no key for a {role} in {}: start the scheduler once as this user, or copy a file made there by `lrts keys export --role \
-         {} FILE` to this machine and name it by --keys or LRTS_KEYS", path.display(), role_word(*role)
+        "no key for the role {role} in {}: on the scheduler's machine its first start makes one for its own user; for another \
+         machine or user run `lrts keys export --role {} FILE` there, copy the file here and name it by --keys or LRTS_KEYS",
+        path.display(), role_word(*role)
     )]
     Missing {
         /// The key file that was looked for.

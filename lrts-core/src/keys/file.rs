@@ -91,8 +91,16 @@ impl KeyFile {
     ///
     /// [`KeysError`]; [`KeysError::Io`] of kind `NotFound` if there is none.
     pub fn read(path: &Path) -> Result<Self, KeysError> {
-        let text = read_private(path)?;
-        Self::parse(&text).map_err(|reason| KeysError::Malformed { path: path.to_owned(), reason })
+        let malformed = |reason| KeysError::Malformed { path: path.to_owned(), reason };
+        match read_private(path) {
+            Ok(text) => Self::parse(&text).map_err(malformed),
+            // Nobody is asked to change the mode or owner of what is no key file.
+            Err(error @ (KeysError::Loose { .. } | KeysError::Foreign { .. })) => {
+                let parsed = read_up_to(path, KEY_FILE_BYTES).ok().map(|(text, _)| Self::parse(&text));
+                Err(parsed.and_then(Result::err).map_or(error, malformed))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Whose key it is, by its own certificate.
@@ -115,6 +123,13 @@ pub(crate) fn read_private(path: &Path) -> Result<Vec<u8>, KeysError> {
 
 /// The same for files of another size.
 pub(crate) fn read_private_up_to(path: &Path, limit: usize) -> Result<Vec<u8>, KeysError> {
+    let (text, metadata) = read_up_to(path, limit)?;
+    check_private(path, &metadata)?;
+    Ok(text)
+}
+
+/// Reads a file, whoever else can read it.
+fn read_up_to(path: &Path, limit: usize) -> Result<(Vec<u8>, fs::Metadata), KeysError> {
     // Not blocking, should somebody have put a pipe there.
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
     let file = file.map_err(KeysError::io(path))?;
@@ -125,10 +140,9 @@ pub(crate) fn read_private_up_to(path: &Path, limit: usize) -> Result<Vec<u8>, K
             reason: "it is no regular file".to_owned(),
         });
     }
-    check_private(path, &metadata)?;
     let mut text = Vec::new();
     file.take(limit as u64 + 1).read_to_end(&mut text).map_err(KeysError::io(path))?;
-    Ok(text)
+    Ok((text, metadata))
 }
 
 /// Checks that a file or directory is this user's own and closed to others.
@@ -153,7 +167,22 @@ pub(crate) fn check_private_directory(path: &Path) -> Result<(), KeysError> {
     if !metadata.is_dir() {
         return Err(KeysError::io(path)(std::io::ErrorKind::NotADirectory.into()));
     }
-    check_private(path, &metadata)
+    check_private(path, &metadata).map_err(|error| match holds_other_things(path) {
+        // As of a file: nobody is asked to change the mode of, say, /etc.
+        true => KeysError::Malformed {
+            path: path.to_owned(),
+            reason: "it is a directory of something else".to_owned(),
+        },
+        false => error,
+    })
+}
+
+#[cfg(feature = "authority")]
+fn holds_other_things(directory: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(directory) else { return false };
+    let mut names = entries.flatten().map(|entry| entry.file_name()).peekable();
+    let are_keys = |name: &std::ffi::OsString| Path::new(name).extension().is_some_and(|end| end == "pem");
+    names.peek().is_some() && !names.any(|name| are_keys(&name))
 }
 
 #[cfg(test)]
@@ -210,6 +239,27 @@ mod tests {
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         assert_eq!(KeyFile::read(&path).unwrap(), file());
+    }
+
+    #[test]
+    fn nobody_is_asked_to_change_the_mode_of_what_is_no_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("passwd");
+        fs::write(&path, "root:x:0:0::/root:/bin/sh\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let error = KeyFile::read(&path).unwrap_err();
+        assert!(
+            matches!(error, KeysError::Malformed { .. }) && !error.to_string().contains("chmod"),
+            "{error}"
+        );
+
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let source = crate::keys::KeySource::new(directory.path(), crate::transport::Role::Worker);
+        let error = source.current().err().unwrap();
+        assert!(matches!(error, KeysError::Missing { .. }), "{error}");
+        fs::write(directory.path().join("worker.pem"), file().to_text()).unwrap();
+        let error = source.current().err().unwrap().to_string();
+        assert!(error.contains(&format!("chmod 700 {}", directory.path().display())), "{error}");
     }
 
     #[test]

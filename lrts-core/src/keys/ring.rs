@@ -12,8 +12,8 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{CertificateError, ClientConfig, Error, RootCertStore, ServerConfig, version};
 
-use super::identity::tls_server_name;
-use super::{Identity, KeyFile};
+use super::identity::{server_name, tls_server_name};
+use super::{Identity, KeyFile, ROLES};
 use crate::transport::Role;
 
 /// One loaded key: presents itself, and judges others.
@@ -143,6 +143,24 @@ fn provider() -> CryptoProvider {
 pub struct KeyRefusal(pub(crate) Error);
 
 impl KeyRefusal {
+    /// Whether nobody who is trusted here vouches for it.
+    pub(crate) fn is_of_a_stranger(&self) -> bool {
+        use CertificateError::{BadSignature, UnknownIssuer};
+        matches!(self.0, Error::InvalidCertificate(UnknownIssuer | BadSignature))
+    }
+
+    /// The role that a server has shown in place of the wanted one.
+    fn shown_role(&self) -> Option<Role> {
+        let Error::InvalidCertificate(CertificateError::NotValidForNameContext { presented, .. }) = &self.0
+        else {
+            return None;
+        };
+        ROLES.into_iter().find(|&role| {
+            let name = server_name(role);
+            presented.iter().any(|shown| shown.contains(&name))
+        })
+    }
+
     /// The reason in plain words; None for what an honest key never shows.
     #[expect(clippy::wildcard_enum_match_arm, reason = "errors of another crate, to which more may come")]
     fn plain(&self) -> Option<&'static str> {
@@ -171,6 +189,9 @@ impl KeyRefusal {
 
 impl fmt::Display for KeyRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(role) = self.shown_role() {
+            return write!(f, "its key is of another role, that of a {role}: is the port right?");
+        }
         match self.plain() {
             Some(reason) => f.write_str(reason),
             None => write!(f, "its key is not accepted ({})", self.0),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::file::check_private;
-use super::{KeyFile, KeyRing, KeysError, role_word};
+use super::{KeyFile, KeyRing, KeysError, key_file_name};
 use crate::transport::Role;
 
 /// A key file, or the one for a role in a keys directory. Clones share what was loaded.
@@ -44,6 +44,16 @@ impl KeySource {
     /// What it was made with.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file that it comes from, as far as that can be told.
+    pub fn file_path(&self) -> PathBuf {
+        if self.path.is_dir() { self.path.join(key_file_name(self.role)) } else { self.path.clone() }
+    }
+
+    /// What it is a key for.
+    pub fn role(&self) -> Role {
+        self.role
     }
 
     /// The key as it is now: read again only if the file has changed.
@@ -99,8 +109,12 @@ impl KeySource {
     fn file(&self) -> Result<PathBuf, KeysError> {
         match fs::metadata(&self.path) {
             Ok(metadata) if metadata.is_dir() => {
-                check_private(&self.path, &metadata)?;
-                Ok(self.path.join(format!("{}.pem", role_word(self.role))))
+                let file = self.path.join(key_file_name(self.role));
+                match check_private(&self.path, &metadata) {
+                    // A directory without keys is somebody else's affair: nobody is asked to change its mode.
+                    Err(_) if !file.exists() => Err(KeysError::Missing { path: file, role: self.role }),
+                    checked => checked.map(|()| file),
+                }
             }
             Ok(_) => Ok(self.path.clone()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

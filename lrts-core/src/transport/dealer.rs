@@ -23,7 +23,7 @@ use super::tunnel::{OpenError, Tunnel};
 use super::{Message, Sent, send_now};
 use crate::clock::{Moment, sleep_until};
 use crate::command_line::with_causes;
-use crate::keys::{KeyRing, KeysError, Security};
+use crate::keys::{KeyRing, KeysError, Security, role_word};
 use crate::limits::{
     CONNECT_BACKOFF_MAX, CONNECT_BACKOFF_MIN, FAREWELL_TIME, FLUSH_TIME, HANDSHAKE_TIME, KEYS_INTERVAL,
     LINK_QUEUE_BYTES, LINK_QUEUE_MESSAGES,
@@ -37,6 +37,44 @@ const DECODE_BUDGET: Duration = Duration::from_millis(10);
 
 /// Shortest interval of pings that a server may ask for.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+
+impl LinkConfig {
+    /// Why a connection ended, for people: if for its key, with where that is and what to do.
+    fn ended(&self, end: End) -> Ended {
+        match end {
+            End::Keys(reason) => Ended::Distrusted(reason),
+            End::Objected(objection) => {
+                let (file, role) = match &self.security {
+                    Security::Keys(source) => (source.file_path().display().to_string(), source.role()),
+                    Security::Insecure => ("that was shown".to_owned(), self.hello.role),
+                };
+                Ended::Distrusted(format!(
+                    "the {} there does not accept the key {file}: it {objection}; where keys are made, `lrts keys export --role {} \
+                     FILE` makes another one",
+                    self.server,
+                    role_word(role)
+                ))
+            }
+            end @ (End::Closed
+            | End::ClosedHere
+            | End::Network(_)
+            | End::Handshake
+            | End::Tls(_)
+            | End::Violation(_)
+            | End::Fault) => Ended::Broken(end.to_string()),
+        }
+    }
+
+    fn not_opened(&self, error: OpenError) -> Ended {
+        match error {
+            OpenError::Keys(error @ (KeysError::Missing { .. } | KeysError::Io { .. })) => {
+                Ended::Broken(with_causes(&error))
+            }
+            OpenError::Keys(error) => Ended::Distrusted(with_causes(&error)),
+            OpenError::Connection(end) => self.ended(end),
+        }
+    }
+}
 
 /// A connection to a server that is made anew whenever it ends.
 #[derive(Debug)]
@@ -395,33 +433,6 @@ enum Ended {
     Closed,
 }
 
-impl From<End> for Ended {
-    fn from(end: End) -> Self {
-        match end {
-            End::Keys(reason) => Self::Distrusted(reason),
-            end @ (End::Closed
-            | End::ClosedHere
-            | End::Network(_)
-            | End::Handshake
-            | End::Tls(_)
-            | End::Violation(_)
-            | End::Fault) => Self::Broken(end.to_string()),
-        }
-    }
-}
-
-impl From<OpenError> for Ended {
-    fn from(error: OpenError) -> Self {
-        match error {
-            OpenError::Keys(error @ (KeysError::Missing { .. } | KeysError::Io { .. })) => {
-                Self::Broken(with_causes(&error))
-            }
-            OpenError::Keys(error) => Self::Distrusted(with_causes(&error)),
-            OpenError::Connection(end) => end.into(),
-        }
-    }
-}
-
 /// A welcomed connection, but for its sending half.
 struct Connection {
     tunnel: Tunnel,
@@ -540,7 +551,7 @@ fn backoff(failures: u32) -> Duration {
 /// Makes one connection, all of it anew, and says hello.
 async fn connect(config: &LinkConfig) -> Result<Connection, Ended> {
     let broken = |error: &dyn std::fmt::Display| Ended::Broken(error.to_string());
-    let mut tunnel = Tunnel::open(config).await?;
+    let mut tunnel = Tunnel::open(config).await.map_err(|error| config.not_opened(error))?;
     let endpoint = tunnel.endpoint();
     let handshake = async {
         let mut options = SocketOptions::default();
@@ -572,7 +583,7 @@ async fn connect(config: &LinkConfig) -> Result<Connection, Ended> {
                 Ok(Ok((sender, receiver, welcome))) => Ok(Connection { tunnel, receiver, sender, welcome }),
                 // The tunnel knows why, if it is over.
                 Ok(Err(Ended::Broken(reason))) => match timeout(FAREWELL_TIME, tunnel.ended()).await {
-                    Ok(end) => Err(end.into()),
+                    Ok(end) => Err(config.ended(end)),
                     Err(_) => Err(Ended::Broken(reason)),
                 },
                 Ok(Err(ended)) => Err(ended),
@@ -582,7 +593,7 @@ async fn connect(config: &LinkConfig) -> Result<Connection, Ended> {
                 }
             }
         }
-        end = tunnel.ended() => Err(end.into()),
+        end = tunnel.ended() => Err(config.ended(end)),
     }
 }
 
@@ -635,7 +646,7 @@ async fn use_connection(config: &LinkConfig, connection: Connection, shared: &Sh
                 Err(error) => Err(Ended::Broken(error.to_string())),
             },
             // Last: what has arrived comes before the end.
-            end = tunnel.ended() => Err(end.into()),
+            end = tunnel.ended() => Err(config.ended(end)),
         };
         if let Err(ended) = result {
             return ended;

@@ -75,6 +75,9 @@ pub(crate) enum End {
     /// One side doesn't accept the other's key, or has none.
     #[error("{0}")]
     Keys(String),
+    /// The other side doesn't accept this one's key: what it has against it.
+    #[error("the other side does not accept the key that it was shown: it {0}")]
+    Objected(&'static str),
     /// What serves the connection has panicked, and said so.
     #[error("serving the connection failed: a fault of lrts")]
     Fault,
@@ -85,7 +88,7 @@ impl End {
     pub(crate) fn cause(&self) -> Option<Cause> {
         match self {
             Self::Violation(_) | Self::Tls(_) => Some(Cause::Protocol),
-            Self::Keys(_) => Some(Cause::Keys),
+            Self::Keys(_) | Self::Objected(_) => Some(Cause::Keys),
             Self::Handshake => Some(Cause::NoHello),
             Self::Fault => Some(Cause::Fault),
             Self::Closed | Self::ClosedHere | Self::Network(_) => None,
@@ -108,7 +111,7 @@ impl End {
             return Self::Violation(*violation);
         }
         match tls::objection(&error) {
-            Some(objection) => Self::Keys(objection.to_owned()),
+            Some(objection) => objection,
             None => match tls::error_of(&error) {
                 Some(broken) => Self::Tls(broken.clone()),
                 None => Self::Network(error),

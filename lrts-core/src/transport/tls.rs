@@ -15,7 +15,7 @@ use super::hello::Role;
 use super::splice::End;
 use super::tls_socket::TlsSocket;
 use crate::clock::{Moment, wall_clock};
-use crate::keys::{Identity, KeyRefusal, KeyRing, tls_server_name};
+use crate::keys::{Identity, KeyRefusal, KeyRing, KeySource, tls_server_name};
 use crate::limits::{FAREWELL_TIME, HANDSHAKE_TIME};
 
 /// First byte of a TLS record that begins a handshake, and of one that is an alert.
@@ -101,10 +101,11 @@ pub(crate) async fn accept(
     Ok((stream, Certified { identity, shown }))
 }
 
-/// The client's handshake with a server of this role.
+/// The client's handshake with a server of this role, by the key that came from this source.
 pub(crate) async fn connect(
     stream: TcpStream,
     ring: &KeyRing,
+    source: &KeySource,
     role: Role,
 ) -> Result<(client::TlsStream<TlsSocket>, Shown), End> {
     let connecting = TlsConnector::from(ring.client()).connect(tls_server_name(role), TlsSocket::new(stream));
@@ -112,6 +113,10 @@ pub(crate) async fn connect(
         Err(_) => return Err(End::Handshake),
         Ok(Err(error)) => {
             return Err(match refusal(&error) {
+                Some(refusal) if refusal.is_of_a_stranger() => End::Keys(format!(
+                    "the {role} there is not trusted: {refusal}; or {} is: then another one has to be exported for here",
+                    source.file_path().display()
+                )),
                 Some(refusal) => End::Keys(format!("the {role} there is not trusted: {refusal}")),
                 None => End::failed(error),
             });
@@ -155,24 +160,25 @@ fn refusal(error: &io::Error) -> Option<KeyRefusal> {
 
 /// What the other side has against this one's key, if that is what failed.
 #[expect(clippy::wildcard_enum_match_arm, reason = "alerts of another crate, to which more may come")]
-pub(crate) fn objection(error: &io::Error) -> Option<&'static str> {
+pub(crate) fn objection(error: &io::Error) -> Option<End> {
     let Error::AlertReceived(alert) = error_of(error)? else { return None };
     match alert {
-        AlertDescription::CertificateRevoked => Some("the key of this side was revoked"),
+        AlertDescription::CertificateRevoked => Some(End::Objected("was revoked")),
         AlertDescription::CertificateExpired => {
-            Some("the key of this side has expired, or is not valid yet: are the clocks right?")
+            Some(End::Objected("has expired, or is not valid yet: are the clocks right?"))
         }
-        AlertDescription::UnknownCA => {
-            Some("the key of this side is not of that cluster, or older than its last rotations")
-        }
-        AlertDescription::CertificateRequired => Some("the other side wants a key"),
+        AlertDescription::UnknownCA => Some(End::Objected(
+            "is not of that cluster, or one of the two keys is older than the last rotations",
+        )),
+        AlertDescription::CertificateRequired => Some(End::Keys("the other side wants a key".to_owned())),
         AlertDescription::BadCertificate
         | AlertDescription::UnsupportedCertificate
         | AlertDescription::CertificateUnknown
-        | AlertDescription::AccessDenied => Some("the key of this side is not accepted"),
-        AlertDescription::InsufficientSecurity => Some(
-            "the server has no keys (it was started with --insecure), and this side was not asked to connect without",
-        ),
+        | AlertDescription::AccessDenied => Some(End::Objected("is not good there")),
+        AlertDescription::InsufficientSecurity => Some(End::Keys(
+            "the server has no keys (it was started with --insecure), and this side was not asked to connect without"
+                .to_owned(),
+        )),
         _ => None,
     }
 }

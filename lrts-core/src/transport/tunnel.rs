@@ -49,7 +49,7 @@ impl Tunnel {
     pub(crate) async fn open(config: &LinkConfig) -> Result<Self, OpenError> {
         // First, so that whoever has no key yet leaves the server in peace.
         let ring = match &config.security {
-            Security::Keys(source) => Some(source.current_or_last()?),
+            Security::Keys(source) => Some((source.current_or_last()?, source)),
             Security::Insecure => None,
         };
         let connecting = timeout(HANDSHAKE_TIME, TcpStream::connect(&config.address)).await;
@@ -58,8 +58,8 @@ impl Tunnel {
         let socket = SocketPath::within(&config.socket_dir)?;
         let listener = UnixListener::from_std(socket.listen()?)?;
         let (task, server) = match ring {
-            Some(ring) => {
-                let (stream, shown) = tls::connect(stream, &ring, config.server).await?;
+            Some((ring, source)) => {
+                let (stream, shown) = tls::connect(stream, &ring, source, config.server).await?;
                 (tokio::spawn(serve(stream, listener)), Some((ring, shown)))
             }
             None => (tokio::spawn(serve(stream, listener)), None),

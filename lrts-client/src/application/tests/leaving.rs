@@ -296,9 +296,11 @@ fn ctrl_c_detaches_and_says_how_to_come_back() {
     let last = said.lines().last().unwrap();
     assert!(last.contains("the jobs go on and their results are kept"), "{said}");
     let (_, command) = last.split_once("to come back: LRTS_APPLICATION_ID=").expect(&said);
-    let (id, executable) = command.split_once(' ').expect(&said);
+    let (id, command) = command.split_once(' ').expect(&said);
     assert_eq!(memory.application.unwrap().to_string(), id.trim_matches('\''));
+    let (executable, arguments) = command.split_once(' ').expect(&said);
     assert_eq!(executable, std::env::current_exe().unwrap().to_str().unwrap());
+    assert!(arguments.starts_with("--exact application::tests::leaving::"), "{said}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::*;
 use crate::JobContext;
-use crate::display::{Bar, ProgressDisplay, ProgressSink};
+use crate::display::{Bar, LogLevel, ProgressDisplay, ProgressSink};
 use crate::information::Bundle;
 use crate::park::{block_on, block_until};
 use crate::results::RawOutput;
@@ -294,6 +294,64 @@ fn a_service_that_is_not_hosted_is_refused_at_once() {
     assert!(matches!(error, ClientError::UnknownService { service: "stranger" }), "{error}");
     let error = soon(app.schedule_service_with(&echo(1), JobOptions::new().slots(0))).unwrap_err();
     assert!(matches!(error, ClientError::InvalidOptions(_)), "{error}");
+}
+
+/// Hands on what the library says.
+struct Heard(mpsc::Sender<String>);
+
+impl ProgressSink for Heard {
+    fn log(&mut self, _: LogLevel, text: &str) {
+        let _ = self.0.send(text.to_owned());
+    }
+}
+
+/// Takes the line that begins so out of those that were heard, which may come in another order.
+fn hears(heard: &mpsc::Receiver<String>, lines: &mut Vec<String>, beginning: &str) -> String {
+    loop {
+        if let Some(index) = lines.iter().position(|line| line.starts_with(beginning)) {
+            return lines.remove(index);
+        }
+        match heard.recv_timeout(SOON) {
+            Ok(line) => lines.push(line),
+            Err(_) => panic!("nobody said `{beginning}`, but {lines:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_program_that_reaches_none_of_its_servers_says_so_and_when_they_are_back() {
+    let mut scheduler = FakeScheduler::start();
+    scheduler.kill();
+    let (say, heard) = mpsc::channel();
+    let app = start(information(&scheduler).progress_server("127.0.0.1", 1).progress_sink(Heard(say)));
+    let address = scheduler.address;
+    let mut lines = Vec::new();
+    let first = heard.recv_timeout(SOON).unwrap();
+    assert!(first.starts_with(&format!("not connected to the scheduler at {address}: ")), "{first}");
+    scheduler.restart();
+    hears(&heard, &mut lines, &format!("connected to the scheduler at {address}"));
+    hears(&heard, &mut lines, "not connected to the progress server at 127.0.0.1:1: ");
+    scheduler.kill();
+    let lost = hears(&heard, &mut lines, &format!("not connected to the scheduler at {address}: "));
+    assert!(lost.contains("jobs go on"), "{lost}");
+    drop(app);
+}
+
+#[test]
+fn a_program_without_a_key_says_how_to_get_one() {
+    let scheduler = FakeScheduler::start();
+    let directory = tempfile::tempdir().unwrap();
+    let (say, heard) = mpsc::channel();
+    let information = ApplicationInformation::new("127.0.0.1", scheduler.address.port())
+        .keys(directory.path().join("keys"))
+        .bundle(Bundle::Installed("tests".into()))
+        .progress_display(ProgressDisplay::Hidden)
+        .progress_sink(Heard(say));
+    let app = start(information);
+    let line = heard.recv_timeout(SOON).unwrap();
+    assert!(line.contains("not connected to the scheduler"), "{line}");
+    assert!(line.contains("lrts keys export --role client"), "{line}");
+    drop(app);
 }
 
 struct Counters(mpsc::Sender<(BarId, u64)>);
