@@ -215,12 +215,14 @@ async fn run(
                 let Ok(message) = received else { continue };
                 shared.receive(message.into_vecdeque().into_iter());
                 let end = Moment::now() + decode_budget;
-                while Moment::now() < end {
-                    let Some(Ok(message)) = socket.recv().now_or_never() else { break };
+                while let Some(Ok(message)) = socket.recv().now_or_never() {
                     shared.receive(message.into_vecdeque().into_iter());
+                    if Moment::now() >= end {
+                        // To wait for what is there already is no turn for others.
+                        yield_now().await;
+                        break;
+                    }
                 }
-                // Some of what is ready never makes a task wait.
-                yield_now().await;
             }
         }
     }
