@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lrts_core::clock::{Moment, sleep_until, wall_clock};
-use lrts_core::ids::BundleDigest;
+use lrts_core::ids::{BundleDigest, UserName};
 use lrts_core::limits::BUNDLE_BYTES;
 use lrts_core::private_dir;
 use lrts_core::protocol::application::ToApplication;
@@ -103,8 +103,8 @@ pub(crate) struct Bundles {
     complete: BTreeMap<BundleDigest, Complete>,
     in_use: BTreeSet<BundleDigest>,
     uploads: BTreeMap<BundleDigest, Upload>,
-    /// What was sent by applications that have left, of each bundle the longest.
-    halves: BTreeMap<BundleDigest, Half>,
+    /// What was sent by applications that have left, of each bundle and user the longest. Whose it was isn't known after a restart.
+    halves: BTreeMap<(BundleDigest, Option<UserName>), Half>,
     room: Room,
     /// Numbers files that are begun.
     files: u64,
@@ -138,6 +138,8 @@ impl Bundles {
     pub(crate) fn open(directory: PathBuf, limit: u64, handle: ServerHandle) -> io::Result<Self> {
         private_dir::make(&directory)?;
         let (complete, halves) = scan(&directory)?;
+        let halves: BTreeMap<_, _> =
+            halves.into_iter().map(|(digest, half)| ((digest, None), half)).collect();
         let (disk, outcomes) = Disk::start(directory.clone())?;
         let files = halves.values().map(|half| half.number).max().unwrap_or(0);
         let mut bundles = Self {
@@ -160,7 +162,7 @@ impl Bundles {
         for digest in bundles.complete.keys().copied().collect::<Vec<_>>() {
             bundles.charge(digest);
         }
-        for (&digest, half) in &bundles.halves {
+        for (&(digest, _), half) in &bundles.halves {
             bundles.room.set(FileId::Part(digest, half.number), Some(half.charge()));
         }
         Ok(bundles)
@@ -267,8 +269,9 @@ impl Bundles {
             }
             self.tell(who.connection, &ToApplication::BundleComplete { digest });
         }
-        if let Some(half) = self.halves.remove(&digest) {
-            self.abandon(digest, half.number);
+        for (key, number) in self.halves_of(digest) {
+            self.halves.remove(&key);
+            self.abandon(digest, number);
         }
         self.complete
             .insert(digest, Complete { bytes, last_used: wall_clock(), platforms: platforms.clone() });
@@ -281,9 +284,7 @@ impl Bundles {
         // Its sender is told. What any peer can bring about as often as it likes fills no log.
         debug!(bundle = %digest, %reason, "bundle refused");
         self.abandon(digest, number);
-        if self.halves.get(&digest).is_some_and(|half| half.number == number) {
-            self.halves.remove(&digest);
-        }
+        self.forget_half(digest, number);
         let source = self.uploads.get_mut(&digest)?.sender_of(number)?;
         let is_to_blame = source.part.as_ref().is_some_and(|part| part.from_start);
         let (connection, is_gone) = (source.who.connection, source.is_gone);
@@ -308,7 +309,7 @@ impl Bundles {
             warn!(bundle = %digest, %error, "the disk fails: programs on their way wait");
         }
         self.disk_failed = Some(now);
-        self.halves.retain(|_, half| half.number != number);
+        self.forget_half(digest, number);
         let sender = self.uploads.get_mut(&digest).and_then(|upload| upload.sender_of(number));
         let Some(&mut Source { who: Offerer { connection, .. }, is_gone, bytes, .. }) = sender else {
             self.abandon(digest, number);
@@ -381,25 +382,38 @@ impl Bundles {
             }
         }
         for digest in unfinished {
-            if let Some(Source { part: Some(part), .. }) = self.remove_source(digest, connection) {
-                self.keep_half(
-                    digest,
-                    Half { bytes: part.received, left: wall_clock(), number: part.number },
-                );
+            if let Some(Source { who, part: Some(part), .. }) = self.remove_source(digest, connection) {
+                let half = Half { bytes: part.received, left: wall_clock(), number: part.number };
+                self.keep_half(digest, who.user, half);
             }
             self.ask_unless_sent(digest);
         }
     }
 
-    /// Of several, the longest is kept.
-    fn keep_half(&mut self, digest: BundleDigest, half: Half) {
-        let kept = self.halves.get(&digest).map_or(0, |kept| kept.bytes);
+    /// Of several of a user, the longest is kept. Another user's may be wrong.
+    fn keep_half(&mut self, digest: BundleDigest, user: Option<UserName>, half: Half) {
+        let key = (digest, user);
+        let kept = self.halves.get(&key).map_or(0, |kept| kept.bytes);
         if half.bytes <= kept {
             return self.abandon(digest, half.number);
         }
         self.room.set(FileId::Part(digest, half.number), Some(half.charge()));
-        if let Some(shorter) = self.halves.insert(digest, half) {
+        if let Some(shorter) = self.halves.insert(key, half) {
             self.abandon(digest, shorter.number);
+        }
+    }
+
+    /// What is left of a bundle, by number.
+    fn halves_of(&self, digest: BundleDigest) -> Vec<((BundleDigest, Option<UserName>), u64)> {
+        let from_first = self.halves.range((digest, None)..);
+        let of_it = from_first.take_while(|((other, _), _)| *other == digest);
+        of_it.map(|(key, half)| (key.clone(), half.number)).collect()
+    }
+
+    /// What was left as this file isn't there any more.
+    fn forget_half(&mut self, digest: BundleDigest, number: u64) {
+        if let Some((key, _)) = self.halves_of(digest).into_iter().find(|&(_, half)| half == number) {
+            self.halves.remove(&key);
         }
     }
 
@@ -434,7 +448,7 @@ impl Bundles {
     fn delete(&mut self, file: FileId) -> Option<Event> {
         match file {
             FileId::Part(digest, number) => {
-                self.halves.remove(&digest);
+                self.forget_half(digest, number);
                 self.abandon(digest, number);
                 None
             }
