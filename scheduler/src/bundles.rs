@@ -105,6 +105,8 @@ pub(crate) struct Bundles {
     uploads: BTreeMap<BundleDigest, Upload>,
     /// What was sent by applications that have left, of each bundle and user the longest. Whose it was isn't known after a restart.
     halves: BTreeMap<(BundleDigest, Option<UserName>), Half>,
+    /// What each connected application has offered last: if that is lost later, it is asked for it again.
+    offers: BTreeMap<ConnectionId, Offer>,
     room: Room,
     /// Numbers files that are begun.
     files: u64,
@@ -117,6 +119,15 @@ pub(crate) struct Bundles {
     downloads: JoinSet<Result<(), Unreadable>>,
     by_worker: BTreeMap<(ConnectionId, BundleDigest), AbortHandle>,
     readers: Arc<Semaphore>,
+}
+
+/// An application has a bundle.
+#[derive(Clone, Debug)]
+struct Offer {
+    from: Offerer,
+    digest: BundleDigest,
+    bytes: u64,
+    platform: Platform,
 }
 
 /// A bundle that is here.
@@ -149,6 +160,7 @@ impl Bundles {
             in_use: BTreeSet::new(),
             uploads: BTreeMap::new(),
             halves,
+            offers: BTreeMap::new(),
             room: Room::new(limit),
             files,
             next_look: None,
@@ -186,6 +198,8 @@ impl Bundles {
         bytes: u64,
         platform: Platform,
     ) -> Vec<Event> {
+        let offer = Offer { from: from.clone(), digest, bytes, platform: platform.clone() };
+        self.offers.insert(from.connection, offer);
         if let Some(complete) = self.complete.get_mut(&digest) {
             complete.last_used = wall_clock();
             complete.platforms.add(platform);
@@ -252,7 +266,7 @@ impl Bundles {
                 self.failed(digest, number, reason).into_iter().collect()
             }
             Outcome::DiskFailed { digest, number, error } => self.could_not_write(digest, number, &error),
-            Outcome::Unreadable(unreadable) => self.could_not_read(&unreadable).into_iter().collect(),
+            Outcome::Unreadable(unreadable) => self.could_not_read(&unreadable),
             Outcome::Due => self.look(Moment::now()),
         }
     }
@@ -326,14 +340,21 @@ impl Bundles {
         if is_full { self.free(bytes) } else { Vec::new() }
     }
 
-    /// A bundle that was stored is damaged, or somebody has deleted it: it is as if it had never been here. The worker gives back the
-    /// attempts that wait for it.
-    fn could_not_read(&mut self, Unreadable { digest, to, error }: &Unreadable) -> Option<Event> {
+    /// A bundle that was stored is damaged, or somebody has deleted it: it is as if it had never been here, and whoever has offered it
+    /// is asked for it. The worker gives back the attempts that wait for it.
+    fn could_not_read(&mut self, Unreadable { digest, to, error }: &Unreadable) -> Vec<Event> {
         send_to_worker(&self.handle, *to, &ToWorker::BundleMissing { digest: *digest }, Bytes::new());
         // Otherwise it was deleted meanwhile, or another worker's turn came first.
-        self.complete.get(digest)?;
+        if !self.complete.contains_key(digest) {
+            return Vec::new();
+        }
         warn!(bundle = %digest, %error, "bundle not readable: whoever has it must send it again");
-        self.delete(FileId::Complete(*digest))
+        let mut events: Vec<_> = self.delete(FileId::Complete(*digest)).into_iter().collect();
+        let offers = self.offers.values().filter(|offer| offer.digest == *digest);
+        for Offer { from, digest, bytes, platform } in offers.cloned().collect::<Vec<_>>() {
+            events.extend(self.offer(from, digest, bytes, platform));
+        }
+        events
     }
 
     /// Deletes so much of what nobody needs, as far as there is that.
@@ -373,6 +394,7 @@ impl Bundles {
 
     /// A connection has ended. What it was sending waits for the next one that is asked.
     pub(crate) fn left(&mut self, connection: ConnectionId) {
+        self.offers.remove(&connection);
         let mut unfinished = Vec::new();
         for (&digest, upload) in &mut self.uploads {
             match upload.from(connection) {

@@ -667,13 +667,16 @@ async fn until_when_a_program_was_in_use_is_known_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stored_program_that_cannot_be_read_is_missing_until_it_is_sent_again() {
+async fn a_stored_program_that_cannot_be_read_is_asked_for_again() {
     let mut store = Store::start().await;
     let program = Program::new(2_500_000);
     let (mut peer, mut worker) = (store.connect().await, store.connect().await);
+    let gone = store.connect().await;
+    store.offer(&peer, &program);
+    store.offer(&gone, &program);
+    store.bundles.left(gone.connection);
     let path = store.directory.path().join("bundles").join(program.digest.to_string());
     for is_deleted in [false, true] {
-        store.offer(&peer, &program);
         assert_eq!(peer.is_asked().await, 0);
         store.send(&peer, program.digest, &program.content, 0).unwrap();
         assert_eq!(store.outcome().await, ["completed"]);
@@ -686,7 +689,8 @@ async fn a_stored_program_that_cannot_be_read_is_missing_until_it_is_sent_again(
         }
         store.bundles.want(worker.connection, program.digest, 0);
         let outcome = tokio::time::timeout(PATIENCE, store.bundles.next()).await.expect("it is told in time");
-        assert_eq!(words(store.bundles.uploaded(outcome)), ["forgotten"]);
+        let heard = words(store.bundles.uploaded(outcome));
+        assert_eq!(heard, ["forgotten", "offered"], "who is there and has offered it has it");
         let mut said = Vec::new();
         while !matches!(said.last(), Some(ToWorker::BundleMissing { .. })) {
             said.push(worker.hears().await);
@@ -698,6 +702,9 @@ async fn a_stored_program_that_cannot_be_read_is_missing_until_it_is_sent_again(
         assert_eq!(words(store.bundles.uploaded(Outcome::Unreadable(late))), [""; 0]);
         worker.hears::<ToWorker>().await;
     }
+    assert_eq!(peer.is_asked().await, 0);
+    store.bundles.left(peer.connection);
+    assert!(store.bundles.offers.is_empty() && store.bundles.uploads.is_empty());
 }
 
 impl Store {
