@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lrts_core::clock::{Moment, sleep_until, wall_clock};
-use lrts_core::ids::BundleDigest;
+use lrts_core::ids::{BundleDigest, UserName};
 use lrts_core::limits::BUNDLE_BYTES;
 use lrts_core::private_dir;
 use lrts_core::protocol::application::ToApplication;
@@ -103,8 +103,10 @@ pub(crate) struct Bundles {
     complete: BTreeMap<BundleDigest, Complete>,
     in_use: BTreeSet<BundleDigest>,
     uploads: BTreeMap<BundleDigest, Upload>,
-    /// What was sent by applications that have left, of each bundle the longest.
-    halves: BTreeMap<BundleDigest, Half>,
+    /// What was sent by applications that have left, of each bundle and user the longest. Whose it was isn't known after a restart.
+    halves: BTreeMap<(BundleDigest, Option<UserName>), Half>,
+    /// What each connected application has offered last: if that is lost later, it is asked for it again.
+    offers: BTreeMap<ConnectionId, Offer>,
     room: Room,
     /// Numbers files that are begun.
     files: u64,
@@ -117,6 +119,15 @@ pub(crate) struct Bundles {
     downloads: JoinSet<Result<(), Unreadable>>,
     by_worker: BTreeMap<(ConnectionId, BundleDigest), AbortHandle>,
     readers: Arc<Semaphore>,
+}
+
+/// An application has a bundle.
+#[derive(Clone, Debug)]
+struct Offer {
+    from: Offerer,
+    digest: BundleDigest,
+    bytes: u64,
+    platform: Platform,
 }
 
 /// A bundle that is here.
@@ -138,6 +149,8 @@ impl Bundles {
     pub(crate) fn open(directory: PathBuf, limit: u64, handle: ServerHandle) -> io::Result<Self> {
         private_dir::make(&directory)?;
         let (complete, halves) = scan(&directory)?;
+        let halves: BTreeMap<_, _> =
+            halves.into_iter().map(|(digest, half)| ((digest, None), half)).collect();
         let (disk, outcomes) = Disk::start(directory.clone())?;
         let files = halves.values().map(|half| half.number).max().unwrap_or(0);
         let mut bundles = Self {
@@ -147,6 +160,7 @@ impl Bundles {
             in_use: BTreeSet::new(),
             uploads: BTreeMap::new(),
             halves,
+            offers: BTreeMap::new(),
             room: Room::new(limit),
             files,
             next_look: None,
@@ -160,7 +174,7 @@ impl Bundles {
         for digest in bundles.complete.keys().copied().collect::<Vec<_>>() {
             bundles.charge(digest);
         }
-        for (&digest, half) in &bundles.halves {
+        for (&(digest, _), half) in &bundles.halves {
             bundles.room.set(FileId::Part(digest, half.number), Some(half.charge()));
         }
         Ok(bundles)
@@ -184,6 +198,8 @@ impl Bundles {
         bytes: u64,
         platform: Platform,
     ) -> Vec<Event> {
+        let offer = Offer { from: from.clone(), digest, bytes, platform: platform.clone() };
+        self.offers.insert(from.connection, offer);
         if let Some(complete) = self.complete.get_mut(&digest) {
             complete.last_used = wall_clock();
             complete.platforms.add(platform);
@@ -250,7 +266,7 @@ impl Bundles {
                 self.failed(digest, number, reason).into_iter().collect()
             }
             Outcome::DiskFailed { digest, number, error } => self.could_not_write(digest, number, &error),
-            Outcome::Unreadable(unreadable) => self.could_not_read(&unreadable).into_iter().collect(),
+            Outcome::Unreadable(unreadable) => self.could_not_read(&unreadable),
             Outcome::Due => self.look(Moment::now()),
         }
     }
@@ -267,8 +283,9 @@ impl Bundles {
             }
             self.tell(who.connection, &ToApplication::BundleComplete { digest });
         }
-        if let Some(half) = self.halves.remove(&digest) {
-            self.abandon(digest, half.number);
+        for (key, number) in self.halves_of(digest) {
+            self.halves.remove(&key);
+            self.abandon(digest, number);
         }
         self.complete
             .insert(digest, Complete { bytes, last_used: wall_clock(), platforms: platforms.clone() });
@@ -281,9 +298,7 @@ impl Bundles {
         // Its sender is told. What any peer can bring about as often as it likes fills no log.
         debug!(bundle = %digest, %reason, "bundle refused");
         self.abandon(digest, number);
-        if self.halves.get(&digest).is_some_and(|half| half.number == number) {
-            self.halves.remove(&digest);
-        }
+        self.forget_half(digest, number);
         let source = self.uploads.get_mut(&digest)?.sender_of(number)?;
         let is_to_blame = source.part.as_ref().is_some_and(|part| part.from_start);
         let (connection, is_gone) = (source.who.connection, source.is_gone);
@@ -308,7 +323,7 @@ impl Bundles {
             warn!(bundle = %digest, %error, "the disk fails: programs on their way wait");
         }
         self.disk_failed = Some(now);
-        self.halves.retain(|_, half| half.number != number);
+        self.forget_half(digest, number);
         let sender = self.uploads.get_mut(&digest).and_then(|upload| upload.sender_of(number));
         let Some(&mut Source { who: Offerer { connection, .. }, is_gone, bytes, .. }) = sender else {
             self.abandon(digest, number);
@@ -325,14 +340,21 @@ impl Bundles {
         if is_full { self.free(bytes) } else { Vec::new() }
     }
 
-    /// A bundle that was stored is damaged, or somebody has deleted it: it is as if it had never been here. The worker gives back the
-    /// attempts that wait for it.
-    fn could_not_read(&mut self, Unreadable { digest, to, error }: &Unreadable) -> Option<Event> {
+    /// A bundle that was stored is damaged, or somebody has deleted it: it is as if it had never been here, and whoever has offered it
+    /// is asked for it. The worker gives back the attempts that wait for it.
+    fn could_not_read(&mut self, Unreadable { digest, to, error }: &Unreadable) -> Vec<Event> {
         send_to_worker(&self.handle, *to, &ToWorker::BundleMissing { digest: *digest }, Bytes::new());
         // Otherwise it was deleted meanwhile, or another worker's turn came first.
-        self.complete.get(digest)?;
+        if !self.complete.contains_key(digest) {
+            return Vec::new();
+        }
         warn!(bundle = %digest, %error, "bundle not readable: whoever has it must send it again");
-        self.delete(FileId::Complete(*digest))
+        let mut events: Vec<_> = self.delete(FileId::Complete(*digest)).into_iter().collect();
+        let offers = self.offers.values().filter(|offer| offer.digest == *digest);
+        for Offer { from, digest, bytes, platform } in offers.cloned().collect::<Vec<_>>() {
+            events.extend(self.offer(from, digest, bytes, platform));
+        }
+        events
     }
 
     /// Deletes so much of what nobody needs, as far as there is that.
@@ -372,6 +394,7 @@ impl Bundles {
 
     /// A connection has ended. What it was sending waits for the next one that is asked.
     pub(crate) fn left(&mut self, connection: ConnectionId) {
+        self.offers.remove(&connection);
         let mut unfinished = Vec::new();
         for (&digest, upload) in &mut self.uploads {
             match upload.from(connection) {
@@ -381,25 +404,38 @@ impl Bundles {
             }
         }
         for digest in unfinished {
-            if let Some(Source { part: Some(part), .. }) = self.remove_source(digest, connection) {
-                self.keep_half(
-                    digest,
-                    Half { bytes: part.received, left: wall_clock(), number: part.number },
-                );
+            if let Some(Source { who, part: Some(part), .. }) = self.remove_source(digest, connection) {
+                let half = Half { bytes: part.received, left: wall_clock(), number: part.number };
+                self.keep_half(digest, who.user, half);
             }
             self.ask_unless_sent(digest);
         }
     }
 
-    /// Of several, the longest is kept.
-    fn keep_half(&mut self, digest: BundleDigest, half: Half) {
-        let kept = self.halves.get(&digest).map_or(0, |kept| kept.bytes);
+    /// Of several of a user, the longest is kept. Another user's may be wrong.
+    fn keep_half(&mut self, digest: BundleDigest, user: Option<UserName>, half: Half) {
+        let key = (digest, user);
+        let kept = self.halves.get(&key).map_or(0, |kept| kept.bytes);
         if half.bytes <= kept {
             return self.abandon(digest, half.number);
         }
         self.room.set(FileId::Part(digest, half.number), Some(half.charge()));
-        if let Some(shorter) = self.halves.insert(digest, half) {
+        if let Some(shorter) = self.halves.insert(key, half) {
             self.abandon(digest, shorter.number);
+        }
+    }
+
+    /// What is left of a bundle, by number.
+    fn halves_of(&self, digest: BundleDigest) -> Vec<((BundleDigest, Option<UserName>), u64)> {
+        let from_first = self.halves.range((digest, None)..);
+        let of_it = from_first.take_while(|((other, _), _)| *other == digest);
+        of_it.map(|(key, half)| (key.clone(), half.number)).collect()
+    }
+
+    /// What was left as this file isn't there any more.
+    fn forget_half(&mut self, digest: BundleDigest, number: u64) {
+        if let Some((key, _)) = self.halves_of(digest).into_iter().find(|&(_, half)| half == number) {
+            self.halves.remove(&key);
         }
     }
 
@@ -434,7 +470,7 @@ impl Bundles {
     fn delete(&mut self, file: FileId) -> Option<Event> {
         match file {
             FileId::Part(digest, number) => {
-                self.halves.remove(&digest);
+                self.forget_half(digest, number);
                 self.abandon(digest, number);
                 None
             }

@@ -42,14 +42,15 @@ impl Bundles {
         }
     }
 
-    /// Asks the next one that has a bundle, who goes on with what was left of it.
+    /// Asks the next one that has a bundle, who goes on with what its user left of it, or else with what is left from before a restart.
     fn ask_next(&mut self, digest: BundleDigest, now: Moment) {
         let is_disk_failing = self.is_disk_failing(now);
         let Some(upload) = self.uploads.get_mut(&digest) else { return };
         let part = |source: &Source| {
             // A longer file isn't this bundle's, by this one's account.
-            let fits = self.halves.get(&digest).is_some_and(|half| half.bytes < source.bytes);
-            let half = if fits { self.halves.remove(&digest) } else { None };
+            let fits = |key: &_| self.halves.get(key).is_some_and(|half| half.bytes < source.bytes);
+            let key = [(digest, source.who.user.clone()), (digest, None)].into_iter().find(fits);
+            let half = key.and_then(|key| self.halves.remove(&key));
             let (received, number) = half.map_or((0, self.files + 1), |half| (half.bytes, half.number));
             self.files = self.files.max(number);
             Part { number, from_start: received == 0, received, flow: Flow::InOrder, heard: now }

@@ -432,6 +432,36 @@ async fn after_a_restart_any_worker_may_try_a_program_whatever_is_said_of_it_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_has_to_go_on_with_what_another_user_left() {
+    let mut store = Store::start().await;
+    let program = Program::new(2_500_000);
+    let (mut liar, mut honest) = (store.connect_as("eve").await, store.connect_as("ann").await);
+    store.offer(&honest, &program);
+    assert_eq!(honest.is_asked().await, 0);
+    store.send(&honest, program.digest, &program.content[..BUNDLE_CHUNK_BYTES], 0).unwrap();
+    store.offer(&liar, &program);
+    store.look(UPLOAD_STALL);
+    assert_eq!(liar.is_asked().await, 0);
+    store.send(&liar, program.digest, &[0; 2 * BUNDLE_CHUNK_BYTES], 0).unwrap();
+    for client in [&liar, &honest] {
+        store.bundles.left(client.connection);
+    }
+    assert_eq!(store.bundles.halves.len(), 2);
+    let (mut again, mut third) = (store.connect_as("ann").await, store.connect_as("bob").await);
+    for client in [&again, &third] {
+        store.offer(client, &program);
+    }
+    assert_eq!(again.is_asked().await, CHUNK, "it is its user's own");
+    store.look(UPLOAD_STALL * 2);
+    assert_eq!(third.is_asked().await, 0);
+    store.send(&again, program.digest, &program.content, CHUNK).unwrap();
+    assert_eq!(store.outcome().await, ["completed"]);
+    assert!(store.bundles.halves.is_empty());
+    store.is_done().await;
+    assert_eq!(store.files(), [program.digest.to_string()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn announcements_take_no_room_and_what_comes_does() {
     let mut store = Store::start().await;
     let (mut peer, other) = (store.connect().await, store.connect().await);
@@ -550,7 +580,7 @@ async fn the_disks_word_about_an_earlier_file_concerns_nobody_who_sends_now() {
         store.bundles.chunk(liar.connection, program.digest, 0, chunk, damaged.clone()).unwrap();
         store.bundles.left(liar.connection);
         if !half_is_kept {
-            let number = store.bundles.halves[&program.digest].number;
+            let number = store.bundles.halves[&(program.digest, None)].number;
             store.bundles.delete(FileId::Part(program.digest, number));
         }
         store.offer(&honest, &program);
@@ -637,13 +667,16 @@ async fn until_when_a_program_was_in_use_is_known_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stored_program_that_cannot_be_read_is_missing_until_it_is_sent_again() {
+async fn a_stored_program_that_cannot_be_read_is_asked_for_again() {
     let mut store = Store::start().await;
     let program = Program::new(2_500_000);
     let (mut peer, mut worker) = (store.connect().await, store.connect().await);
+    let gone = store.connect().await;
+    store.offer(&peer, &program);
+    store.offer(&gone, &program);
+    store.bundles.left(gone.connection);
     let path = store.directory.path().join("bundles").join(program.digest.to_string());
     for is_deleted in [false, true] {
-        store.offer(&peer, &program);
         assert_eq!(peer.is_asked().await, 0);
         store.send(&peer, program.digest, &program.content, 0).unwrap();
         assert_eq!(store.outcome().await, ["completed"]);
@@ -656,7 +689,8 @@ async fn a_stored_program_that_cannot_be_read_is_missing_until_it_is_sent_again(
         }
         store.bundles.want(worker.connection, program.digest, 0);
         let outcome = tokio::time::timeout(PATIENCE, store.bundles.next()).await.expect("it is told in time");
-        assert_eq!(words(store.bundles.uploaded(outcome)), ["forgotten"]);
+        let heard = words(store.bundles.uploaded(outcome));
+        assert_eq!(heard, ["forgotten", "offered"], "who is there and has offered it has it");
         let mut said = Vec::new();
         while !matches!(said.last(), Some(ToWorker::BundleMissing { .. })) {
             said.push(worker.hears().await);
@@ -668,6 +702,9 @@ async fn a_stored_program_that_cannot_be_read_is_missing_until_it_is_sent_again(
         assert_eq!(words(store.bundles.uploaded(Outcome::Unreadable(late))), [""; 0]);
         worker.hears::<ToWorker>().await;
     }
+    assert_eq!(peer.is_asked().await, 0);
+    store.bundles.left(peer.connection);
+    assert!(store.bundles.offers.is_empty() && store.bundles.uploads.is_empty());
 }
 
 impl Store {

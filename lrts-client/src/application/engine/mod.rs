@@ -218,6 +218,8 @@ pub(crate) struct Engine {
     to_list: Vec<WaitId>,
     last_list: u64,
     submitted: bool,
+    /// When the connection began, the scheduler had jobs of this process that may not have ended: it may lack their program.
+    had_open_jobs: bool,
     actions: Vec<Action>,
 }
 
@@ -250,6 +252,7 @@ impl Engine {
             to_list: Vec::new(),
             last_list: 0,
             submitted: false,
+            had_open_jobs: false,
             actions: Vec::new(),
         }
     }
@@ -489,9 +492,8 @@ impl Engine {
         if let Some(message) = self.next_message(now) {
             return Step::Send(message, Bytes::new());
         }
-        if self.submits.has_unsent()
-            && let Some(offer) = self.upload.offer()
-        {
+        let needs_program = self.submits.has_unsent() || (self.had_open_jobs && self.ending.is_none());
+        if needs_program && let Some(offer) = self.upload.offer() {
             return Step::Send(offer, Bytes::new());
         }
         if let Some(step) = self.upload.next_step() {

@@ -75,9 +75,13 @@ impl Engine {
         if self.jobs.base() > 1 {
             self.taken.extend(1..self.jobs.base());
         }
+        self.had_open_jobs = false;
         let accepted = self.submits.accepted_through();
         for (number, entry) in self.jobs.iter_mut() {
             let known = if number < OTHERS { number <= accepted } else { !self.keys.is_unknown(number) };
+            // Those of earlier starts may have another program.
+            let is_own = known && (number < OTHERS || self.keys.is_scheduled(number));
+            self.had_open_jobs |= is_own && entry.state == State::Open;
             match entry.state {
                 State::Open if entry.has_waiters() => match entry.want {
                     Want::Urgent if known => self.urgent.push(number),

@@ -1,5 +1,5 @@
-//! The program on its way to the scheduler: offered before the first submit of each connection, sent piece by piece from
-//! where the scheduler wants it.
+//! The program on its way to the scheduler: offered before the first submit of each connection, or at once where jobs are open, which
+//! would wait for ever if the scheduler has lost it; sent piece by piece from where the scheduler wants it.
 
 use std::sync::Arc;
 

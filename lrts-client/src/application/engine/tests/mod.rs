@@ -320,8 +320,34 @@ fn an_acceptance_that_was_lost_shows_at_the_next_connection() {
     let flush = engine.wait_for_flush(T0);
     engine.handle(Event::LinkDown, T0);
     connect(&mut engine, 2);
-    assert_eq!(said(&mut engine), []);
+    let said = said(&mut engine);
+    assert!(matches!(said[..], [FromApplication::OfferBundle { .. }]), "{said:?}");
     assert_eq!(engine.poll_flush(flush), Some(Ok(())));
+}
+
+#[test]
+fn a_program_is_offered_again_while_jobs_of_it_are_open() {
+    let mut engine = connected();
+    accepted(&mut engine, 1);
+    hear(&mut engine, ToApplication::BundleComplete { digest: DIGEST });
+    engine.handle(Event::LinkDown, T0);
+    connect(&mut engine, 1);
+    let heard = said(&mut engine);
+    assert!(matches!(heard[..], [FromApplication::OfferBundle { .. }]), "{heard:?}");
+    assert_eq!(said(&mut engine), [], "once");
+    // The scheduler has lost it, now or later.
+    for _ in 0..2 {
+        hear(&mut engine, ToApplication::BundleWanted { digest: DIGEST, offset: 0 });
+        assert_eq!(engine.next_step(T0), Step::ReadChunk(0));
+        engine.handle(Event::ChunkRead(0, Bytes::from_static(b"z"), 3_000), T0);
+        assert!(matches!(said(&mut engine)[..], [FromApplication::BundleChunk { .. }]));
+        hear(&mut engine, ToApplication::BundleComplete { digest: DIGEST });
+    }
+
+    finish(&mut engine, 1);
+    engine.handle(Event::LinkDown, T0);
+    connect(&mut engine, 1);
+    assert_eq!(said(&mut engine), [], "nobody needs it");
 }
 
 #[test]
