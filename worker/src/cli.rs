@@ -143,7 +143,9 @@ impl CommandError for WorkerError {
     fn exit_code(&self) -> u8 {
         match self {
             WorkerError::TwoBundles { .. } => exit_code::USAGE,
-            WorkerError::Keys(_) | WorkerError::Run(RunError::Refused(_)) => exit_code::REFUSED,
+            WorkerError::Keys(_) | WorkerError::Run(RunError::Keys(_) | RunError::Refused(_)) => {
+                exit_code::REFUSED
+            }
             WorkerError::Setup(_) | WorkerError::Run(_) => exit_code::FAILED,
         }
     }

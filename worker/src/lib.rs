@@ -33,7 +33,7 @@ use std::sync::Arc;
 
 use lrts_core::descriptors;
 use lrts_core::ids::WorkerId;
-use lrts_core::keys::Security;
+use lrts_core::keys::{KeysError, Security};
 use lrts_core::progress::{Reporter, ReporterConfig};
 use lrts_core::shutdown::Shutdown;
 use lrts_core::transport::{Hello, Link, LinkConfig, Refusal, Role, SocketDir};
@@ -59,6 +59,9 @@ pub enum RunError {
     /// It has no place for its sockets.
     #[error("cannot make a directory for sockets")]
     Sockets(#[source] io::Error),
+    /// Its own key file is of no use.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// The scheduler doesn't want this worker, whatever happens: trying again is pointless.
     #[error("the scheduler refuses this worker")]
     Refused(#[source] Refusal),
@@ -80,6 +83,14 @@ pub async fn run(
     ready: impl FnOnce(WorkerId) + Send,
     shutdown: Shutdown,
 ) -> Result<(), RunError> {
+    let security = Security::new(config.keys.clone(), Role::Worker);
+    if let Security::Keys(source) = &security {
+        match source.current() {
+            // One that isn't there, or can't be read now, may yet come.
+            Ok(_) | Err(KeysError::Missing { .. } | KeysError::Io { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     let wanted = config.state_dir.clone();
     let open = tokio::task::spawn_blocking(move || StateDir::open(wanted.as_deref()));
     let state = Arc::new(open.await.expect("opening the state directory doesn't panic")?);
@@ -101,7 +112,6 @@ pub async fn run(
         host: machine.host.clone(),
     });
     let hello = Hello::new(Role::Worker, worker.to_string(), machine.host.clone());
-    let security = Security::new(config.keys.clone(), Role::Worker);
     let link = LinkConfig::new(&config.scheduler_address, Role::Scheduler, hello, security, sockets.path());
     let (link, incoming) = Link::open(link);
 

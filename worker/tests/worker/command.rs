@@ -107,6 +107,20 @@ async fn a_scheduler_that_wants_no_workers_is_an_end_of_its_own() {
 }
 
 #[tokio::test]
+async fn a_key_file_that_is_none_is_nobody_elses_fault() {
+    let directory = tempfile::tempdir().unwrap();
+    let keys = directory.path().join("notes");
+    std::fs::write(&keys, "no key").unwrap();
+    std::fs::set_permissions(&keys, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lrts-worker"));
+    // Nobody listens there.
+    command.args(["--scheduler-port", "9", "--state-dir"]).arg(directory.path()).arg("--keys").arg(&keys);
+    let (code, text) = end_of(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()).await;
+    assert_eq!(code, Some(4), "{text}");
+    assert!(text.contains(keys.to_str().unwrap()) && !text.contains("scheduler refuses"), "{text}");
+}
+
+#[tokio::test]
 async fn wrong_usage_has_its_own_exit_code() {
     for arguments in [["--max-jobs", "0"], ["--max-jobs", "-5"], ["--keys", "--insecure"]] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lrts-worker"));
