@@ -14,7 +14,7 @@ use super::attempts::cancelled;
 use super::events::{Action, Attach, Credit, ListedJobs, Message, Note, Peer, Reason, Totals};
 use super::jobs::{Delivery, JobHandle, ReadyKey, Service};
 use super::owners::owner_after;
-use super::sessions::{FORGOTTEN, FORGOTTEN_TAKEN, Program, Session};
+use super::sessions::{Mark, Program, Session};
 use super::{Engine, Party, Timer};
 use crate::record::{ApplicationImage, Record, SessionImage};
 
@@ -269,7 +269,7 @@ impl Engine {
 
     pub(super) fn cancel_of_application(&mut self, peer: Peer, session: SessionId, ranges: &[(u64, u64)]) {
         let Some(session) = self.session_of(peer, session) else { return };
-        for sequence in self.sessions[session].submitted(ranges) {
+        for sequence in self.sessions[session].marked(Mark::Cancellable, ranges) {
             if let Some(job) = self.sessions[session].job(sequence) {
                 self.cancel_job(job, cancelled());
             }
@@ -290,9 +290,17 @@ impl Engine {
         self.cancel_all(application, &failure);
     }
 
+    /// The jobs of a session with a mark.
+    fn jobs_with(&self, session: u32, mark: Mark) -> Vec<u32> {
+        let session = &self.sessions[session];
+        let all = session.marked(mark, &[(0, u64::MAX)]);
+        all.into_iter().filter_map(|sequence| session.job(sequence)).collect()
+    }
+
     fn cancel_all(&mut self, application: u32, failure: &Failure) {
         let sessions = self.applications[application].sessions.iter();
-        let jobs: Vec<u32> = sessions.flat_map(|&session| self.sessions[session].remembered()).collect();
+        let jobs: Vec<u32> =
+            sessions.flat_map(|&session| self.jobs_with(session, Mark::Cancellable)).collect();
         for job in jobs {
             // Ends make room for results, of which the oldest are forgotten.
             if self.jobs.nodes.get(job).is_some() {
@@ -311,15 +319,12 @@ impl Engine {
             }
             None => {
                 let sessions = self.applications[application].sessions.iter();
-                sessions.flat_map(|&session| self.sessions[session].remembered()).collect()
+                // What was taken can't be had again. Somebody who asks for it by name is told so when he waits.
+                sessions.flat_map(|&session| self.jobs_with(session, Mark::Listed)).collect()
             }
         };
         for job in jobs {
             let node = &self.jobs.nodes[job];
-            // What was taken can't be had again. Somebody who asks for it by name is told so when he waits.
-            if node.delivery == Delivery::Taken && only.is_none() {
-                continue;
-            }
             let service = Arc::clone(&self.services[self.spec_of(job).service].name);
             found.entry((service, self.sessions[node.session].id)).or_default().push(node.sequence);
         }
@@ -358,7 +363,12 @@ impl Engine {
         // The last that its display shows: all that was done, and what is cancelled as still to be done.
         self.send_totals(application);
         for session in self.applications[application].sessions.clone() {
-            self.stop_session(session);
+            if !self.stop_session(session) {
+                // What has ended since is forgotten.
+                let jobs = self.jobs_with(session, Mark::Cancellable);
+                jobs.into_iter().for_each(|job| self.cancel_job(job, cancelled()));
+                continue;
+            }
             let (ended, others): (Vec<u32>, Vec<u32>) = self.sessions[session]
                 .remembered()
                 .into_iter()
@@ -369,11 +379,14 @@ impl Engine {
         self.send(peer, Message::Stopped);
     }
 
-    fn stop_session(&mut self, session: u32) {
-        if !std::mem::replace(&mut self.sessions[session].stopped, true) {
+    /// Stops a session, if it isn't stopped already. Returns whether it wasn't.
+    fn stop_session(&mut self, session: u32) -> bool {
+        let is_news = !std::mem::replace(&mut self.sessions[session].stopped, true);
+        if is_news {
             self.refresh_spare(session);
             self.keep_session(session);
         }
+        is_news
     }
 
     /// Keeps what is known of a session. That of keys follows from its jobs.
@@ -418,7 +431,7 @@ impl Engine {
             self.jobs.left_until.push_back((self.now + ORPHAN_GRACE, id));
         }
         let session = &mut self.sessions[node.session];
-        session.set(node.sequence, if taken { FORGOTTEN_TAKEN } else { FORGOTTEN });
+        session.forget(node.sequence, taken);
         session.jobs -= 1;
         let was_last = session.jobs == 0;
         self.refresh_spare_by_jobs(node.session);
@@ -536,8 +549,13 @@ impl Engine {
         let record = &mut self.applications[application];
         let Presence::Here { session, .. } = record.presence else { return };
         record.presence = Presence::Away { since: now, until: now + kept };
-        record.outbox.clear();
+        let unsent = std::mem::take(&mut record.outbox);
         let id = record.id;
+        for job in unsent {
+            if self.jobs.is_current(job) {
+                self.no_longer_wanted(job.index);
+            }
+        }
         let record = &mut self.sessions[session];
         (record.left, record.kept) = (now, kept);
         self.refresh_spare(session);

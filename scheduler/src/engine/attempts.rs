@@ -479,6 +479,7 @@ impl Engine {
             return;
         }
         node.cancelling = true;
+        self.mark_job(job);
         self.job_changed(job);
         match self.live_attempt(job) {
             None => self.end_unplaced(job, failure),

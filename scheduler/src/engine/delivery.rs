@@ -8,6 +8,7 @@ use lrts_core::limits::{SEND_WINDOW_JOBS, TOTALS_INTERVAL};
 use super::applications::Presence;
 use super::events::{Credit, Message, Peer};
 use super::jobs::{Delivery, Phase};
+use super::sessions::Mark;
 use super::{Engine, Timer};
 
 impl Engine {
@@ -18,21 +19,20 @@ impl Engine {
         let is_heard = self.tell_gone(peer, session, ranges, known);
         let Some(index) = index.filter(|_| is_heard) else { return };
         self.sessions[index].listener = Some(peer);
-        for sequence in self.sessions[index].submitted(ranges) {
+        for sequence in self.sessions[index].to_want(ranges, urgent) {
             let Some(job) = self.sessions[index].job(sequence) else {
                 let taken = self.sessions[index].was_taken(sequence);
                 self.send(peer, Message::Gone { job: session.job(sequence), taken });
                 continue;
             };
-            let node = &mut self.jobs.nodes[job];
-            if node.delivery == Delivery::Taken {
+            if self.jobs.nodes[job].delivery == Delivery::Taken {
                 self.send(peer, Message::Gone { job: session.job(sequence), taken: true });
                 continue;
             }
-            // A job that is in the outbox already takes a second place there and is sent once: when its other turn comes it is
-            // no longer wanted.
-            node.delivery = if urgent { Delivery::Urgent } else { Delivery::Wanted };
-            if node.is_terminal() {
+            // A job that was in the outbox and was sent urgently may take a second place there and is sent once more: when its
+            // other turn comes it is no longer wanted.
+            self.set_delivery(job, if urgent { Delivery::Urgent } else { Delivery::Wanted });
+            if self.jobs.nodes[job].is_terminal() {
                 self.deliver(job);
             }
         }
@@ -67,14 +67,26 @@ impl Engine {
         true
     }
 
+    /// Nobody hears of a terminal job that was wanted: it has to be wanted again. So those that are, are all in the outbox, and
+    /// wanting them once more changes nothing.
+    pub(super) fn no_longer_wanted(&mut self, job: u32) {
+        let node = &self.jobs.nodes[job];
+        if node.is_terminal() && matches!(node.delivery, Delivery::Wanted | Delivery::Urgent) {
+            self.set_delivery(job, Delivery::Unwanted);
+        }
+    }
+
     /// Sends a terminal job's result, or lets it wait for credit, if it is wanted and its application listens.
     pub(super) fn deliver(&mut self, job: u32) {
         let node = &self.jobs.nodes[job];
         let session = &self.sessions[node.session];
         let application = session.application;
-        let Presence::Here { peer, .. } = self.applications[application].presence else { return };
-        if session.listener != Some(peer) {
-            return;
+        let listener = session.listener;
+        let Presence::Here { peer, .. } = self.applications[application].presence else {
+            return self.no_longer_wanted(job);
+        };
+        if listener != Some(peer) {
+            return self.no_longer_wanted(job);
         }
         match node.delivery {
             Delivery::Urgent => self.send_result(peer, job),
@@ -110,7 +122,7 @@ impl Engine {
 
     fn send_result(&mut self, peer: Peer, job: u32) {
         let Phase::Ended { report, .. } = self.jobs.nodes[job].phase else { return };
-        self.jobs.nodes[job].delivery = Delivery::Sent;
+        self.set_delivery(job, Delivery::Sent);
         let report = self.jobs.ended[report].report.clone();
         let job = self.job_id(job);
         self.send(peer, Message::Result { job, report });
@@ -127,19 +139,16 @@ impl Engine {
     /// Results that were returned to the caller are needed no more.
     pub(super) fn take(&mut self, peer: Peer, session: SessionId, ranges: &[(u64, u64)]) {
         let Some(index) = self.session_of(peer, session) else { return };
-        for sequence in self.sessions[index].submitted(ranges) {
+        for sequence in self.sessions[index].marked(Mark::Takable, ranges) {
             let Some(job) = self.sessions[index].job(sequence) else { continue };
-            let node = &mut self.jobs.nodes[job];
-            if node.is_terminal() && node.delivery != Delivery::Taken {
-                if self.jobs.keys.contains_key(&job) {
-                    // Whoever asks for the key again gets it again.
-                    node.delivery = Delivery::Unwanted;
-                    continue;
-                }
-                node.delivery = Delivery::Taken;
-                self.release_result(job);
-                self.job_changed(job);
+            if self.sessions[index].is_keyed() {
+                // Whoever asks for the key again gets it again.
+                self.set_delivery(job, Delivery::Unwanted);
+                continue;
             }
+            self.set_delivery(job, Delivery::Taken);
+            self.release_result(job);
+            self.job_changed(job);
         }
     }
 

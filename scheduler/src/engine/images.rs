@@ -14,7 +14,7 @@ use lrts_core::status::JobState;
 use super::applications::{Application, Presence};
 use super::attempts::{Attempt, Fate, Run};
 use super::jobs::{Delivery, EndedJob, NewNode, Phase};
-use super::sessions::{FORGOTTEN, FORGOTTEN_TAKEN, Session};
+use super::sessions::{FORGOTTEN, Session};
 use super::slab::NONE;
 use super::submits::Key;
 use super::workers::{Gathering, Standing};
@@ -149,6 +149,7 @@ impl Engine {
                         self.jobs.insert(NewNode { session, sequence, spec, payload_bytes, submitted });
                     self.count_new_job(session, index);
                     self.sessions[session].push(index);
+                    self.mark_job(index);
                     index
                 }
                 Ok(at) => {
@@ -177,7 +178,8 @@ impl Engine {
         self.sessions[session].stopped |= self.sessions[carrier].stopped;
         let index = self.jobs.insert(NewNode { session, sequence: job.sequence, ..node });
         self.count_new_job(session, index);
-        self.sessions[session].set(job.sequence, index);
+        self.sessions[session].insert(job.sequence, index);
+        self.mark_job(index);
         self.jobs.keys.insert(index, Key { text: key.clone(), digest: *digest });
         index
     }
@@ -193,7 +195,7 @@ impl Engine {
             self.move_job(job, Phase::Backoff);
         }
         let node = self.forget_node(job);
-        self.sessions[session].set(node.sequence, if taken { FORGOTTEN_TAKEN } else { FORGOTTEN });
+        self.sessions[session].forget(node.sequence, taken);
         self.sessions[session].jobs -= 1;
         self.refresh_spare_by_jobs(session);
     }
@@ -216,6 +218,7 @@ impl Engine {
         node.failures = failures;
         node.crashes = crashes;
         node.cancelling = cancelling;
+        self.mark_job(job);
         let wait = if attempts > 0 && self.spec_of(job).recipe.options.is_exclusive() {
             // How its last attempt ended is not known any more: its watchdog may have to end it yet.
             Some(self.lost_after() + self.interval())

@@ -6,6 +6,7 @@ use lrts_core::status::JobState;
 
 use super::attempts::{Fate, Position};
 use super::jobs::{Phase, count_of, total_of};
+use super::sessions::marks_of;
 use super::slab::NONE;
 use super::workers::Standing;
 use super::{Engine, Timer, Totals};
@@ -162,8 +163,12 @@ impl Engine {
         for (index, session) in self.sessions.iter() {
             let remembered = session.remembered();
             assert_eq!(remembered.len() as u64, session.jobs, "a session's jobs are counted");
+            session.check_forgotten();
             for job in remembered {
-                assert_eq!(self.jobs.nodes[job].session, index, "a job is in its session's table");
+                let node = &self.jobs.nodes[job];
+                assert_eq!(node.session, index, "a job is in its session's table");
+                let marks = marks_of(node, session.is_keyed());
+                assert_eq!(session.marks(node.sequence), marks, "messages about ranges find {node:?}");
                 if session.is_keyed() {
                     keyed.insert(job);
                 }

@@ -18,6 +18,7 @@ use lrts_core::status::{Failure, JobState};
 use super::attempts::Run;
 use super::bounds::RoughSize;
 use super::events::Recipe;
+use super::sessions::marks_of;
 use super::slab::{NONE, Slab};
 use super::submits::Key;
 use super::{Engine, Timer};
@@ -426,7 +427,23 @@ impl Engine {
         if queued {
             self.refresh_queue(self.spec_of(job).queue);
         }
+        if self.jobs.nodes[job].is_terminal() {
+            self.mark_job(job);
+        }
         self.count_move(job, before);
+    }
+
+    /// What a session's marks say of a job follows from its phase, from whether it is being cancelled and from what is wanted of it:
+    /// one of these has changed, or it is new in the session's table.
+    pub(super) fn mark_job(&mut self, job: u32) {
+        let node = &self.jobs.nodes[job];
+        let session = &mut self.sessions[node.session];
+        session.mark(node.sequence, marks_of(node, session.is_keyed()));
+    }
+
+    pub(super) fn set_delivery(&mut self, job: u32, delivery: Delivery) {
+        self.jobs.nodes[job].delivery = delivery;
+        self.mark_job(job);
     }
 
     /// Puts a job (back) into its queue: one that waited already to the front.

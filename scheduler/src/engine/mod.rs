@@ -6,6 +6,7 @@
 //! | [`owners`], [`bounds`] | whose an application is, and how much it may keep |
 //! | [`spare`] | what nobody would miss where room is short |
 //! | [`sessions`], [`submits`] | which jobs are taken, and that one key is one job |
+//! | [`bits`] | sets of jobs that are stepped through without a look at all others |
 //! | [`delivery`] | which result is sent when, under the application's credit; totals |
 //! | [`retention`] | which ended jobs are kept, and whose make way |
 //! | [`jobs`] | 64 bytes per job, queues, the moves from state to state |
@@ -26,6 +27,7 @@
 
 mod applications;
 mod attempts;
+mod bits;
 mod bounds;
 mod bundles;
 mod checkpoints;

@@ -162,6 +162,7 @@ impl Engine {
                 Place::Sequence => {
                     let index = self.add_job(from.session, sequence, spec, job.payload_bytes);
                     self.sessions[from.session].push(index);
+                    self.mark_job(index);
                     made.push(index);
                 }
                 Place::Key { session, id, key } => {
@@ -170,7 +171,8 @@ impl Engine {
                     let Key { text, digest } = key.clone();
                     keyed.push(KeyedRecord { sequence, job: id, key: text, digest });
                     let index = self.add_job(session, id.sequence, spec, job.payload_bytes);
-                    self.sessions[session].set(id.sequence, index);
+                    self.sessions[session].insert(id.sequence, index);
+                    self.mark_job(index);
                     let attempts = self.jobs.left.remove(&id).unwrap_or(0);
                     if attempts > 0 {
                         self.jobs.nodes[index].attempts = attempts;

@@ -14,6 +14,7 @@ mod leaving;
 mod owners;
 mod placement;
 mod programs;
+mod ranges;
 mod restart;
 mod retention;
 mod rivals;
