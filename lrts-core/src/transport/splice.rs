@@ -275,8 +275,9 @@ async fn pass_on(bytes: &[u8], sink: &mut (impl AsyncWrite + Unpin)) -> io::Resu
 
 /// What a source has at present.
 enum Source {
-    Empty,
-    /// Perhaps, as it wasn't read to its end.
+    /// It was read to its end, or the buffer is full: the write that follows lets others have their turn.
+    Read,
+    /// More of what comes in small pieces.
     HasMore,
     Ended(Copied),
 }
@@ -290,9 +291,12 @@ async fn fill(source: &mut (impl AsyncRead + Unpin), buffer: &mut [u8]) -> (usiz
             Some(Ok(0)) => return (length, Source::Ended(Copied::SourceEnded)),
             Some(Ok(more)) => length += more,
             Some(Err(error)) => return (length, Source::Ended(Copied::Failed(error))),
-            None => return (length, Source::Empty),
+            None => return (length, Source::Read),
         }
-        if length == buffer.len() || reads == READS_IN_A_ROW {
+        if length == buffer.len() {
+            return (length, Source::Read);
+        }
+        if reads == READS_IN_A_ROW {
             return (length, Source::HasMore);
         }
         reads += 1;
@@ -334,9 +338,9 @@ async fn copy(
         }
         match more {
             Source::Ended(end) => return end,
-            // However much a peer sends, others have their turn in between.
+            // To decrypt them takes longer than to write them.
             Source::HasMore => yield_now().await,
-            Source::Empty => {}
+            Source::Read => {}
         }
         if length == buffer.len() {
             small_reads = 0;
