@@ -344,6 +344,12 @@ pub const STALL: Duration = Duration::from_secs(30);
 /// Interval of the transport's pings, unless a server's configuration says otherwise.
 pub const PING_INTERVAL: Duration = Duration::from_secs(2);
 
+/// Pings of a peer that may come at once, as what has gathered while a machine stood still does, and how many in an interval after
+/// that. Their answers are under no credit: of a peer that takes none they gather in the ROUTER, so they must be few.
+pub const PINGS_AT_ONCE: u32 = 64;
+/// See [`PINGS_AT_ONCE`].
+pub const PINGS_PER_INTERVAL: u32 = 4;
+
 /// A connection that was silent for this many ping intervals is dropped.
 pub const SILENT_INTERVALS: u32 = 4;
 

@@ -145,7 +145,7 @@ impl Bundles {
     ///
     /// # Errors
     ///
-    /// If it can't be made or read, or the writing thread can't be started.
+    /// If it can't be made or read, or the threads that write can't be started.
     pub(crate) fn open(directory: PathBuf, limit: u64, handle: ServerHandle) -> io::Result<Self> {
         private_dir::make(&directory)?;
         let (complete, halves) = scan(&directory)?;

@@ -10,14 +10,9 @@ use super::chunks::{Assembly, Outbox, PieceError};
 use super::credit::{CreditError, ReceiveCredit, SendCredit};
 use super::packet::Packet;
 use crate::clock::Moment;
-use crate::limits::{HEAD_BYTES, HeadBounds, PING_INTERVAL, SILENT_INTERVALS, STALL};
-
-/// Pings of a peer that may come at once: what has gathered while a machine stood still, and more.
-pub(super) const PINGS_AT_ONCE: u32 = 64;
-
-/// A peer may ping so many times as often as it was asked to. Answers are under no credit: of one that takes none they gather in the
-/// ROUTER, so they must be few.
-const PINGS_TOO_MANY: u32 = 4;
+use crate::limits::{
+    HEAD_BYTES, HeadBounds, PING_INTERVAL, PINGS_AT_ONCE, PINGS_PER_INTERVAL, SILENT_INTERVALS, STALL,
+};
 
 /// Flow control, cutting, joining and liveness of one connection.
 #[derive(Debug)]
@@ -221,7 +216,7 @@ impl Session {
     }
 
     fn count_ping(&mut self, now: Moment) -> Result<(), SessionError> {
-        let gap = self.pinged_every / PINGS_TOO_MANY;
+        let gap = self.pinged_every / PINGS_PER_INTERVAL;
         let from = self.pinged_until.max(now);
         if from > now + gap * PINGS_AT_ONCE {
             return Err(SessionError::Restless);

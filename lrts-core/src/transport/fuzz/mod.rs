@@ -12,14 +12,14 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::guard::{FrameGuard, GuardError};
 use super::packet::Packet;
-use super::session::{PINGS_AT_ONCE, Received, Session};
+use super::session::{Received, Session};
 use super::splice::{End, handshake};
 use super::{ConnectionId, Message};
 use crate::clock::Moment;
 use crate::fuzz::Input;
 use crate::limits::{
-    FAREWELL_BYTES, WINDOW_BYTES, WINDOW_MESSAGES, WINDOW_URGENT, WIRE_FRAMES, WIRE_HELLO_BYTES,
-    WIRE_MESSAGE_BYTES,
+    FAREWELL_BYTES, PINGS_AT_ONCE, WINDOW_BYTES, WINDOW_MESSAGES, WINDOW_URGENT, WIRE_FRAMES,
+    WIRE_HELLO_BYTES, WIRE_MESSAGE_BYTES,
 };
 
 const NOW: Moment = Moment::from_nanos(1 << 40);
