@@ -22,8 +22,11 @@ use super::{ConnectionId, tls};
 use crate::limits::{FAREWELL_TIME, HANDSHAKE_TIME, WINDOW_BYTES};
 
 /// Copy buffers grow from the first to the second while reads fill them, so that idle connections cost little.
+///
+/// A full one still fits into an ipc socket (208 KiB, unless the machine is set up otherwise): where a write has to wait for its
+/// reader halfway, the two cores wake each other so often that copies over TLS lose a quarter of their rate.
 const BUFFER_MIN: usize = 4 * 1024;
-const BUFFER_MAX: usize = 256 * 1024;
+const BUFFER_MAX: usize = 128 * 1024;
 
 /// After so many small reads in a row, a grown buffer shrinks again.
 const SMALL_READS: u32 = 4;
