@@ -10,7 +10,7 @@ use std::path::Path;
 use nix::cmsg_space;
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
-    accept4, bind, connect, listen, recvmsg, sendmsg, setsockopt, socket, socketpair, sockopt,
+    accept4, bind, connect, listen, recv, recvmsg, sendmsg, setsockopt, socket, socketpair, sockopt,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -108,25 +108,24 @@ impl NoticeSocket {
         self.send(&codec::encode(notice), descriptors)
     }
 
-    /// Receives one packet; none once the other end is closed.
+    /// Receives one packet; none once the other end is closed. Only one thread may receive at a time.
     ///
     /// # Errors
     ///
     /// `WouldBlock` if the socket doesn't wait and there is none; `InvalidData` for a packet over [`NOTICE_BYTES`].
     pub fn receive(&self) -> io::Result<Option<Packet>> {
-        let mut bytes = vec![0; NOTICE_BYTES];
+        // Looked at first: in a host that has just forked, room for the largest would cost 40 page faults.
+        let look = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
+        let length = patiently(|| recv(self.0.as_raw_fd(), &mut [], look))?;
+        if length == 0 {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; length.min(NOTICE_BYTES)];
         let mut control = cmsg_space!([RawFd; DESCRIPTORS]);
-        loop {
+        let (descriptors, flags) = patiently(|| {
             let mut buffers = [IoSliceMut::new(&mut bytes)];
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            let message =
-                match recvmsg::<UnixAddr>(self.0.as_raw_fd(), &mut buffers, Some(&mut control), flags) {
-                    Ok(message) => message,
-                    // Reset: the other end was closed before it had read everything. That is said once, ahead of what it
-                    // had sent, a job's result for example.
-                    Err(nix::Error::EINTR | nix::Error::ECONNRESET) => continue,
-                    Err(error) => return Err(error.into()),
-                };
+            let message = recvmsg::<UnixAddr>(self.0.as_raw_fd(), &mut buffers, Some(&mut control), flags)?;
             let mut descriptors = Vec::new();
             for part in message.cmsgs()? {
                 if let ControlMessageOwned::ScmRights(raw) = part {
@@ -135,17 +134,12 @@ impl NoticeSocket {
                     descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
                 }
             }
-            let (length, flags) = (message.bytes, message.flags);
-            if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "an oversized notice"));
-            }
-            if length == 0 {
-                return Ok(None);
-            }
-            bytes.truncate(length);
-            bytes.shrink_to_fit();
-            return Ok(Some(Packet { bytes, descriptors }));
+            Ok((descriptors, message.flags))
+        })?;
+        if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "an oversized notice"));
         }
+        Ok(Some(Packet { bytes, descriptors }))
     }
 
     /// Whether calls wait.
@@ -159,6 +153,17 @@ impl NoticeSocket {
         flags.set(OFlag::O_NONBLOCK, nonblocking);
         fcntl(&self.0, FcntlArg::F_SETFL(flags))?;
         Ok(())
+    }
+}
+
+/// Calls until it is neither interrupted nor told of a reset: the other end was closed before it had read everything. That is
+/// said once, ahead of what it had sent, a job's result for example.
+fn patiently<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(nix::Error::EINTR | nix::Error::ECONNRESET) => {}
+            done => return Ok(done?),
+        }
     }
 }
 
@@ -335,6 +340,16 @@ mod tests {
         let (left, _right) = NoticeSocket::pair().unwrap();
         let error = left.send(&vec![0; NOTICE_BYTES + 1], &[]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn oversized_notices_are_refused_by_the_receiver_who_hears_the_next_one() {
+        let (left, right) = NoticeSocket::pair().unwrap();
+        let sent = nix::sys::socket::send(left.as_raw_fd(), &[0; NOTICE_BYTES + 1], MsgFlags::empty());
+        assert_eq!(sent.unwrap(), NOTICE_BYTES + 1);
+        left.send_notice(&"second", &[]).unwrap();
+        assert_eq!(right.receive().unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(right.receive().unwrap().unwrap().decode::<String>().unwrap(), "second");
     }
 
     #[test]
