@@ -71,6 +71,7 @@ fn play(display: &TestDisplay, command: &str, rest: &str) {
             running: numbers[1],
             finished: numbers[2],
             failed: numbers[3],
+            cancelled: 0,
         }),
         // From one job to another, at a position of 12.
         "bars" => display.updates((numbers[0]..=numbers[1]).map(|job| update(job, numbers[2])).collect()),

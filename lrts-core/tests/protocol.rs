@@ -146,7 +146,7 @@ fn golden() -> String {
         },
     });
     golden.add(ToApplication::Gone { job: JOB, taken: true });
-    golden.add(ToApplication::Totals(Totals { queued: 1, running: 2, finished: 3, failed: 4 }));
+    golden.add(ToApplication::Totals(Totals { queued: 1, running: 2, finished: 3, failed: 4, cancelled: 5 }));
     golden.add(ToApplication::Listed { request: 1, jobs: vec![("mult".into(), set())], last: true });
     golden.add(ToApplication::Detached);
     golden.add(ToApplication::Stopped);
@@ -283,6 +283,7 @@ fn golden() -> String {
             running: 2,
             finished: 3,
             failed: 4,
+            cancelled: 5,
         }],
         last: true,
     });

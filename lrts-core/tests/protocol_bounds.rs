@@ -236,6 +236,7 @@ fn the_most_that_a_command_says_and_hears_is_within_bounds() {
         running: u64::MAX,
         finished: u64::MAX,
         failed: u64::MAX,
+        cancelled: u64::MAX,
     };
     fits(&ToCommand::Applications { rows: vec![row; ROWS], last: true });
 }

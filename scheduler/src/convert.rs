@@ -400,8 +400,9 @@ pub(crate) fn outgoing(message: Message, store: &dyn Store) -> Outgoing {
         Message::Detached => to_application(ToApplication::Detached),
         Message::Gone { job, taken } => to_application(ToApplication::Gone { job, taken }),
         Message::Totals(totals) => {
-            let Totals { queued, running, finished, failed } = totals;
-            to_application(ToApplication::Totals(application::Totals { queued, running, finished, failed }))
+            let Totals { queued, running, finished, failed, cancelled } = totals;
+            let totals = application::Totals { queued, running, finished, failed, cancelled };
+            to_application(ToApplication::Totals(totals))
         }
         Message::Stopped => to_application(ToApplication::Stopped),
         Message::Registered { store, epoch, heartbeat, lost_after, closed } => {
@@ -506,7 +507,7 @@ pub(crate) fn worker_row(listing: WorkerListing) -> WorkerRow {
 /// A row of `lrts applications`.
 pub(crate) fn application_row(listing: ApplicationListing) -> ApplicationRow {
     let ApplicationListing { application, user, away, jobs } = listing;
-    let Totals { queued, running, finished, failed } = jobs;
+    let Totals { queued, running, finished, failed, cancelled } = jobs;
     ApplicationRow {
         application_id: application,
         user,
@@ -516,6 +517,7 @@ pub(crate) fn application_row(listing: ApplicationListing) -> ApplicationRow {
         running,
         finished,
         failed,
+        cancelled,
     }
 }
 

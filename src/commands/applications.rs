@@ -27,7 +27,10 @@ pub(crate) async fn applications(args: QueryArgs) -> Result<(), CommandError> {
         rows.iter().try_for_each(print_json)?;
     } else {
         let rows: Vec<_> = rows.iter().map(cells).collect();
-        print_table(&["application", "user", "connected", "queued", "running", "finished", "failed"], &rows)?;
+        print_table(
+            &["application", "user", "connected", "queued", "running", "finished", "failed", "cancelled"],
+            &rows,
+        )?;
     }
     Ok(())
 }
@@ -38,7 +41,7 @@ fn cells(row: &ApplicationRow) -> Vec<String> {
         Some(away) => format!("{} ago", humantime::format_duration(Duration::from_secs(away as u64))),
         None => "no".to_owned(),
     };
-    let counts = [row.queued, row.running, row.finished, row.failed];
+    let counts = [row.queued, row.running, row.finished, row.failed, row.cancelled];
     let user = row.user.as_ref().map(ToString::to_string).unwrap_or_default();
     [row.application_id.to_string(), user, connected]
         .into_iter()
@@ -61,12 +64,13 @@ mod tests {
             running: 2,
             finished: 3,
             failed: 4,
+            cancelled: 5,
         };
-        assert_eq!(cells(&row), ["nightly", "ann", "1h 1m 1s ago", "1", "2", "3", "4"]);
+        assert_eq!(cells(&row), ["nightly", "ann", "1h 1m 1s ago", "1", "2", "3", "4", "5"]);
         (row.connected, row.away_s) = (true, None);
         assert_eq!(cells(&row)[2], "yes");
         let json = serde_json::to_string(&row).expect("it is JSON");
-        let expected = r#"{"application_id":"nightly","user":"ann","connected":true,"away_s":null,"queued":1,"running":2,"finished":3,"failed":4}"#;
+        let expected = r#"{"application_id":"nightly","user":"ann","connected":true,"away_s":null,"queued":1,"running":2,"finished":3,"failed":4,"cancelled":5}"#;
         assert_eq!(json, expected);
     }
 }

@@ -128,7 +128,8 @@ pub(super) fn summary(snapshot: &Snapshot) -> String {
     }
     if let Some(totals) = &snapshot.totals {
         let eta = snapshot.eta.map(|eta| format!(", ETA {}", clock(eta))).unwrap_or_default();
-        let counts = counts(totals).map(|(count, name)| format!("{} {name}", grouped(count)));
+        let counts: Vec<_> =
+            counts(totals).map(|(count, name)| format!("{} {name}", grouped(count))).collect();
         parts.push(format!("{}{eta}", counts.join(", ")));
     }
     parts.extend(snapshot.bars.iter().map(brief));
@@ -188,7 +189,7 @@ fn status(snapshot: &Snapshot, columns: usize) -> Line {
 fn total(totals: &Totals, eta: Option<Duration>, columns: usize) -> Line {
     let line = |gap: &str, all: bool| {
         let mut line = Line::default().with(style::BOLD, "jobs");
-        for (count, name) in counts(totals).into_iter().filter(|(count, _)| all || *count > 0) {
+        for (count, name) in counts(totals).filter(|(count, _)| all || *count > 0) {
             let red = name == "failed" && count > 0;
             let style = if red { style::RED } else { style::PLAIN };
             line = line.with(style::PLAIN, gap).with(style, format!("{} {name}", grouped(count)));
@@ -203,13 +204,16 @@ fn total(totals: &Totals, eta: Option<Duration>, columns: usize) -> Line {
     fitting.unwrap_or_else(|| line(" ", false).cut(columns))
 }
 
-fn counts(totals: &Totals) -> [(u64, &'static str); 4] {
-    [
+/// Cancelled jobs are named where there are some.
+fn counts(totals: &Totals) -> impl Iterator<Item = (u64, &'static str)> {
+    let cancelled = (totals.cancelled > 0).then_some((totals.cancelled, "cancelled"));
+    let counts = [
         (totals.queued, "queued"),
         (totals.running, "running"),
         (totals.finished, "done"),
         (totals.failed, "failed"),
-    ]
+    ];
+    counts.into_iter().chain(cancelled)
 }
 
 /// How much a bar tells behind itself, from everything to nothing.
@@ -367,7 +371,7 @@ mod tests {
         Snapshot {
             stage: "Waiting for results".into(),
             elapsed: Duration::from_secs(7),
-            totals: Some(Totals { queued: 1_200, running: 8, finished: 43, failed: 0 }),
+            totals: Some(Totals { queued: 1_200, running: 8, finished: 43, ..Totals::default() }),
             eta: Some(Duration::from_secs(130)),
             bars: vec![bar(1, "Doing work", 7, Some(12)), closed, counting],
             more: 37,
@@ -468,6 +472,8 @@ mod tests {
         assert!(line.styled().contains("\x1b[0m|"), "{:?}", line.styled());
         let failed = Totals { failed: 2, ..Totals::default() };
         assert!(total(&failed, None, 80).styled().ends_with("\x1b[31m2 failed\x1b[0m"));
+        let cancelled = Totals { cancelled: 2, ..failed };
+        assert!(total(&cancelled, None, 80).styled().ends_with("\x1b[31m2 failed\x1b[0m   2 cancelled"));
     }
 
     #[test]

@@ -94,7 +94,7 @@ mod tests {
         state.log(LogLevel::Warning, "no scheduler yet");
         assert_eq!(lines.due(&mut state, at(2)), ["lrts 00:02  warning: no scheduler yet"]);
 
-        state.set_totals(Totals { queued: 1_200, running: 8, finished: 0, failed: 1 }, at(3));
+        state.set_totals(Totals { queued: 1_200, running: 8, failed: 1, ..Totals::default() }, at(3));
         assert_eq!(lines.deadline(&state), Some(at(11)));
         assert!(lines.due(&mut state, at(10)).is_empty());
         let line = "lrts 00:11  Loading; 1,200 queued, 8 running, 0 done, 1 failed";

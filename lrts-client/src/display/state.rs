@@ -138,7 +138,7 @@ impl State {
         if let Some(sink) = &mut self.sink {
             sink.set_totals(totals);
         }
-        let done = totals.finished.saturating_add(totals.failed);
+        let done = totals.finished.saturating_add(totals.failed).saturating_add(totals.cancelled);
         if let Some((since, rate)) = &mut self.jobs_rate {
             rate.observe(now.since(*since), done);
         } else if totals.running > 0 || done > 0 {
@@ -557,7 +557,7 @@ mod tests {
     #[test]
     fn eta_of_all_jobs_follows_how_fast_they_end() {
         let mut state = State::new(START, false);
-        let totals = |queued, running, finished| Totals { queued, running, finished, failed: 0 };
+        let totals = |queued, running, finished| Totals { queued, running, finished, ..Totals::default() };
         state.set_totals(totals(100, 0, 0), at(0));
         state.set_totals(totals(92, 8, 0), at(50));
         assert_eq!(state.snapshot(at(51), 5).eta, None);

@@ -152,7 +152,7 @@ fn conversations() -> Vec<Vec<u8>> {
             .byte(1);
     let totals = hear(
         attached(0),
-        &ToApplication::Totals(Totals { queued: 1, running: 2, finished: 3, failed: 4 }),
+        &ToApplication::Totals(Totals { queued: 1, running: 2, finished: 3, failed: 4, cancelled: 5 }),
         b"",
     );
     let stopped = hear(waiting().byte(10).byte(3), &ToApplication::Stopped, b"").byte(6).byte(1);

@@ -259,8 +259,11 @@ pub struct Totals {
     pub running: u64,
     /// Finished well.
     pub finished: u64,
-    /// Ended otherwise.
+    /// Ended otherwise, but for those that were cancelled.
     pub failed: u64,
+    /// Cancelled.
+    #[serde(default)]
+    pub cancelled: u64,
 }
 
 /// How a job went.

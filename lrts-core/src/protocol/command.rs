@@ -136,8 +136,11 @@ pub struct ApplicationRow {
     pub running: u64,
     /// Jobs that finished and are remembered.
     pub finished: u64,
-    /// Jobs that ended otherwise and are remembered.
+    /// Jobs that ended otherwise and are remembered, but for those that were cancelled.
     pub failed: u64,
+    /// Jobs that were cancelled and are remembered.
+    #[serde(default)]
+    pub cancelled: u64,
 }
 
 /// `lrts status`.

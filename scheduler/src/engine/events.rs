@@ -196,6 +196,7 @@ pub(crate) struct Totals {
     pub(crate) running: u64,
     pub(crate) finished: u64,
     pub(crate) failed: u64,
+    pub(crate) cancelled: u64,
 }
 
 /// What all jobs of one service and equal options have in common: made once, shared by every dispatch.

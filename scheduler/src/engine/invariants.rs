@@ -196,6 +196,7 @@ impl Engine {
             let told = application.totals;
             assert_eq!((told.queued, told.running), (found.queued, found.running), "totals are counted");
             assert!(told.finished >= found.finished && told.failed >= found.failed);
+            assert!(told.cancelled >= found.cancelled);
             let jobs = self.jobs.nodes.iter().map(|(_, node)| node);
             let unfinished = jobs.filter(|node| !node.is_terminal());
             let own = unfinished.filter(|node| self.sessions[node.session].application == index);

@@ -523,8 +523,7 @@ pub(super) fn total_of(totals: &mut super::Totals, state: JobState) -> &mut u64 
         JobState::Queued => &mut totals.queued,
         JobState::Running => &mut totals.running,
         JobState::Finished => &mut totals.finished,
-        JobState::Failed | JobState::Crashed | JobState::TimedOut | JobState::Cancelled | _ => {
-            &mut totals.failed
-        }
+        JobState::Cancelled => &mut totals.cancelled,
+        JobState::Failed | JobState::Crashed | JobState::TimedOut | _ => &mut totals.failed,
     }
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use lrts_core::ids::SessionId;
 use lrts_core::limits::TOTALS_INTERVAL;
 use lrts_core::spec::{JobOptions, OnDisconnect};
-use lrts_core::status::JobState;
+use lrts_core::status::{FailureKind, JobState};
 
-use super::cluster::{Cluster, DIGEST, RETENTION, attach_of, attempt, held, job_of, platform};
+use super::cluster::{Cluster, DIGEST, RETENTION, attach_of, attempt, failed, held, job_of, platform};
 use crate::engine::{Action, AttemptOutcome, Credit, Event, Message, Reason, Submit, Totals};
 
 #[test]
@@ -212,6 +212,18 @@ fn totals_are_told_when_they_change_but_not_more_often_than_the_interval() {
     assert!(cluster.pass(TOTALS_INTERVAL - Duration::from_millis(1)).0.is_empty());
     assert!(cluster.pass(Duration::from_millis(1)).says(peer, &queued(3)));
     assert!(cluster.pass(Duration::from_secs(1)).0.is_empty());
+}
+
+#[test]
+fn what_was_cancelled_has_not_failed() {
+    let mut cluster = Cluster::new();
+    let worker = cluster.worker(1, 1);
+    let (peer, session) = cluster.application("a", 1);
+    cluster.submit(peer, 1, JobOptions::new(), &[0, 0, 0]);
+    cluster.ended(worker, attempt(session.job(1), 1), failed(FailureKind::TimedOut));
+    cluster.cancel(peer, session.job(3));
+    let totals = Totals { queued: 1, failed: 1, cancelled: 1, ..Totals::default() };
+    assert!(cluster.pass(TOTALS_INTERVAL).says(peer, &Message::Totals(totals)));
 }
 
 #[test]
