@@ -120,6 +120,17 @@ pub const SEND_WINDOW_BYTES: usize = 256 << 20;
 /// Jobs in one answer to an application that asks which jobs it has.
 pub const LISTED_RANGES: usize = 10_000;
 
+/// What is done at a time about an application's questions which jobs it has and how they ended: jobs that are looked at, answers,
+/// and bytes of results. More follows as soon as no more than that waits for the peer.
+pub const ANSWER_JOBS: usize = 10_000;
+/// See [`ANSWER_JOBS`].
+pub const ANSWERS: usize = 4_096;
+/// See [`ANSWER_JOBS`].
+pub const ANSWER_BYTES: u64 = 32 << 20;
+
+/// Ranges of jobs in an application's questions that wait meanwhile. Whoever asks for more is parted from.
+pub const WAITING_RANGES: usize = 1 << 20;
+
 /// Results, and their bytes, that a client holds for streams that haven't asked for them yet.
 pub const RESULT_WINDOW: u32 = 1_024;
 /// See [`RESULT_WINDOW`].

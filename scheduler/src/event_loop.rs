@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use lrts_core::clock::{self, Moment};
 use lrts_core::ids::UserName;
-use lrts_core::limits::ENDED_JOBS;
+use lrts_core::limits::{ANSWER_BYTES, ANSWERS, ENDED_JOBS};
 use lrts_core::protocol::codec;
 use lrts_core::protocol::command::FromCommand;
 use lrts_core::shutdown::Shutdown;
@@ -27,6 +27,9 @@ use crate::store::{Health, Store};
 
 /// How soon a batch that is held up is looked at again: the disk may have become full meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// When it is looked again whether an application has taken its answers and may be given more.
+const ROOM_AGAIN: Duration = Duration::from_millis(10);
 
 /// How long the end waits for the store.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
@@ -93,7 +96,9 @@ impl EventLoop {
             let engine_due = self.engine.next_deadline();
             let has_room = self.commits.has_room();
             let held_up = self.commits.is_held_up().then(|| Moment::now() + LOOK_AGAIN);
-            let due = engine_due.into_iter().chain(self.commands.next_deadline()).chain(held_up).min();
+            let room = self.room_due();
+            let due =
+                engine_due.into_iter().chain(self.commands.next_deadline()).chain(held_up).chain(room).min();
             tokio::select! {
                 () = shutdown.requested() => break,
                 Some(()) = self.done.recv() => self.committed(),
@@ -107,6 +112,7 @@ impl EventLoop {
                 answer = self.commands.next() => self.commands.output_read(answer),
                 () = clock::sleep_until(due) => {
                     self.inbox.push_back(Event::Tick);
+                    self.inbox.extend(self.with_room().map(|peer| Event::RoomFor { peer }));
                     self.commands.tick(&self.engine, &*self.store);
                 }
             }
@@ -122,6 +128,23 @@ impl EventLoop {
         if tokio::time::timeout(CLOSE_TIME, closed).await.is_err() {
             warn!("the disk is too slow: the store is left as it is");
         }
+    }
+
+    /// The application that is served next of those that are owed more answers and have taken what they were given.
+    fn with_room(&self) -> Option<Peer> {
+        let has_room = |peer: &Peer| {
+            let queued = self.by_peer.get(peer).and_then(|&connection| self.handle.queued(connection));
+            let (messages, bytes) = queued.unwrap_or_default();
+            messages + self.outbox.waiting(*peer) < ANSWERS && (bytes as u64) < ANSWER_BYTES
+        };
+        self.engine.asking().find(has_room).filter(|_| self.commits.has_room())
+    }
+
+    /// When to look for such an application.
+    fn room_due(&self) -> Option<Moment> {
+        self.engine.asking().next()?;
+        let wait = if self.with_room().is_some() { Duration::ZERO } else { ROOM_AGAIN };
+        Some(Moment::now() + wait)
     }
 
     /// Handles what came of the last event, and commits.

@@ -156,6 +156,11 @@ impl Outbox {
         self.failing = error.is_some();
     }
 
+    /// How many messages to a peer wait for bodies, or behind one that does.
+    pub(crate) fn waiting(&self, peer: Peer) -> usize {
+        self.queues.get(&peer).map_or(0, VecDeque::len)
+    }
+
     /// A peer has gone: what waits for it is dropped.
     pub(crate) fn forget(&mut self, peer: Peer) {
         self.queues.remove(&peer);

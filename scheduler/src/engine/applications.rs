@@ -1,19 +1,21 @@
 //! Applications: how they come and go, and which jobs they have.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
-use lrts_core::ids::{ApplicationId, JobId, SessionId, ranges};
-use lrts_core::limits::{LISTED_RANGES, ORPHAN_GRACE, SERVICE_NAME_BYTES, SERVICES_PER_BUNDLE};
+use lrts_core::ids::{ApplicationId, JobId, SessionId};
+use lrts_core::limits::{ORPHAN_GRACE, SERVICE_NAME_BYTES, SERVICES_PER_BUNDLE};
 use lrts_core::spec::OnDisconnect;
 use lrts_core::status::{Failure, FailureKind, JobState};
 
 use super::attempts::cancelled;
-use super::events::{Action, Attach, Credit, ListedJobs, Message, Note, Peer, Reason, Totals};
-use super::jobs::{Delivery, JobHandle, ReadyKey, Service};
+use super::delivery::Outbox;
+use super::events::{Action, Attach, Credit, Message, Note, Peer, Reason, Totals};
+use super::jobs::{Delivery, ReadyKey, Service};
 use super::owners::owner_after;
+use super::questions::Questions;
 use super::sessions::{Mark, Program, Session};
 use super::{Engine, Party, Timer};
 use crate::record::{ApplicationImage, Record, SessionImage};
@@ -28,7 +30,8 @@ pub(super) struct Application {
     pub(super) sessions: BTreeSet<u32>,
     pub(super) credit: Credit,
     /// Wanted results that wait for credit.
-    pub(super) outbox: VecDeque<JobHandle>,
+    pub(super) outbox: Outbox,
+    pub(super) questions: Questions,
     pub(super) totals: Totals,
     /// Of the payloads of its jobs that haven't ended, roughly.
     pub(super) payload_bytes: u64,
@@ -192,7 +195,8 @@ impl Engine {
             },
             sessions: BTreeSet::new(),
             credit: Credit::default(),
-            outbox: VecDeque::new(),
+            outbox: Outbox::default(),
+            questions: Questions::default(),
             totals: Totals::default(),
             payload_bytes: 0,
             totals_sent: Totals::default(),
@@ -307,41 +311,6 @@ impl Engine {
                 self.cancel_job(job, failure.clone());
             }
         }
-    }
-
-    /// Tells an application which jobs it has, or whether it has this one.
-    pub(super) fn list(&mut self, peer: Peer, request: u64, only: Option<JobId>) {
-        let Some((application, _)) = self.attached(peer) else { return };
-        let mut found: BTreeMap<(Arc<str>, SessionId), Vec<u64>> = BTreeMap::new();
-        let jobs = match only {
-            Some(id) => {
-                Vec::from_iter(self.find_job(id).filter(|&job| self.spec_of(job).application == application))
-            }
-            None => {
-                let sessions = self.applications[application].sessions.iter();
-                // What was taken can't be had again. Somebody who asks for it by name is told so when he waits.
-                sessions.flat_map(|&session| self.jobs_with(session, Mark::Listed)).collect()
-            }
-        };
-        for job in jobs {
-            let node = &self.jobs.nodes[job];
-            let service = Arc::clone(&self.services[self.spec_of(job).service].name);
-            found.entry((service, self.sessions[node.session].id)).or_default().push(node.sequence);
-        }
-        let mut batch = Vec::new();
-        let mut room = LISTED_RANGES;
-        for ((service, session), sequences) in found {
-            for ranges in ranges(sequences).chunks(LISTED_RANGES) {
-                if ranges.len() > room {
-                    let jobs = std::mem::take(&mut batch);
-                    self.send(peer, Message::Listed { request, jobs, last: false });
-                    room = LISTED_RANGES;
-                }
-                room -= ranges.len();
-                batch.push(ListedJobs { service: Arc::clone(&service), session, ranges: ranges.to_vec() });
-            }
-        }
-        self.send(peer, Message::Listed { request, jobs: batch, last: true });
     }
 
     /// An application means to come back, whatever it said of disconnects.
@@ -547,11 +516,13 @@ impl Engine {
     pub(super) fn application_left(&mut self, application: u32) {
         let (now, kept) = (self.now, self.settings.result_retention);
         let record = &mut self.applications[application];
-        let Presence::Here { session, .. } = record.presence else { return };
+        let Presence::Here { peer, session } = record.presence else { return };
         record.presence = Presence::Away { since: now, until: now + kept };
+        record.questions = Questions::default();
+        self.asking.retain(|&other| other != peer);
         let unsent = std::mem::take(&mut record.outbox);
         let id = record.id;
-        for job in unsent {
+        for job in unsent.0 {
             if self.jobs.is_current(job) {
                 self.no_longer_wanted(job.index);
             }

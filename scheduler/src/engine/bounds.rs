@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 
 use lrts_core::ids::UserName;
 use lrts_core::limits::{
-    APPLICATIONS, APPLICATIONS_PER_USER, BODY_BYTES, BUNDLES, BUNDLES_PER_USER, ENDED_JOBS,
-    JOBS_PER_APPLICATION, KEYS_PER_APPLICATION, PAYLOAD_BYTES_PER_APPLICATION, SERVICES_PER_APPLICATION,
-    SESSIONS_PER_APPLICATION,
+    ANSWER_JOBS, ANSWERS, APPLICATIONS, APPLICATIONS_PER_USER, BODY_BYTES, BUNDLES, BUNDLES_PER_USER,
+    ENDED_JOBS, JOBS_PER_APPLICATION, KEYS_PER_APPLICATION, PAYLOAD_BYTES_PER_APPLICATION,
+    SERVICES_PER_APPLICATION, SESSIONS_PER_APPLICATION, WAITING_RANGES,
 };
 
 use super::Engine;
@@ -40,6 +40,11 @@ pub(crate) struct Bounds {
     pub(crate) ended_jobs: u64,
     /// Jobs with a key of one application.
     pub(crate) keys: u64,
+    /// Jobs that are looked at for questions of an application at a time, and answers that are given.
+    pub(crate) answer_jobs: usize,
+    pub(crate) answers: usize,
+    /// Ranges of jobs in questions of one application that wait.
+    pub(crate) questions: usize,
 }
 
 impl Default for Bounds {
@@ -56,6 +61,9 @@ impl Default for Bounds {
             payload_bytes: PAYLOAD_BYTES_PER_APPLICATION,
             ended_jobs: ENDED_JOBS,
             keys: KEYS_PER_APPLICATION,
+            answer_jobs: ANSWER_JOBS,
+            answers: ANSWERS,
+            questions: WAITING_RANGES,
         }
     }
 }

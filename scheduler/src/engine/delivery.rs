@@ -1,72 +1,40 @@
 //! Which results are sent when: those that are waited for urgently at once, others under the application's credit. And totals.
 
-use std::ops::RangeInclusive;
+use std::collections::{BTreeSet, VecDeque};
 
 use lrts_core::ids::SessionId;
-use lrts_core::limits::{SEND_WINDOW_JOBS, TOTALS_INTERVAL};
+use lrts_core::limits::TOTALS_INTERVAL;
 
 use super::applications::Presence;
 use super::events::{Credit, Message, Peer};
-use super::jobs::{Delivery, Phase};
+use super::jobs::{Delivery, JobHandle, Jobs, Phase};
+use super::questions::Turn;
 use super::sessions::Mark;
 use super::{Engine, Timer};
 
+/// Results that wait for credit, in order.
+#[derive(Debug, Default)]
+pub(super) struct Outbox(pub(super) VecDeque<JobHandle>);
+
+impl Outbox {
+    /// A result that was sent urgently and is wanted again takes a second place. The first one goes before the outbox grows.
+    fn push(&mut self, job: JobHandle, jobs: &Jobs) {
+        if self.0.len() == self.0.capacity() {
+            let mut kept = BTreeSet::new();
+            self.0.retain(|&job| is_waiting(job, jobs) && kept.insert(job));
+            // So it is looked through again only after as many more.
+            self.0.reserve(self.0.len().max(1));
+        }
+        self.0.push_back(job);
+    }
+}
+
+/// Whether a result in an outbox still waits there: it may have been sent urgently, taken or forgotten meanwhile.
+fn is_waiting(job: JobHandle, jobs: &Jobs) -> bool {
+    jobs.is_current(job) && jobs.nodes[job.index].delivery == Delivery::Wanted
+}
+
 impl Engine {
-    pub(super) fn want(&mut self, peer: Peer, session: SessionId, ranges: &[(u64, u64)], urgent: bool) {
-        let Some((application, _)) = self.attached(peer) else { return };
-        let index = self.session_of(peer, session);
-        let known = index.map_or(RangeInclusive::new(1, 0), |index| self.sessions[index].known());
-        let is_heard = self.tell_gone(peer, session, ranges, known);
-        let Some(index) = index.filter(|_| is_heard) else { return };
-        self.sessions[index].listener = Some(peer);
-        for sequence in self.sessions[index].to_want(ranges, urgent) {
-            let Some(job) = self.sessions[index].job(sequence) else {
-                let taken = self.sessions[index].was_taken(sequence);
-                self.send(peer, Message::Gone { job: session.job(sequence), taken });
-                continue;
-            };
-            if self.jobs.nodes[job].delivery == Delivery::Taken {
-                self.send(peer, Message::Gone { job: session.job(sequence), taken: true });
-                continue;
-            }
-            // A job that was in the outbox and was sent urgently may take a second place there and is sent once more: when its
-            // other turn comes it is no longer wanted.
-            self.set_delivery(job, if urgent { Delivery::Urgent } else { Delivery::Wanted });
-            if self.jobs.nodes[job].is_terminal() {
-                self.deliver(job);
-            }
-        }
-        self.pump(application);
-    }
-
-    /// Tells that the jobs of these ranges that aren't `known` never came. A client speaks of few that it may not know to be so:
-    /// one that speaks of more is parted from, and what it had may be forgotten with it. Returns whether it is still heard.
-    fn tell_gone(
-        &mut self,
-        peer: Peer,
-        session: SessionId,
-        ranges: &[(u64, u64)],
-        known: RangeInclusive<u64>,
-    ) -> bool {
-        let unknown = |&(first, last): &(u64, u64)| {
-            let below = first.max(1)..last.saturating_add(1).min(*known.start());
-            let above = first.max(known.end().saturating_add(1))..last.saturating_add(1);
-            [below, above]
-        };
-        let mut told = 0;
-        for sequences in ranges.iter().flat_map(unknown) {
-            for sequence in sequences {
-                if told == SEND_WINDOW_JOBS {
-                    self.violation(peer, "too many unknown jobs in one message");
-                    return false;
-                }
-                told += 1;
-                self.send(peer, Message::Gone { job: session.job(sequence), taken: false });
-            }
-        }
-        true
-    }
-
     /// Nobody hears of a terminal job that was wanted: it has to be wanted again. So those that are, are all in the outbox, and
     /// wanting them once more changes nothing.
     pub(super) fn no_longer_wanted(&mut self, job: u32) {
@@ -76,8 +44,14 @@ impl Engine {
         }
     }
 
-    /// Sends a terminal job's result, or lets it wait for credit, if it is wanted and its application listens.
+    /// Sends a terminal job's result if it is wanted, its application listens and there is credit.
     pub(super) fn deliver(&mut self, job: u32) {
+        self.put_out(job);
+        self.pump(self.sessions[self.jobs.nodes[job].session].application);
+    }
+
+    /// Sends a terminal job's result if it is wanted urgently, or lets it wait for credit, if its application listens.
+    pub(super) fn put_out(&mut self, job: u32) {
         let node = &self.jobs.nodes[job];
         let session = &self.sessions[node.session];
         let application = session.application;
@@ -92,30 +66,35 @@ impl Engine {
             Delivery::Urgent => self.send_result(peer, job),
             Delivery::Wanted => {
                 let handle = self.jobs.handle(job);
-                self.applications[application].outbox.push_back(handle);
-                self.pump(application);
+                self.applications[application].outbox.push(handle, &self.jobs);
             }
             Delivery::Unwanted | Delivery::Sent | Delivery::Taken => {}
         }
     }
 
-    /// Sends what the credit allows.
-    fn pump(&mut self, application: u32) {
+    /// Sends what the credit allows, as much as is said at a time.
+    pub(super) fn pump(&mut self, application: u32) {
         let Some(record) = self.applications.get(application) else { return };
         let Presence::Here { peer, .. } = record.presence else { return };
+        let mut turn = Turn::new(&self.settings.bounds);
         loop {
             let record = &mut self.applications[application];
-            if record.credit.results == 0 || record.credit.bytes == 0 {
+            if record.credit.results == 0 || record.credit.bytes == 0 || record.outbox.0.is_empty() {
                 return;
             }
-            let Some(handle) = record.outbox.pop_front() else { return };
-            // It may have been sent urgently, taken or forgotten meanwhile.
-            if !self.jobs.is_current(handle) || self.jobs.nodes[handle.index].delivery != Delivery::Wanted {
+            if turn.is_over() {
+                return self.owe(peer);
+            }
+            let Some(handle) = record.outbox.0.pop_front() else { return };
+            turn.looked();
+            if !is_waiting(handle, &self.jobs) {
                 continue;
             }
             let Phase::Ended { report, .. } = self.jobs.nodes[handle.index].phase else { continue };
+            let bytes = self.jobs.ended[report].output_bytes;
+            turn.answered(bytes);
             record.credit.results -= 1;
-            record.credit.bytes = record.credit.bytes.saturating_sub(self.jobs.ended[report].output_bytes);
+            record.credit.bytes = record.credit.bytes.saturating_sub(bytes);
             self.send_result(peer, handle.index);
         }
     }

@@ -26,6 +26,8 @@ pub(crate) enum Event {
     Submitted { peer: Peer, submit: Submit },
     /// An application waits for results.
     Wanted { peer: Peer, session: SessionId, ranges: Ranges, urgent: bool },
+    /// The answers that an application was given are on their way: it may have more.
+    RoomFor { peer: Peer },
     /// An application has room for more results.
     CreditGranted { peer: Peer, credit: Credit },
     /// Results were returned to the caller.

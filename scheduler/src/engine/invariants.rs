@@ -25,6 +25,7 @@ impl Engine {
         self.check_spare();
         self.check_users();
         self.check_retention();
+        self.check_questions();
     }
 
     fn check_queues(&self) {

@@ -43,6 +43,7 @@ mod owners;
 mod placement;
 mod platforms;
 mod queries;
+mod questions;
 mod retention;
 mod retry;
 mod sessions;
@@ -55,7 +56,7 @@ mod suspicion;
 mod tests;
 mod workers;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use lrts_core::clock::Moment;
@@ -154,6 +155,8 @@ pub(crate) struct Engine {
     spare_applications: Spare,
     /// Applications with a job that may be placed: the next to be served comes first.
     hungry: BTreeSet<(u32, u64, u32)>,
+    /// Applications that are owed more answers than are given at a time.
+    asking: VecDeque<Peer>,
     /// Counts placements, for turns among applications that hold equally many slots.
     turns: u64,
     /// Applications whose next job may be another one than when sending ahead was last looked at.
@@ -189,6 +192,7 @@ impl Engine {
             spare_sessions: Spare::default(),
             spare_applications: Spare::default(),
             hungry: BTreeSet::new(),
+            asking: VecDeque::new(),
             turns: 0,
             reordered: BTreeSet::new(),
             barred: Vec::new(),
@@ -212,7 +216,8 @@ impl Engine {
         match event {
             Event::Attached { peer, attach } => self.attach(peer, attach),
             Event::Submitted { peer, submit } => self.submit(peer, submit),
-            Event::Wanted { peer, session, ranges, urgent } => self.want(peer, session, &ranges, urgent),
+            Event::Wanted { peer, session, ranges, urgent } => self.want(peer, session, ranges, urgent),
+            Event::RoomFor { peer } => self.answer(peer),
             Event::CreditGranted { peer, credit } => self.grant_credit(peer, credit),
             Event::Taken { peer, session, ranges } => self.take(peer, session, &ranges),
             Event::CancelAsked { peer, session, ranges } => {

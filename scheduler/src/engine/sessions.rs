@@ -1,7 +1,7 @@
 //! Sessions: one start of an application each, with a place for every job that it submitted. The jobs with a key of all starts
 //! of an application are one more session, whose sequences are digests of keys.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -216,41 +216,47 @@ impl Session {
     /// The sequences of these ranges with a mark.
     pub(super) fn marked(&self, mark: Mark, ranges: &[(u64, u64)]) -> Vec<u64> {
         let mut found = Vec::new();
-        match &self.table {
-            Table::Dense { base, marks, .. } => {
-                for &(first, last) in ranges {
-                    let mut from = first.saturating_sub(base + 1);
-                    while let Ok(index) = usize::try_from(from)
-                        && let Some(index) = marks.next(mark as usize, index)
-                        && let sequence = base + 1 + index as u64
-                        && sequence <= last
-                    {
-                        found.push(sequence);
-                        from = index as u64 + 1;
-                    }
-                }
-            }
-            Table::Keyed { marks, .. } => {
-                for &(first, last) in ranges {
-                    found.extend(marks[mark as usize].range(first..=last));
-                }
+        for &(first, last) in ranges {
+            let mut from = Some(first);
+            while let Some(sequence) = from.and_then(|from| self.next_marked(mark, from, last)) {
+                found.push(sequence);
+                from = sequence.checked_add(1);
             }
         }
         found
     }
 
-    /// The sequences of these ranges of which there is something to say to whoever wants them, or to be noted. Of keys that aren't
-    /// remembered, those that are named by themselves.
-    pub(super) fn to_want(&self, ranges: &[(u64, u64)], urgent: bool) -> Vec<u64> {
-        let mark = if urgent { Mark::NotUrgent } else { Mark::Unwanted };
-        if !self.is_keyed() {
-            return self.marked(mark, ranges);
+    /// The first sequence of a range with a mark.
+    pub(super) fn next_marked(&self, mark: Mark, first: u64, last: u64) -> Option<u64> {
+        if first > last {
+            return None;
         }
-        let named = |&range: &(u64, u64)| match range {
-            (first, last) if first == last && self.job(first).is_none() => vec![first],
-            range => self.marked(mark, &[range]),
-        };
-        ranges.iter().flat_map(named).collect()
+        match &self.table {
+            Table::Dense { base, marks, .. } => {
+                let from = usize::try_from(first.saturating_sub(base + 1)).ok()?;
+                let sequence = base + 1 + marks.next(mark as usize, from)? as u64;
+                (sequence <= last).then_some(sequence)
+            }
+            Table::Keyed { marks, .. } => marks[mark as usize].range(first..=last).next().copied(),
+        }
+    }
+
+    /// Takes the next sequence out of these ranges of which there is something to say to whoever wants it, or to be noted. Of keys
+    /// that aren't remembered, those that are named by themselves.
+    pub(super) fn next_to_want(&self, ranges: &mut VecDeque<(u64, u64)>, urgent: bool) -> Option<u64> {
+        let mark = if urgent { Mark::NotUrgent } else { Mark::Unwanted };
+        while let Some((first, last)) = ranges.pop_front() {
+            if first == last && self.is_keyed() && self.job(first).is_none() {
+                return Some(first);
+            }
+            if let Some(sequence) = self.next_marked(mark, first, last) {
+                if sequence < last {
+                    ranges.push_front((sequence + 1, last));
+                }
+                return Some(sequence);
+            }
+        }
+        None
     }
 
     /// Which marks a sequence has.

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use lrts_core::ids::{JobId, SessionId};
+use lrts_core::limits::PEER_QUEUE_MESSAGES;
 use lrts_core::protocol::application::{Attach, Credit, FromApplication, JobRange, JobSet, ToApplication};
 use lrts_core::protocol::codec::Head;
 use lrts_core::protocol::command::ToCommand;
@@ -360,6 +361,36 @@ async fn a_full_disk_is_given_what_may_make_room() {
     scheduler.store.disk().release();
     for through in 1..=3 {
         assert_eq!(application.hear::<ToApplication>().await.0, ToApplication::Accepted { through });
+    }
+    scheduler.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_wants_more_than_its_queue_holds_gets_all_of_it() {
+    const JOBS: u64 = PEER_QUEUE_MESSAGES as u64 + 10_000;
+    let scheduler = Scheduler::start().await;
+    let mut application = scheduler.application().await;
+    let job = JobRange { count: 1_000, service: 0, options: 0, payload_bytes: 0 };
+    for first in (1..=JOBS).step_by(1_000) {
+        let options = vec![JobOptions::new()];
+        let submit = FromApplication::Submit { first, options, jobs: vec![job.clone()], keys: Vec::new() };
+        application.say(&submit, "").await;
+    }
+    let jobs = JobSet { session: SESSION, ranges: vec![(1, JOBS)] };
+    application.say(&FromApplication::Cancel { jobs: jobs.clone() }, "").await;
+    application.say(&FromApplication::Want { jobs, urgent: true }, "").await;
+    let mut heard = std::collections::BTreeSet::new();
+    while (heard.len() as u64) < JOBS {
+        match application.event().await {
+            LinkEvent::Message(message) => {
+                if let Ok(ToApplication::Result { job, .. }) = codec::decode(&message.head) {
+                    assert!(heard.insert(job.sequence), "{job} came twice");
+                }
+            }
+            lost @ (LinkEvent::Up { .. } | LinkEvent::Down { .. } | LinkEvent::Refused(_)) => {
+                panic!("{lost:?} after {} results", heard.len())
+            }
+        }
     }
     scheduler.end().await;
 }

@@ -51,6 +51,9 @@ const BOUNDS: Bounds = Bounds {
     payload_bytes: 4_096,
     ended_jobs: 16,
     keys: 4,
+    answer_jobs: 5,
+    answers: 3,
+    questions: 64,
 };
 
 struct Scheduler {
@@ -117,6 +120,10 @@ impl Scheduler {
         }
         self.now = until;
         self.handle(Event::Tick, InputBodies::Nothing);
+        let asking: Vec<Peer> = self.engine.asking().collect();
+        for peer in asking {
+            self.handle(Event::RoomFor { peer }, InputBodies::Nothing);
+        }
     }
 
     fn handle(&mut self, event: Event, mut bodies: InputBodies) {

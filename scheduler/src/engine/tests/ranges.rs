@@ -3,8 +3,9 @@
 use lrts_core::ids::SessionId;
 use lrts_core::spec::JobOptions;
 
-use super::cluster::{Cluster, DIGEST, attach_of, attempt, platform};
-use crate::engine::{Attach, Credit, Event, Message, Peer};
+use super::cluster::{Cluster, DIGEST, Outcome, attach_of, attempt, platform};
+use crate::engine::jobs::Delivery;
+use crate::engine::{Attach, Bounds, Credit, Event, Message, Peer, Reason};
 
 const ALL: [(u64, u64); 1] = [(0, u64::MAX)];
 const JOBS: usize = 200;
@@ -78,7 +79,7 @@ fn jobs_are_wanted_once() {
     let again = looks(&mut cluster, want(peer, session, false));
     assert!(again < 20, "{again}");
     let waiting = |cluster: &Cluster| {
-        cluster.engine.applications.iter().map(|(_, application)| application.outbox.len()).sum::<usize>()
+        cluster.engine.applications.iter().map(|(_, application)| application.outbox.0.len()).sum::<usize>()
     };
     assert_eq!(waiting(&cluster), JOBS);
     // Who comes back wants them anew.
@@ -129,6 +130,108 @@ fn whoever_wants_what_was_taken_or_is_forgotten_is_told_each_time() {
         let told = cluster.handle(want(peer, session, urgent));
         assert!(told.says(peer, &Message::Gone { job: session.job(1), taken: true }));
     }
+}
+
+/// What is said and done of a question at a time, until all of it is answered.
+fn turns(cluster: &mut Cluster, peer: Peer, event: Event) -> Vec<(Outcome, u64)> {
+    let mut turns = Vec::new();
+    let mut next = Some(event);
+    while let Some(event) = next {
+        let before = cluster.engine.jobs.nodes.looks.get();
+        let actions = cluster.engine.handle(event, cluster.now);
+        turns.push((Outcome(actions), cluster.engine.jobs.nodes.looks.get() - before));
+        cluster.engine.check_invariants();
+        next = cluster.engine.asking().next().map(|asking| {
+            assert_eq!(asking, peer);
+            Event::RoomFor { peer }
+        });
+    }
+    turns
+}
+
+#[test]
+fn questions_are_answered_bit_by_bit() {
+    let few = Bounds { answer_jobs: 30, answers: 20, ..Bounds::default() };
+    let mut cluster = Cluster::with_bounds(few);
+    let (peer, session) = application(&mut cluster, 1);
+    cluster.submit(peer, 1, JobOptions::new(), &[0; JOBS]);
+    let most = |turns: &[(Outcome, u64)]| turns.iter().map(|(_, looks)| *looks).max().unwrap();
+    let all_come_twenty_at_a_time = |turns: &[(Outcome, u64)]| {
+        let results: Vec<_> = turns.iter().map(|(outcome, _)| outcome.results().len()).collect();
+        assert!(results.iter().all(|&results| results <= 20), "{results:?}");
+        assert_eq!(results.iter().sum::<usize>(), JOBS);
+    };
+
+    // Jobs that have not ended: nothing is said of them.
+    let wanted = turns(&mut cluster, peer, want(peer, session, false));
+    assert!(wanted.len() >= JOBS / 30 && most(&wanted) < 20 * 30, "{} {}", wanted.len(), most(&wanted));
+    run_all(&mut cluster, session);
+    // Those that have ended wait for credit.
+    let credit = Credit { results: u32::MAX, bytes: u64::MAX };
+    let granted = turns(&mut cluster, peer, Event::CreditGranted { peer, credit });
+    all_come_twenty_at_a_time(&granted);
+    let urgent = turns(&mut cluster, peer, want(peer, session, true));
+    all_come_twenty_at_a_time(&urgent);
+
+    let listed = turns(&mut cluster, peer, Event::ListAsked { peer, request: 1, job: None });
+    assert!(listed.len() >= JOBS / 30 && most(&listed) < 20 * 30, "{} {}", listed.len(), most(&listed));
+    let jobs: Vec<_> = listed.iter().flat_map(|(outcome, _)| outcome.listed()).collect();
+    assert_eq!(jobs.iter().flat_map(|jobs| jobs.ranges.clone()).map(|(a, b)| b + 1 - a).sum::<u64>(), 200);
+
+    let ranges = ALL.to_vec();
+    cluster.handle(Event::Taken { peer, session, ranges });
+    let gone = turns(&mut cluster, peer, want(peer, session, true));
+    assert!(gone.len() >= JOBS / 20, "{}", gone.len());
+}
+
+#[test]
+fn what_was_asked_later_is_answered_later_and_no_connection_hears_what_another_has_asked() {
+    let few = Bounds { answer_jobs: 30, answers: 20, ..Bounds::default() };
+    let mut cluster = Cluster::with_bounds(few);
+    let (peer, session) = application(&mut cluster, 1);
+    cluster.submit(peer, 1, JobOptions::new(), &[0; JOBS]);
+    cluster.handle(want(peer, session, false));
+    cluster.want(peer, session.job(JOBS as u64));
+    while cluster.engine.asking().next().is_some() {
+        cluster.handle(Event::RoomFor { peer });
+    }
+    run_all(&mut cluster, session);
+    let last = cluster.engine.find_job(session.job(JOBS as u64)).unwrap();
+    assert_eq!(cluster.engine.jobs.nodes[last].delivery, Delivery::Sent, "it was wanted urgently");
+
+    cluster.handle(want(peer, session, true));
+    let (peer, _) = application(&mut cluster, 1);
+    assert_eq!(cluster.engine.asking().next(), None);
+    cluster.handle(want(peer, session, true));
+    assert_eq!(cluster.engine.asking().collect::<Vec<_>>(), [peer]);
+}
+
+#[test]
+fn whoever_asks_on_without_taking_answers_is_parted_from() {
+    let few = Bounds { answer_jobs: 30, questions: 100, ..Bounds::default() };
+    let mut cluster = Cluster::with_bounds(few);
+    let (peer, session) = application(&mut cluster, 1);
+    cluster.submit(peer, 1, JobOptions::new(), &[0; JOBS]);
+    let parted = (0..100).find_map(|round: u32| {
+        let asked = cluster.handle(want(peer, session, round.is_multiple_of(2)));
+        asked.disconnects(peer).map(|reason| matches!(reason, Reason::Protocol(_)))
+    });
+    assert_eq!(parted, Some(true));
+    assert_eq!(cluster.engine.asking().next(), None);
+}
+
+#[test]
+fn results_that_are_wanted_in_turns_take_no_room() {
+    let mut cluster = Cluster::new();
+    let (peer, session) = application(&mut cluster, 1);
+    cluster.submit(peer, 1, JobOptions::new(), &[0; JOBS]);
+    run_all(&mut cluster, session);
+    for _ in 0..50 {
+        cluster.handle(want(peer, session, false));
+        cluster.handle(want(peer, session, true));
+    }
+    let waiting: usize = cluster.engine.applications.iter().map(|(_, record)| record.outbox.0.len()).sum();
+    assert!(waiting <= 4 * JOBS, "{waiting}");
 }
 
 #[test]

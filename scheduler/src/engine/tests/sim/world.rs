@@ -13,7 +13,7 @@ use super::super::store::Store;
 use super::applications::Application;
 use super::history::History;
 use super::workers::Worker;
-use crate::engine::{Action, AttemptOutcome, Engine, Event, Message, Peer, Reason, Settings};
+use crate::engine::{Action, AttemptOutcome, Bounds, Engine, Event, Message, Peer, Reason, Settings};
 use crate::record::Record;
 
 /// Longer than any history: what isn't stopped isn't forgotten.
@@ -173,8 +173,12 @@ impl World {
             return;
         }
         self.epoch += 1;
-        let settings =
-            Settings { epoch: self.epoch, result_retention: RETENTION, ..settings(self.seed + self.epoch) };
+        let settings = Settings {
+            epoch: self.epoch,
+            result_retention: RETENTION,
+            bounds: Bounds { answer_jobs: 5, answers: 3, ..Bounds::default() },
+            ..settings(self.seed + self.epoch)
+        };
         let mut engine = Engine::restore(settings, self.disk.load(self.now), self.now);
         let restored = engine.take_restored();
         engine.check_invariants();
@@ -227,7 +231,12 @@ impl World {
         if self.events.is_multiple_of(self.check_every) {
             scheduler.engine.check_invariants();
         }
+        let asking = scheduler.engine.asking().next();
         self.carry_out(actions, body);
+        // Most of the time it has taken its answers by now.
+        if let Some(peer) = asking.filter(|_| self.rng.u32(0..4) > 0) {
+            self.handle(Event::RoomFor { peer }, 0);
+        }
     }
 
     /// What the event loop does with actions.
