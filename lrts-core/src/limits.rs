@@ -353,7 +353,8 @@ pub const PINGS_PER_INTERVAL: u32 = 4;
 /// A connection that was silent for this many ping intervals is dropped.
 pub const SILENT_INTERVALS: u32 = 4;
 
-/// Time from the TCP connection to the peer's accepted HELLO.
+/// Time from the TCP connection to the peer's accepted HELLO. Whoever has to wait for others' breaches has as long for that, and
+/// it again from its end on.
 pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 
 /// How long a peer that was told goodbye or refused may take to hang up by itself.

@@ -90,6 +90,7 @@ struct Peer {
 enum PeerState {
     /// Connected; has not said hello.
     New {
+        /// When it connected; if it had to wait, when it came in.
         since: Moment,
         /// It may not come in yet, since others with its key have broken the protocol.
         waits: bool,
@@ -230,11 +231,14 @@ impl Shared {
         };
         let entered = breaches.enter(identity.key, address.ip(), now);
         if let PeerState::New { since, waits } = state {
-            *waits = entered.is_err();
             if entered.is_ok() {
-                *since = now;
+                if *waits {
+                    // It could say nothing until now.
+                    *since = now;
+                }
                 admission.known(connection);
             }
+            *waits = entered.is_err();
         }
         entered
     }
@@ -619,5 +623,88 @@ impl Peers {
         if matches!(before, PeerState::Joined { .. }) {
             self.emit(ServerEvent::Left { connection, reason: reason.to_owned() });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::Identity;
+    use crate::limits::BREACHES;
+
+    /// A server that can hold so many connections, of which a quarter may be strangers'.
+    fn server(connections: usize) -> Shared {
+        let counters = Arc::new(Counters::default());
+        let (urgent, normal) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().0);
+        Shared {
+            accepts: vec![Role::Worker],
+            security: Security::Insecure,
+            heartbeat: Duration::from_secs(2),
+            instance: 1,
+            connections,
+            counters: counters.clone(),
+            busy: Notify::new(),
+            changed: Notify::new(),
+            peers: Mutex::new(Peers {
+                counters,
+                map: BTreeMap::new(),
+                admission: Admission::new(connections),
+                breaches: Breaches::default(),
+                turned_away: TurnedAway::default(),
+                busy: BTreeSet::new(),
+                socket: None,
+                closing: false,
+                urgent,
+                normal,
+            }),
+        }
+    }
+
+    /// Somebody connects, always from the same address.
+    fn connect(server: &Shared) -> ConnectionId {
+        let connection = ConnectionId::next();
+        assert!(server.opened(connection, ([10, 0, 0, 1], 7).into()).orders.is_some());
+        connection
+    }
+
+    /// The same with a key, always the same one.
+    fn connect_with_key(server: &Shared) -> ConnectionId {
+        let connection = connect(server);
+        let (user, key) = ("ann".parse().unwrap(), "0123456789abcdef".parse().unwrap());
+        server.certified(connection, Certified::as_said(Identity { role: Role::Worker, user, key }));
+        connection
+    }
+
+    /// Makes whoever comes with the key wait.
+    fn break_the_protocol(server: &Shared) {
+        let connection = connect_with_key(server);
+        (0..BREACHES).for_each(|_| server.lock().breach(connection, &"nonsense"));
+        server.closed(connection, &End::ClosedHere);
+    }
+
+    /// When the time began that it has for its hello.
+    fn since(server: &Shared, connection: ConnectionId) -> Moment {
+        match server.lock().map[&connection].state {
+            PeerState::New { since, .. } => since,
+            PeerState::Joined { .. } | PeerState::Leaving { .. } => panic!("no stranger any more"),
+        }
+    }
+
+    #[test]
+    fn a_key_gives_no_more_time_to_say_hello_and_to_have_waited_does() {
+        let server = server(100);
+        let at_once = connect_with_key(&server);
+        let connected = since(&server, at_once);
+        assert_eq!(server.enter(at_once), Ok(()));
+        assert_eq!(since(&server, at_once), connected);
+
+        break_the_protocol(&server);
+        let later = connect_with_key(&server);
+        let connected = since(&server, later);
+        let comes_in = server.enter(later).unwrap_err();
+        assert_eq!(since(&server, later), connected);
+        comes_in.wait();
+        while server.enter(later).is_err() {}
+        assert!(since(&server, later) >= comes_in);
     }
 }
