@@ -32,6 +32,9 @@ use crate::limits::{
     PEER_QUEUE_MESSAGES, QUESTIONS, WAITING_ANSWERS, WAITING_BYTES, WAITING_MESSAGES,
 };
 
+/// What is said of a peer that goes while it has to wait.
+const WAITED: &str = "waited too long to come in: others with its key at its address break the protocol";
+
 /// What the server's tasks and handles share.
 pub(crate) struct Shared {
     accepts: Vec<Role>,
@@ -201,7 +204,10 @@ impl Shared {
             }
         };
         if let Some(oldest) = oldest {
-            let reason = "made room for a newer connection: too many have not said hello";
+            let reason = match peers.map.get(&oldest).map(|peer| &peer.state) {
+                Some(PeerState::New { waits: true, .. }) => WAITED,
+                _ => "made room for a newer connection: too many have not said hello",
+            };
             peers.give_up(oldest, Cause::NoHello, reason);
         }
         let orders = Orders { hang_up: CancellationToken::new(), passage: Arc::new(Passage::narrow()) };
@@ -447,12 +453,7 @@ impl Shared {
         for (&connection, peer) in &peers.map {
             match &peer.state {
                 PeerState::New { since, waits } if now.since(*since) > HANDSHAKE_TIME => {
-                    let reason = match waits {
-                        true => {
-                            "waited too long to come in: others with its key at its address break the protocol"
-                        }
-                        false => "no hello in time",
-                    };
+                    let reason = if *waits { WAITED } else { "no hello in time" };
                     dead.push((connection, Cause::NoHello, reason.to_owned()));
                 }
                 PeerState::Leaving { since } if now.since(*since) > FAREWELL_TIME => {
@@ -706,5 +707,25 @@ mod tests {
         comes_in.wait();
         while server.enter(later).is_err() {}
         assert!(since(&server, later) >= comes_in);
+    }
+
+    #[test]
+    fn the_log_says_of_who_waits_that_others_have_broken_the_protocol() {
+        let server = server(4);
+        break_the_protocol(&server);
+        let waits = connect_with_key(&server);
+        server.enter(waits).unwrap_err();
+        // Each a while after the one before, since those of one cause are told of in sums.
+        let told = |minutes| {
+            let then = Moment::now() + Duration::from_mins(minutes);
+            format!("{:?}", server.lock().turned_away.due(then).collect::<Vec<_>>())
+        };
+        told(1);
+        connect(&server);
+        let of_who_waited = told(2);
+        connect(&server);
+        let of_a_silent_one = told(3);
+        assert!(of_who_waited.contains("others with its key at its address"), "{of_who_waited}");
+        assert!(of_a_silent_one.contains("have not said hello"), "{of_a_silent_one}");
     }
 }
