@@ -403,7 +403,7 @@ pub const STRANGERS: usize = 1_024;
 pub const STRANGERS_PER_ADDRESS: usize = 256;
 
 /// From so many breaches of the protocol on by holders of a key at one address, each within [`BREACH_TIME`] of the one before,
-/// newcomers with this key from there wait.
+/// newcomers with this key from there wait. A HELLO in a role that the key is not for is one of them.
 pub const BREACHES: u32 = 8;
 
 /// How long a breach of the protocol is remembered, and the longest time for which others wait for it.

@@ -256,7 +256,7 @@ impl Shared {
         peers.leave(connection, &end.to_string());
         peers.admission.gone(connection);
         if end.is_breach() {
-            peers.breach(connection, end);
+            peers.breach(connection, Cause::Protocol, end);
         } else if let Some(cause) = end.cause() {
             peers.turn_away(connection, cause, end);
         }
@@ -572,14 +572,14 @@ impl Peers {
     }
 
     /// Counts a peer that is sent away for what its side has said.
-    fn breach(&mut self, connection: ConnectionId, reason: &dyn Display) {
+    fn breach(&mut self, connection: ConnectionId, cause: Cause, reason: &dyn Display) {
         let Some(Peer { address, certified, .. }) = self.map.get(&connection) else { return };
         let (address, key) = (*address, certified.as_ref().map(|certified| certified.identity.key));
         if key.is_some_and(|key| self.breaches.note(key, address.ip(), Moment::now())) {
             let reason = format_args!("{reason}; others with its key at its address wait for that");
-            self.count(Cause::Protocol, address, &reason);
+            self.count(cause, address, &reason);
         } else {
-            self.count(Cause::Protocol, address, reason);
+            self.count(cause, address, reason);
         }
     }
 
@@ -593,10 +593,18 @@ impl Peers {
     fn refuse(&mut self, connection: ConnectionId, refusal: Refusal) {
         let is_here = |peer: &Peer| !matches!(peer.state, PeerState::Leaving { .. });
         if self.map.get(&connection).is_some_and(is_here) {
-            if refusal.kind == RefusalKind::Protocol {
-                self.breach(connection, &refusal);
-            } else {
-                self.turn_away(connection, refusal.kind.into(), &refusal);
+            let cause = refusal.kind.into();
+            match refusal.kind {
+                // A link looks at its own key's role, and at its server's, before it says hello.
+                RefusalKind::Protocol | RefusalKind::Role => self.breach(connection, cause, &refusal),
+                // Honest peers come back too: a supervisor starts a worker of another version again each second.
+                RefusalKind::Version
+                | RefusalKind::Full
+                | RefusalKind::ShuttingDown
+                | RefusalKind::Superseded
+                | RefusalKind::Keys
+                | RefusalKind::Owner
+                | RefusalKind::Limit => self.turn_away(connection, cause, &refusal),
             }
         }
         let reason = refusal.message.clone();
@@ -679,7 +687,7 @@ mod tests {
     /// Makes whoever comes with the key wait.
     fn break_the_protocol(server: &Shared) {
         let connection = connect_with_key(server);
-        (0..BREACHES).for_each(|_| server.lock().breach(connection, &"nonsense"));
+        (0..BREACHES).for_each(|_| server.lock().breach(connection, Cause::Protocol, &"nonsense"));
         server.closed(connection, &End::ClosedHere);
     }
 
@@ -707,6 +715,29 @@ mod tests {
         comes_in.wait();
         while server.enter(later).is_err() {}
         assert!(since(&server, later) >= comes_in);
+    }
+
+    /// Those that honest peers hear again and again come from a server that is full or ends, and from another version: a
+    /// supervisor starts its worker each second.
+    #[test]
+    fn newcomers_wait_for_refusals_that_no_honest_peer_hears_again_and_again() {
+        for (kind, waits) in [
+            (RefusalKind::Protocol, true),
+            (RefusalKind::Role, true),
+            (RefusalKind::Version, false),
+            (RefusalKind::Full, false),
+            (RefusalKind::ShuttingDown, false),
+            (RefusalKind::Keys, false),
+        ] {
+            let server = server(1_000);
+            for _ in 0..BREACHES {
+                let connection = connect_with_key(&server);
+                assert_eq!(server.enter(connection), Ok(()), "{kind:?}");
+                server.disconnect(connection, Some(Refusal::new(kind, "go away")));
+            }
+            assert_eq!(server.counters().of(kind.into()), u64::from(BREACHES));
+            assert_eq!(server.enter(connect_with_key(&server)).is_err(), waits, "{kind:?}");
+        }
     }
 
     #[test]
