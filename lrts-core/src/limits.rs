@@ -396,8 +396,9 @@ pub const RESERVED_FILES: u64 = 200;
 /// See [`RESERVED_FILES`].
 pub const FILES_PER_PEER: u64 = 3;
 
-/// Connections of peers that haven't been welcomed yet, in all and from one address: the oldest makes room for a newer one. In
-/// all they have at most a quarter of the server's connections.
+/// Connections of strangers, in all and from one address: of peers that have shown no accepted key yet or wait to come in with it, and
+/// without keys of those that haven't been welcomed yet. The oldest makes room for a newer one. In all they have at most a quarter of
+/// the server's connections.
 pub const STRANGERS: usize = 1_024;
 /// See [`STRANGERS`].
 pub const STRANGERS_PER_ADDRESS: usize = 256;
