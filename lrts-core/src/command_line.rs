@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::io;
 #[cfg(feature = "commands")]
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::SocketAddrV6;
 use std::num::NonZero;
 #[cfg(feature = "commands")]
 use std::path::PathBuf;
@@ -157,17 +157,23 @@ fn usage_error(rendered: &str) -> String {
     words.join(" ").trim_start_matches("error: ").to_owned()
 }
 
-/// Reads `host:port`, `[v6]:port` or just a host, as in `LRTS_SCHEDULER`; None if it is no such thing.
+/// Reads `host:port`, `[v6]:port` or just a host, an IPv6 address with brackets or without, as in `LRTS_SCHEDULER`; None if it is
+/// no such thing.
 pub fn host_and_port(text: &str, default_port: u16) -> Option<(String, u16)> {
-    // A bare IPv6 address is all colons.
-    let (host, port) = match text.rsplit_once(':') {
-        _ if text.parse::<IpAddr>().is_ok() => (text, default_port),
-        Some((host, port)) => (host, port.parse().ok()?),
-        None => (text, default_port),
+    // `Ipv6Addr` takes none with an interface, `fe80::1%2`.
+    let is_v6 = |host: &str| format!("[{host}]:0").parse::<SocketAddrV6>().is_ok();
+    let (host, port) = match text.strip_prefix('[') {
+        Some(text) => match text.split_once(']')? {
+            (host, "") => (host, None),
+            (host, port) => (host, Some(port.strip_prefix(':')?)),
+        },
+        // A bare IPv6 address is all colons.
+        None if is_v6(text) => (text, None),
+        None => text.rsplit_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
     };
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    let is_host = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c == '/');
-    is_host.then(|| (host.to_owned(), port))
+    let port = port.map_or(Some(default_port), |port| port.parse().ok())?;
+    let is_name = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || matches!(c, '/' | ':'));
+    (is_name || is_v6(host)).then(|| (host.to_owned(), port))
 }
 
 /// Parses `20s`, `1h 30m`, `250ms`; a bare number is seconds.
@@ -206,6 +212,42 @@ mod tests {
     fn usage_errors_are_one_line() {
         let rendered = "error: these are missing:\n  <JOB>...\n\nUsage: lrts cancel <JOB>...\n\nFor more, try '--help'.\n";
         assert_eq!(usage_error(rendered), "these are missing: <JOB>...");
+    }
+
+    #[test]
+    fn hosts_are_read_with_a_port_and_without() {
+        let read = |text| host_and_port(text, 5555);
+        for (text, host, port) in [
+            ("node7", "node7", 5555),
+            ("node7:6000", "node7", 6000),
+            ("10.0.0.1", "10.0.0.1", 5555),
+            ("10.0.0.1:6000", "10.0.0.1", 6000),
+            ("::1", "::1", 5555),
+            ("[::1]", "::1", 5555),
+            ("[::1]:6000", "::1", 6000),
+            ("[fe80::1%2]:6000", "fe80::1%2", 6000),
+        ] {
+            assert_eq!(read(text), Some((host.to_owned(), port)), "{text}");
+        }
+        for text in [
+            "",
+            ":1",
+            "[]",
+            "[]:1",
+            "[::1",
+            "::1]",
+            "[::1]6000",
+            "[::1]:",
+            "[::1]:x",
+            "a:b:1",
+            "[a:b]:1",
+            "[a:b]",
+            "1:2:3",
+            "http://node7:80",
+            "a b:1",
+        ] {
+            assert_eq!(read(text), None, "{text}");
+        }
     }
 
     #[test]

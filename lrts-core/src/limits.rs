@@ -364,7 +364,8 @@ pub const PINGS_PER_INTERVAL: u32 = 4;
 /// A connection that was silent for this many ping intervals is dropped.
 pub const SILENT_INTERVALS: u32 = 4;
 
-/// Time from the TCP connection to the peer's accepted HELLO.
+/// Time from the TCP connection to the peer's accepted HELLO. Whoever has to wait for others' breaches has as long for that, and
+/// it again from its end on.
 pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 
 /// How long a peer that was told goodbye or refused may take to hang up by itself.
@@ -406,14 +407,15 @@ pub const RESERVED_FILES: u64 = 200;
 /// See [`RESERVED_FILES`].
 pub const FILES_PER_PEER: u64 = 3;
 
-/// Connections of peers that haven't been welcomed yet, in all and from one address: the oldest makes room for a newer one. In
-/// all they have at most a quarter of the server's connections.
+/// Connections of strangers, in all and from one address: of peers that have shown no accepted key yet or wait to come in with it, and
+/// without keys of those that haven't been welcomed yet. The oldest makes room for a newer one. In all they have at most a quarter of
+/// the server's connections.
 pub const STRANGERS: usize = 1_024;
 /// See [`STRANGERS`].
 pub const STRANGERS_PER_ADDRESS: usize = 256;
 
 /// From so many breaches of the protocol on by holders of a key at one address, each within [`BREACH_TIME`] of the one before,
-/// newcomers with this key from there wait.
+/// newcomers with this key from there wait. A HELLO in a role that the key is not for is one of them.
 pub const BREACHES: u32 = 8;
 
 /// How long a breach of the protocol is remembered, and the longest time for which others wait for it.

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use nix::cmsg_space;
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
-    accept4, bind, connect, listen, recv, recvmsg, sendmsg, setsockopt, socket, socketpair, sockopt,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, connect,
+    listen, recv, recvmsg, sendmsg, setsockopt, socket, socketpair, sockopt,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,6 +22,9 @@ use crate::protocol::codec;
 
 /// Most descriptors in one notice.
 const DESCRIPTORS: usize = 4;
+
+/// Most descriptors that the kernel takes in one packet, whoever sends it: `SCM_MAX_FD`.
+const SENT_DESCRIPTORS: usize = 253;
 
 /// A received packet and its descriptors.
 #[derive(Debug)]
@@ -112,7 +115,8 @@ impl NoticeSocket {
     ///
     /// # Errors
     ///
-    /// `WouldBlock` if the socket doesn't wait and there is none; `InvalidData` for a packet over [`NOTICE_BYTES`].
+    /// `WouldBlock` if the socket doesn't wait and there is none. `InvalidData` for a packet over [`NOTICE_BYTES`], with more
+    /// descriptors than any notice has, or with some for which this process has no room: it is gone, the next one will be heard.
     pub fn receive(&self) -> io::Result<Option<Packet>> {
         // Looked at first: in a host that has just forked, room for the largest would cost 40 page faults.
         let look = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
@@ -121,23 +125,21 @@ impl NoticeSocket {
             return Ok(None);
         }
         let mut bytes = vec![0; length.min(NOTICE_BYTES)];
-        let mut control = cmsg_space!([RawFd; DESCRIPTORS]);
-        let (descriptors, flags) = patiently(|| {
+        // Room for all that may come: what a sender adds beyond a notice's own has to be closed here.
+        let mut control = cmsg_space!([RawFd; SENT_DESCRIPTORS]);
+        let flags = patiently(|| {
             let mut buffers = [IoSliceMut::new(&mut bytes)];
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
             let message = recvmsg::<UnixAddr>(self.0.as_raw_fd(), &mut buffers, Some(&mut control), flags)?;
-            let mut descriptors = Vec::new();
-            for part in message.cmsgs()? {
-                if let ControlMessageOwned::ScmRights(raw) = part {
-                    // SAFETY: the kernel has just made these descriptors for this process; nobody else knows them.
-                    #[expect(unsafe_code, reason = "descriptors arrive as bare numbers")]
-                    descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-                }
-            }
-            Ok((descriptors, message.flags))
+            Ok(message.flags)
         })?;
-        if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "an oversized notice"));
+        let descriptors = take_descriptors(&control);
+        let invalid = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        if flags.contains(MsgFlags::MSG_TRUNC) || descriptors.len() > DESCRIPTORS {
+            return invalid("an oversized notice");
+        }
+        if flags.contains(MsgFlags::MSG_CTRUNC) {
+            return invalid("a notice with descriptors for which there was no room");
         }
         Ok(Some(Packet { bytes, descriptors }))
     }
@@ -165,6 +167,25 @@ fn patiently<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
             done => return Ok(done?),
         }
     }
+}
+
+/// Takes over the descriptors of a packet, given the control buffer that it was received with, which was all zeros before.
+///
+/// nix shows none of a list that was cut short, but the kernel has opened the descriptors at its start.
+#[expect(unsafe_code, reason = "descriptors arrive as bare numbers")]
+fn take_descriptors(control: &[u8]) -> Vec<OwnedFd> {
+    // SAFETY: the buffer has room for a header and more, and any bytes make one.
+    let header = unsafe { control.as_ptr().cast::<libc::cmsghdr>().read_unaligned() };
+    if (header.cmsg_level, header.cmsg_type) != (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+        return Vec::new();
+    }
+    #[allow(clippy::unnecessary_cast, reason = "it has another type with musl")]
+    let end = header.cmsg_len as usize;
+    // One list of them is all that comes, however they were sent, since these sockets ask for nothing else.
+    let (numbers, _) = control[size_of::<libc::cmsghdr>()..end].as_chunks();
+    let numbers = numbers.iter().map(|&bytes| RawFd::from_ne_bytes(bytes));
+    // SAFETY: the kernel has just made these descriptors for this process; nobody else knows them.
+    numbers.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect()
 }
 
 impl From<OwnedFd> for NoticeSocket {
@@ -299,9 +320,33 @@ impl AsyncNoticeSocket {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, File};
     use std::io::{Read, Seek, Write};
+    use std::os::unix::fs::MetadataExt;
+    use std::process::Command;
+
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
     use super::*;
+
+    /// Set where [`process_with_a_full_table`] is to run.
+    const FULL_TABLE: &str = "LRTS_TEST_FULL_TABLE";
+
+    /// How often this process has a file open.
+    fn times_open(file: &File) -> usize {
+        let inode = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let own = inode(file.metadata().unwrap());
+        // Those of other tests come and go meanwhile.
+        let opened = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        opened.filter(|entry| fs::metadata(entry.path()).is_ok_and(|metadata| inode(metadata) == own)).count()
+    }
+
+    /// Sends a notice with the file so many times, however many a notice may have.
+    fn send_times(socket: &NoticeSocket, file: &File, times: usize) {
+        let raw = vec![file.as_raw_fd(); times];
+        let (rights, bytes) = ([ControlMessage::ScmRights(&raw)], [IoSlice::new(b"files")]);
+        sendmsg::<()>(socket.as_raw_fd(), &bytes, &rights, MsgFlags::MSG_NOSIGNAL, None).unwrap();
+    }
 
     #[test]
     fn notices_arrive_whole_with_their_descriptors() {
@@ -350,6 +395,54 @@ mod tests {
         left.send_notice(&"second", &[]).unwrap();
         assert_eq!(right.receive().unwrap_err().kind(), io::ErrorKind::InvalidData);
         assert_eq!(right.receive().unwrap().unwrap().decode::<String>().unwrap(), "second");
+    }
+
+    #[test]
+    fn too_many_descriptors_are_closed_and_the_next_notice_is_heard() {
+        let (left, right) = NoticeSocket::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        for times in [DESCRIPTORS + 1, 2 * DESCRIPTORS, SENT_DESCRIPTORS] {
+            send_times(&left, &file, times);
+            left.send_notice(&"second", &[]).unwrap();
+            assert_eq!(right.receive().unwrap_err().kind(), io::ErrorKind::InvalidData);
+            assert_eq!(times_open(&file), 1);
+            assert_eq!(right.receive().unwrap().unwrap().decode::<String>().unwrap(), "second");
+        }
+        send_times(&left, &file, DESCRIPTORS);
+        assert_eq!(right.receive().unwrap().unwrap().descriptors.len(), DESCRIPTORS);
+        assert_eq!(times_open(&file), 1);
+    }
+
+    /// What the test below runs in a process of its own.
+    #[test]
+    fn process_with_a_full_table() {
+        if std::env::var_os(FULL_TABLE).is_none() {
+            return;
+        }
+        let (left, right) = NoticeSocket::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 64, hard).unwrap();
+        let mut others: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+        // No room at all, then some.
+        for _ in 0..2 {
+            send_times(&left, &file, DESCRIPTORS);
+            left.send_notice(&"second", &[]).unwrap();
+            assert_eq!(right.receive().unwrap_err().kind(), io::ErrorKind::InvalidData);
+            assert_eq!(right.receive().unwrap().unwrap().decode::<String>().unwrap(), "second");
+            others.truncate(others.len() - DESCRIPTORS / 2);
+        }
+        assert_eq!(times_open(&file), 1);
+    }
+
+    #[test]
+    fn descriptors_without_room_for_all_are_closed_and_the_next_notice_is_heard() {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "notices::tests::process_with_a_full_table", "--nocapture"])
+            .env(FULL_TABLE, "1")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use lrts_core::protocol::worker::FromWorker;
 use lrts_core::spec::{JobOptions, OnDisconnect};
 use lrts_core::transport::{RefusalKind, Role};
 
-use crate::attack::{Attacker, Stage, Target};
+use crate::attack::{Attacker, Heard, Stage, Target};
 use crate::site::Site;
 use crate::words::{attach, contents, message, platform};
 
@@ -92,6 +92,26 @@ fn who_breaks_the_protocol_again_and_again_waits_each_time() {
         // It is known for that now.
         let since = Moment::now();
         (0..2).for_each(|_| is_refused(&target, role, "nonsense", b"nonsense"));
+        assert!(since.elapsed() >= BREACH_PAUSE, "{role}: {:?}", since.elapsed());
+    }
+    site.assert_unharmed();
+}
+
+/// It costs a server as much as any other breach, and with a key of the cluster no honest peer does it.
+#[test]
+fn who_claims_a_role_that_its_key_is_not_for_again_and_again_waits_each_time() {
+    let site = Site::new();
+    for (target, roles) in site.servers() {
+        let role = roles[0];
+        let target = Target { from: Some([127, 0, 0, 3].into()), ..target };
+        let claims = || {
+            let heard = target.at(Stage::Greeted, role).hello(Role::Scheduler, "attacker").unwrap();
+            assert!(matches!(heard, Heard::Refusal { kind: RefusalKind::Role, .. }), "{role}: {heard:?}");
+        };
+        (0..BREACHES).for_each(|_| claims());
+        // It is known for that now.
+        let since = Moment::now();
+        (0..2).for_each(|_| claims());
         assert!(since.elapsed() >= BREACH_PAUSE, "{role}: {:?}", since.elapsed());
     }
     site.assert_unharmed();

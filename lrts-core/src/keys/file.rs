@@ -262,6 +262,40 @@ mod tests {
         assert!(error.contains(&format!("chmod 700 {}", directory.path().display())), "{error}");
     }
 
+    /// Whoever waits for a key would wait for ever, where only the directory's owner can help.
+    #[test]
+    fn a_directory_that_is_closed_to_this_user_is_refused_and_not_taken_for_one_without_a_key() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("keys");
+        let with_mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("worker.pem"), file().to_text()).unwrap();
+        let source = crate::keys::KeySource::new(&directory, crate::transport::Role::Worker);
+        let is_root = nix::unistd::geteuid().is_root();
+        if is_root {
+            // Only root can give it away, and nothing is closed to root: the thread looks as yet another user.
+            std::os::unix::fs::chown(&directory, Some(12_345), None).unwrap();
+            with_mode(parent.path(), 0o755).unwrap();
+            with_mode(&directory, 0o700).unwrap();
+        } else {
+            with_mode(&directory, 0o077).unwrap();
+        }
+
+        let looking = std::thread::spawn(move || {
+            if is_root {
+                nix::unistd::setfsuid(54_321.into());
+            }
+            source.current().err().unwrap()
+        });
+        let error = looking.join().unwrap();
+
+        with_mode(&directory, 0o700).unwrap();
+        match is_root {
+            true => assert!(matches!(error, KeysError::Foreign { owner: 12_345, .. }), "{error}"),
+            false => assert!(matches!(error, KeysError::Loose { .. }), "{error}"),
+        }
+    }
+
     #[test]
     fn a_directory_is_no_key_file_and_a_pipe_does_not_block() {
         let directory = tempfile::tempdir().unwrap();

@@ -112,7 +112,9 @@ impl KeySource {
                 let file = self.path.join(key_file_name(self.role));
                 match check_private(&self.path, &metadata) {
                     // A directory without keys is somebody else's affair: nobody is asked to change its mode.
-                    Err(_) if !file.exists() => Err(KeysError::Missing { path: file, role: self.role }),
+                    Err(_) if matches!(file.try_exists(), Ok(false)) => {
+                        Err(KeysError::Missing { path: file, role: self.role })
+                    }
                     checked => checked.map(|()| file),
                 }
             }

@@ -1,9 +1,9 @@
 //! Who is let in to say hello: bounds on connections in total, for each address, and of strangers.
 //!
-//! Pure. A *stranger* has shown no key yet and wasn't welcomed without, so it costs its address nothing to be one. Where there are
-//! too many, the one that has been silent longest makes room: where cores are idle, an honest peer needs a round trip and
-//! milliseconds for its handshake, so it is gone from their number before newer ones can push it out. One that is pushed out comes
-//! back.
+//! Pure. A *stranger* has shown no key yet, or has to wait until it may come in with it, and wasn't welcomed without: so it costs
+//! its address nothing to be one. Where there are too many, the one that has been silent longest makes room: where cores are idle,
+//! an honest peer needs a round trip and milliseconds for its handshake, so it is gone from their number before newer ones can
+//! push it out. One that is pushed out comes back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -96,7 +96,7 @@ impl Admission {
         Ok(oldest)
     }
 
-    /// A stranger has shown a key, or was welcomed without. To call it so again changes nothing.
+    /// A stranger has come in with its key, or was welcomed without. To call it so again changes nothing.
     pub(crate) fn known(&mut self, connection: ConnectionId) {
         if let Some(from) = self.all.get(&connection)
             && self.unknown.remove(&connection)

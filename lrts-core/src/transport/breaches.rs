@@ -3,7 +3,8 @@
 //! To come back after a refusal costs whoever holds a key next to nothing, and the server a peer each time. So who did so too often
 //! makes others with the same key wait outside for a while, as far as they come from the same address: who can't be told from them.
 //! One broken worker among thousands behind an address, which tries again every few seconds, takes a part of their time to come in.
-//! Who is inside stays there.
+//! Who is inside stays there. A HELLO in a role that the key is not for is such a breach too; one in another version of the protocol
+//! is none, since a supervisor may start an honest worker again each second.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -32,6 +32,9 @@ use crate::limits::{
     PEER_QUEUE_MESSAGES, QUESTIONS, WAITING_ANSWERS, WAITING_BYTES, WAITING_MESSAGES,
 };
 
+/// What is said of a peer that goes while it has to wait.
+const WAITED: &str = "waited too long to come in: others with its key at its address break the protocol";
+
 /// What the server's tasks and handles share.
 pub(crate) struct Shared {
     accepts: Vec<Role>,
@@ -90,6 +93,7 @@ struct Peer {
 enum PeerState {
     /// Connected; has not said hello.
     New {
+        /// When it connected; if it had to wait, when it came in.
         since: Moment,
         /// It may not come in yet, since others with its key have broken the protocol.
         waits: bool,
@@ -200,7 +204,10 @@ impl Shared {
             }
         };
         if let Some(oldest) = oldest {
-            let reason = "made room for a newer connection: too many have not said hello";
+            let reason = match peers.map.get(&oldest).map(|peer| &peer.state) {
+                Some(PeerState::New { waits: true, .. }) => WAITED,
+                _ => "made room for a newer connection: too many have not said hello",
+            };
             peers.give_up(oldest, Cause::NoHello, reason);
         }
         let orders = Orders { hang_up: CancellationToken::new(), passage: Arc::new(Passage::narrow()) };
@@ -230,11 +237,14 @@ impl Shared {
         };
         let entered = breaches.enter(identity.key, address.ip(), now);
         if let PeerState::New { since, waits } = state {
-            *waits = entered.is_err();
             if entered.is_ok() {
-                *since = now;
+                if *waits {
+                    // It could say nothing until now.
+                    *since = now;
+                }
                 admission.known(connection);
             }
+            *waits = entered.is_err();
         }
         entered
     }
@@ -246,7 +256,7 @@ impl Shared {
         peers.leave(connection, &end.to_string());
         peers.admission.gone(connection);
         if end.is_breach() {
-            peers.breach(connection, end);
+            peers.breach(connection, Cause::Protocol, end);
         } else if let Some(cause) = end.cause() {
             peers.turn_away(connection, cause, end);
         }
@@ -443,12 +453,7 @@ impl Shared {
         for (&connection, peer) in &peers.map {
             match &peer.state {
                 PeerState::New { since, waits } if now.since(*since) > HANDSHAKE_TIME => {
-                    let reason = match waits {
-                        true => {
-                            "waited too long to come in: others with its key at its address break the protocol"
-                        }
-                        false => "no hello in time",
-                    };
+                    let reason = if *waits { WAITED } else { "no hello in time" };
                     dead.push((connection, Cause::NoHello, reason.to_owned()));
                 }
                 PeerState::Leaving { since } if now.since(*since) > FAREWELL_TIME => {
@@ -567,14 +572,14 @@ impl Peers {
     }
 
     /// Counts a peer that is sent away for what its side has said.
-    fn breach(&mut self, connection: ConnectionId, reason: &dyn Display) {
+    fn breach(&mut self, connection: ConnectionId, cause: Cause, reason: &dyn Display) {
         let Some(Peer { address, certified, .. }) = self.map.get(&connection) else { return };
         let (address, key) = (*address, certified.as_ref().map(|certified| certified.identity.key));
         if key.is_some_and(|key| self.breaches.note(key, address.ip(), Moment::now())) {
             let reason = format_args!("{reason}; others with its key at its address wait for that");
-            self.count(Cause::Protocol, address, &reason);
+            self.count(cause, address, &reason);
         } else {
-            self.count(Cause::Protocol, address, reason);
+            self.count(cause, address, reason);
         }
     }
 
@@ -588,10 +593,18 @@ impl Peers {
     fn refuse(&mut self, connection: ConnectionId, refusal: Refusal) {
         let is_here = |peer: &Peer| !matches!(peer.state, PeerState::Leaving { .. });
         if self.map.get(&connection).is_some_and(is_here) {
-            if refusal.kind == RefusalKind::Protocol {
-                self.breach(connection, &refusal);
-            } else {
-                self.turn_away(connection, refusal.kind.into(), &refusal);
+            let cause = refusal.kind.into();
+            match refusal.kind {
+                // A link looks at its own key's role, and at its server's, before it says hello.
+                RefusalKind::Protocol | RefusalKind::Role => self.breach(connection, cause, &refusal),
+                // Honest peers come back too: a supervisor starts a worker of another version again each second.
+                RefusalKind::Version
+                | RefusalKind::Full
+                | RefusalKind::ShuttingDown
+                | RefusalKind::Superseded
+                | RefusalKind::Keys
+                | RefusalKind::Owner
+                | RefusalKind::Limit => self.turn_away(connection, cause, &refusal),
             }
         }
         let reason = refusal.message.clone();
@@ -619,5 +632,131 @@ impl Peers {
         if matches!(before, PeerState::Joined { .. }) {
             self.emit(ServerEvent::Left { connection, reason: reason.to_owned() });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::Identity;
+    use crate::limits::BREACHES;
+
+    /// A server that can hold so many connections, of which a quarter may be strangers'.
+    fn server(connections: usize) -> Shared {
+        let counters = Arc::new(Counters::default());
+        let (urgent, normal) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().0);
+        Shared {
+            accepts: vec![Role::Worker],
+            security: Security::Insecure,
+            heartbeat: Duration::from_secs(2),
+            instance: 1,
+            connections,
+            counters: counters.clone(),
+            busy: Notify::new(),
+            changed: Notify::new(),
+            peers: Mutex::new(Peers {
+                counters,
+                map: BTreeMap::new(),
+                admission: Admission::new(connections),
+                breaches: Breaches::default(),
+                turned_away: TurnedAway::default(),
+                busy: BTreeSet::new(),
+                socket: None,
+                closing: false,
+                urgent,
+                normal,
+            }),
+        }
+    }
+
+    /// Somebody connects, always from the same address.
+    fn connect(server: &Shared) -> ConnectionId {
+        let connection = ConnectionId::next();
+        assert!(server.opened(connection, ([10, 0, 0, 1], 7).into()).orders.is_some());
+        connection
+    }
+
+    /// The same with a key, always the same one.
+    fn connect_with_key(server: &Shared) -> ConnectionId {
+        let connection = connect(server);
+        let (user, key) = ("ann".parse().unwrap(), "0123456789abcdef".parse().unwrap());
+        server.certified(connection, Certified::as_said(Identity { role: Role::Worker, user, key }));
+        connection
+    }
+
+    /// Makes whoever comes with the key wait.
+    fn break_the_protocol(server: &Shared) {
+        let connection = connect_with_key(server);
+        (0..BREACHES).for_each(|_| server.lock().breach(connection, Cause::Protocol, &"nonsense"));
+        server.closed(connection, &End::ClosedHere);
+    }
+
+    /// When the time began that it has for its hello.
+    fn since(server: &Shared, connection: ConnectionId) -> Moment {
+        match server.lock().map[&connection].state {
+            PeerState::New { since, .. } => since,
+            PeerState::Joined { .. } | PeerState::Leaving { .. } => panic!("no stranger any more"),
+        }
+    }
+
+    #[test]
+    fn a_key_gives_no_more_time_to_say_hello_and_to_have_waited_does() {
+        let server = server(100);
+        let at_once = connect_with_key(&server);
+        let connected = since(&server, at_once);
+        assert_eq!(server.enter(at_once), Ok(()));
+        assert_eq!(since(&server, at_once), connected);
+
+        break_the_protocol(&server);
+        let later = connect_with_key(&server);
+        let connected = since(&server, later);
+        let comes_in = server.enter(later).unwrap_err();
+        assert_eq!(since(&server, later), connected);
+        comes_in.wait();
+        while server.enter(later).is_err() {}
+        assert!(since(&server, later) >= comes_in);
+    }
+
+    /// Those that honest peers hear again and again come from a server that is full or ends, and from another version: a
+    /// supervisor starts its worker each second.
+    #[test]
+    fn newcomers_wait_for_refusals_that_no_honest_peer_hears_again_and_again() {
+        for (kind, waits) in [
+            (RefusalKind::Protocol, true),
+            (RefusalKind::Role, true),
+            (RefusalKind::Version, false),
+            (RefusalKind::Full, false),
+            (RefusalKind::ShuttingDown, false),
+            (RefusalKind::Keys, false),
+        ] {
+            let server = server(1_000);
+            for _ in 0..BREACHES {
+                let connection = connect_with_key(&server);
+                assert_eq!(server.enter(connection), Ok(()), "{kind:?}");
+                server.disconnect(connection, Some(Refusal::new(kind, "go away")));
+            }
+            assert_eq!(server.counters().of(kind.into()), u64::from(BREACHES));
+            assert_eq!(server.enter(connect_with_key(&server)).is_err(), waits, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn the_log_says_of_who_waits_that_others_have_broken_the_protocol() {
+        let server = server(4);
+        break_the_protocol(&server);
+        let waits = connect_with_key(&server);
+        server.enter(waits).unwrap_err();
+        // Each a while after the one before, since those of one cause are told of in sums.
+        let told = |minutes| {
+            let then = Moment::now() + Duration::from_mins(minutes);
+            format!("{:?}", server.lock().turned_away.due(then).collect::<Vec<_>>())
+        };
+        told(1);
+        connect(&server);
+        let of_who_waited = told(2);
+        connect(&server);
+        let of_a_silent_one = told(3);
+        assert!(of_who_waited.contains("others with its key at its address"), "{of_who_waited}");
+        assert!(of_a_silent_one.contains("have not said hello"), "{of_a_silent_one}");
     }
 }

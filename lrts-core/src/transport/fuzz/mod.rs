@@ -25,7 +25,7 @@ use crate::limits::{
 const NOW: Moment = Moment::from_nanos(1 << 40);
 
 /// Answers to as many pings as there may be at one moment, and a grant of credit.
-const OWED_PACKETS: usize = PINGS_AT_ONCE as usize + 2;
+const OWED_PACKETS: usize = PINGS_AT_ONCE as usize + 1;
 
 /// All that a peer sends over the network: two bytes that say how it is read, then the stream.
 pub fn wire(bytes: &[u8]) {
