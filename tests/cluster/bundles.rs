@@ -8,7 +8,8 @@ use crate::support::Cluster;
 
 #[test]
 fn a_program_that_hosts_no_services_gives_a_failure_that_says_why() {
-    let cluster = Cluster::start(&[1]);
+    let mut cluster = Cluster::without_workers(&["--lost-after", "3s"]);
+    cluster.add_worker(1, &[]);
     let information = cluster.information().bundle(Bundle::Executable("/bin/true".into()));
     let app = ClientApplication::start(information).unwrap();
     let job = app.schedule_service(&Add(1, 2)).unwrap();
@@ -20,7 +21,7 @@ fn a_program_that_hosts_no_services_gives_a_failure_that_says_why() {
 
 #[test]
 fn installed_bundles_run_by_name_and_shipped_ones_can_be_refused() {
-    let mut cluster = Cluster::without_workers(&[]);
+    let mut cluster = Cluster::without_workers(&["--lost-after", "3s"]);
     let own = std::env::current_exe().unwrap();
     let installed = format!("tests={}", own.display());
     cluster.add_worker(1, &["--bundle", &installed, "--bundles", "installed-only"]);

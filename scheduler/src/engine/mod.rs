@@ -119,7 +119,7 @@ enum Timer {
     Lease(u32),
     /// What a draining worker still has is to go elsewhere.
     Drain(u32),
-    /// Workers have had the time to come back.
+    /// Workers have had the time to come back: all, or those that could start some program.
     Gathered,
 }
 

@@ -6,7 +6,7 @@ use lrts_core::ids::WorkerId;
 use lrts_core::spec::{BundleRef, JobOptions};
 use lrts_core::status::JobState;
 
-use super::cluster::{Cluster, attempt, registration};
+use super::cluster::{Cluster, LOST_AFTER, attempt, registration};
 use crate::engine::{AttemptOutcome, Event, Message, Peer};
 
 const SHORT: u16 = 0;
@@ -96,6 +96,7 @@ fn programs_go_only_where_they_can_start() {
     let other = cluster.peer();
     cluster.handle(Event::Registered { peer: other, registration: picky, held: vec![] });
     cluster.submit(peer, 1, JobOptions::new(), &[LONG]);
+    cluster.pass_hearing(LOST_AFTER, &[worker, other]);
     assert_eq!(cluster.state(session.job(1)), JobState::Failed);
     assert!(cluster.reason(session.job(1)).contains("2.17"), "{}", cluster.reason(session.job(1)));
 }
