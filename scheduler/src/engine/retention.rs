@@ -133,6 +133,10 @@ impl Engine {
 
     /// An application has an owner from now on, and so have its ended jobs.
     pub(super) fn give_retained(&mut self, application: u32, owner: &UserName) {
+        if self.applications[application].sessions.is_empty() {
+            // It is new and has none: not worth a look at all of nobody's, of which there may be millions.
+            return;
+        }
         let Some(mut nobodys) = self.retention.owners.remove(&None) else { return };
         let is_its = |job: &JobHandle| {
             self.jobs.is_current(*job)
