@@ -418,6 +418,17 @@ fn the_programs_that_a_user_needs_leave_room_for_those_of_others() {
     assert_eq!(needing(&mut cluster, "eve", 6).1, Ok(()));
 }
 
+#[test]
+fn what_a_user_has_announced_counts_when_one_more_application_of_hers_needs_it() {
+    let mut cluster = Cluster::with_bounds(Bounds { bundle_bytes_per_user: 150, ..Bounds::default() });
+    // From before there were keys, with the same program.
+    let nobodys = Attach { session: SessionId(11), ..shipped(None, "old", 1) };
+    leave_job(&mut cluster, nobodys.clone());
+    assert_eq!(needing(&mut cluster, "eve", 1).1, Ok(()));
+    assert!(attach(&mut cluster, Attach { user: Some("eve".parse().unwrap()), ..nobodys }));
+    assert!(needing(&mut cluster, "eve", 2).1.is_err());
+}
+
 /// A start that has no job and goes.
 fn come_and_go(cluster: &mut Cluster, attach: Attach) {
     let peer = cluster.peer();
