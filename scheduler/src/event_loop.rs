@@ -90,7 +90,10 @@ impl EventLoop {
         self.inbox.extend(self.bundles.complete_already());
         self.turn();
         loop {
-            let engine_due = self.engine.next_deadline();
+            // Jobs that ended together, ten million of them maybe, aren't all forgotten together: their records would be in the
+            // way of everybody else's.
+            let may_forget = self.commits.keep_up();
+            let engine_due = self.engine.next_deadline(may_forget);
             let has_room = self.commits.has_room();
             let held_up = self.commits.is_held_up().then(|| Moment::now() + LOOK_AGAIN);
             let due = engine_due.into_iter().chain(self.commands.next_deadline()).chain(held_up).min();
@@ -106,7 +109,7 @@ impl EventLoop {
                 }
                 answer = self.commands.next() => self.commands.output_read(answer),
                 () = clock::sleep_until(due) => {
-                    self.inbox.push_back(Event::Tick);
+                    self.inbox.push_back(Event::Tick { may_forget });
                     self.commands.tick(&self.engine, &*self.store);
                 }
             }

@@ -14,7 +14,7 @@ use super::jobs::{Delivery, JobHandle, Phase};
 /// So many places of jobs that are gone are never worth a look.
 const SLACK: usize = 1_024;
 
-/// So many jobs whose time has come are forgotten at one event; the next are due at once, and others are heard in between.
+/// So many jobs whose time has come are forgotten at one tick; the next are due at once, and others are heard in between.
 const FORGOTTEN_AT_ONCE: usize = 1_000;
 
 /// What had to make way is told no more often than this.
