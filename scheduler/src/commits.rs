@@ -88,6 +88,11 @@ impl Commits {
         !self.next.entries.is_empty() && !self.under_way.is_empty()
     }
 
+    /// Whether the store keeps up, so that it may be given more for which nobody waits.
+    pub(crate) fn keep_up(&self) -> bool {
+        self.next.entries.is_empty() && self.has_room()
+    }
+
     /// Bytes that the store wasn't given yet.
     pub(crate) fn gathered_bytes(&self) -> u64 {
         self.next.bytes
@@ -124,8 +129,9 @@ mod tests {
         assert_eq!(commits.say_after(said(2)), None);
         forget(&mut commits, 2);
         assert_eq!(commits.say_after(said(3)), None);
-        assert!(commits.hand_over(|| false).is_none() && commits.is_held_up());
+        assert!(commits.hand_over(|| false).is_none() && commits.is_held_up() && !commits.keep_up());
         assert_eq!(commits.hand_over(|| true).unwrap().len(), 1, "it may make room");
+        assert!(commits.keep_up());
         assert_eq!(commits.say_after(said(4)), None);
         assert_eq!(commits.committed(), [said(1), said(2)]);
         assert_eq!(commits.committed(), [said(3), said(4)]);

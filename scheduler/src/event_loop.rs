@@ -93,7 +93,10 @@ impl EventLoop {
         self.inbox.extend(self.bundles.complete_already());
         self.turn();
         loop {
-            let engine_due = self.engine.next_deadline();
+            // Jobs that ended together, ten million of them maybe, aren't all forgotten together: their records would be in the
+            // way of everybody else's.
+            let may_forget = self.commits.keep_up();
+            let engine_due = self.engine.next_deadline(may_forget);
             let has_room = self.commits.has_room();
             let held_up = self.commits.is_held_up().then(|| Moment::now() + LOOK_AGAIN);
             let room = self.room_due();
@@ -111,7 +114,7 @@ impl EventLoop {
                 }
                 answer = self.commands.next() => self.commands.output_read(answer),
                 () = clock::sleep_until(due) => {
-                    self.inbox.push_back(Event::Tick);
+                    self.inbox.push_back(Event::Tick { may_forget });
                     self.inbox.extend(self.with_room().map(|peer| Event::RoomFor { peer }));
                     self.commands.tick(&self.engine, &*self.store);
                 }

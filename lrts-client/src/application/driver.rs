@@ -212,10 +212,10 @@ fn refused(refusal: Refusal) -> Event {
     match refusal.kind {
         RefusalKind::Version => Event::Refused(Fatal::Version(refusal.message)),
         RefusalKind::Superseded => Event::Refused(Fatal::Superseded),
+        RefusalKind::Owner => Event::Refused(Fatal::Foreign(refusal.message)),
         RefusalKind::Limit => Event::Refused(Fatal::Limit(refusal.message)),
         RefusalKind::Role
         | RefusalKind::Keys
-        | RefusalKind::Owner
         | RefusalKind::Full
         | RefusalKind::ShuttingDown
         | RefusalKind::Protocol => Event::Refused(Fatal::Unauthorised(refusal.message)),
@@ -283,7 +283,9 @@ mod tests {
     fn who_is_refused_for_his_key_or_his_name_is_told_why() {
         for kind in [RefusalKind::Owner, RefusalKind::Keys, RefusalKind::Role] {
             let event = refused(Refusal::new(kind, "not yours"));
-            let Event::Refused(Fatal::Unauthorised(reason)) = event else { panic!("{kind:?}") };
+            let Event::Refused(Fatal::Unauthorised(reason) | Fatal::Foreign(reason)) = event else {
+                panic!("{kind:?}")
+            };
             assert_eq!(reason, "not yours");
             assert!(kind.is_permanent(), "{kind:?}");
         }

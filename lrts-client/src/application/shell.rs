@@ -673,6 +673,9 @@ impl Shared {
             WaitError::Fatal(Fatal::Unauthorised(reason)) => {
                 ClientError::Unauthorised { scheduler: scheduler(), reason: reason + &self.what_goes_on() }
             }
+            WaitError::Fatal(Fatal::Foreign(reason)) => {
+                ClientError::Unauthorised { scheduler: scheduler(), reason }
+            }
             WaitError::Fatal(Fatal::Limit(reason)) => ClientError::Limit { scheduler: scheduler(), reason },
             WaitError::Fatal(Fatal::Bundle(reason)) => ClientError::Bundle { reason },
             WaitError::Fatal(Fatal::Stopped) => ClientError::Stopped,

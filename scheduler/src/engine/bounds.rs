@@ -130,9 +130,12 @@ impl Engine {
                     ));
                 }
             }
-            // What isn't here is looked at when it is offered.
+            // What isn't here is looked at when it is offered. A start that comes back to its jobs may be there for their results
+            // alone, which a program that came meanwhile must not keep from it.
+            let session = self.session_ids.get(&attach.session);
+            let comes_back = session.is_some_and(|&session| self.has_jobs(session));
             let bytes = |known| self.no_room_for_program_bytes(user, known, self.bundles[known].bytes);
-            if let Some(reason) = known.and_then(bytes) {
+            if let Some(reason) = known.filter(|_| !comes_back).and_then(bytes) {
                 return Some(reason);
             }
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
+use lrts_core::clock::Moment;
 use lrts_core::ids::{AttemptId, BundleDigest};
 use lrts_core::spec::{BundleRef, Platform};
 use lrts_core::status::{Failure, FailureKind};
@@ -14,7 +15,7 @@ use super::jobs::Phase;
 use super::platforms::Platforms;
 use super::slab::Slab;
 use super::workers::Verdict;
-use super::{Engine, Party};
+use super::{Engine, Party, Timer};
 
 /// So many workers' reasons for refusing a bundle are told.
 const REASONS: usize = 20;
@@ -45,6 +46,8 @@ pub(super) struct Bundle {
     pub(super) queues: BTreeSet<(u32, u32)>,
     /// How many attempts of it there are.
     pub(super) attempts: u32,
+    /// Until then a worker that could start it and left in order may be back.
+    starter_expected: Option<Moment>,
 }
 
 impl Bundle {
@@ -93,6 +96,7 @@ impl Bundles {
                 sessions: BTreeSet::new(),
                 queues: BTreeSet::new(),
                 attempts: 0,
+                starter_expected: None,
             })
         })
     }
@@ -389,11 +393,29 @@ impl Engine {
             let refusal = self.workers.all[worker].refusal(bundle).filter(|_| reasons.len() < REASONS);
             reasons.extend(refusal.map(str::to_owned));
         }
-        // Of those that haven't come yet, another one may start it.
-        if reasons.is_empty() || self.is_gathering() {
+        // Of those that haven't come yet, or aren't back yet, another one may start it.
+        let is_expected = self.bundles[bundle].starter_expected.is_some_and(|end| self.now < end);
+        if reasons.is_empty() || self.is_gathering() || is_expected {
             Starters::Nobody
         } else {
             Starters::AllRefused(reasons)
+        }
+    }
+
+    /// A worker leaves in order, perhaps only to start again. Those who stay have no say for as long as a lease takes in what it
+    /// could start, as if it had fallen silent. Of other programs they have: where workers come and go all the time, that time is
+    /// never over for all.
+    pub(super) fn expect_starter_back(&mut self, worker: u32) {
+        let end = self.now + self.lost_after();
+        let mut is_starter = false;
+        for bundle in self.bundles.all.indices() {
+            if self.bundles[bundle].users > 0 && self.can_start(worker, bundle) {
+                self.bundles[bundle].starter_expected = Some(end);
+                is_starter = true;
+            }
+        }
+        if is_starter {
+            self.timers.insert((end, Timer::Gathered));
         }
     }
 

@@ -76,8 +76,8 @@ pub(crate) enum Event {
     ApplicationCancelled { application: ApplicationId },
     /// A command wishes that a worker takes nothing new, and that what it still has after this time goes elsewhere.
     DrainOrdered { worker: WorkerId, deadline: Option<Duration> },
-    /// Time has passed.
-    Tick,
+    /// Time has passed. Ended jobs whose time has come are forgotten only where the disk keeps up.
+    Tick { may_forget: bool },
 }
 
 /// Who attaches and on what terms.

@@ -17,7 +17,7 @@ use super::jobs::{Delivery, EndedJob, NewNode, Phase};
 use super::sessions::{FORGOTTEN, Session};
 use super::slab::NONE;
 use super::submits::Key;
-use super::workers::{Gathering, Standing};
+use super::workers::Standing;
 use super::{Engine, Settings};
 use crate::record::{JobImage, KeyedRecord, Loaded, LoadedJob, OpenAttempt, Stage, Submitted, WorkerImage};
 
@@ -75,9 +75,6 @@ impl Engine {
         let mut engine = Self::new(settings);
         engine.now = now;
         let Loaded { applications, sessions, submits, jobs, workers } = loaded;
-        if !applications.is_empty() {
-            engine.workers.gathering = Gathering::Awaited;
-        }
         for (id, image) in applications {
             let application = engine.new_application(id);
             if let Some(owner) = image.owner.clone() {

@@ -8,7 +8,7 @@ use lrts_core::limits::ORPHAN_GRACE;
 use super::attempts::Fate;
 use super::events::{Action, Message, Note, Peer, Reason};
 use super::jobs::Phase;
-use super::workers::{Gathering, Standing};
+use super::workers::Standing;
 use super::{Engine, Timer};
 
 /// One heartbeat second for each of this many workers: what one scheduler takes in without effort.
@@ -234,9 +234,6 @@ impl Engine {
             self.actions.push(Action::Disconnect { peer, reason: Reason::LeaseExpired });
         }
         self.give_up(worker);
-        if self.workers.known == 0 {
-            self.workers.gathering = Gathering::Awaited;
-        }
         for attempt in attempts {
             // A cancelled job ends with the first of them, and takes all that are open of it.
             if self.attempts.get(attempt).is_some() {

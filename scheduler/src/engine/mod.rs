@@ -120,7 +120,7 @@ enum Timer {
     Lease(u32),
     /// What a draining worker still has is to go elsewhere.
     Drain(u32),
-    /// Workers have had the time to come back.
+    /// Workers have had the time to come back: all, or those that could start some program.
     Gathered,
 }
 
@@ -252,7 +252,8 @@ impl Engine {
             Event::JobsCancelled { jobs } => self.cancel_by_command(&jobs),
             Event::ApplicationCancelled { application } => self.cancel_application(application),
             Event::DrainOrdered { worker, deadline } => self.drain_by_command(worker, deadline),
-            Event::Tick => {}
+            Event::Tick { may_forget: true } => self.forget_due(),
+            Event::Tick { may_forget: false } => {}
         }
         self.place_queued();
         self.take_actions()
@@ -270,10 +271,11 @@ impl Engine {
         actions
     }
 
-    /// When [`Event::Tick`] is due at the latest.
-    pub(crate) fn next_deadline(&self) -> Option<Moment> {
+    /// When [`Event::Tick`] is due at the latest, given whether it may forget.
+    pub(crate) fn next_deadline(&self, may_forget: bool) -> Option<Moment> {
         let timer = self.timers.first().map(|&(at, _)| at);
-        timer.into_iter().chain(self.retention.next_deadline()).min()
+        let retention = self.retention.next_deadline().filter(|_| may_forget);
+        timer.into_iter().chain(retention).min()
     }
 
     fn run_timers(&mut self) {
@@ -296,7 +298,6 @@ impl Engine {
             self.jobs.left_until.pop_front();
             self.jobs.left.remove(&job);
         }
-        self.forget_due();
     }
 
     fn disconnected(&mut self, peer: Peer) {

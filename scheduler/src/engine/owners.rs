@@ -52,10 +52,10 @@ pub(super) struct Needed {
 }
 
 impl Holdings {
-    /// One more application needs a program, which takes so much.
+    /// One more application needs a program, which takes so much, or as much as another one has announced.
     fn need(&mut self, bundle: u32, bytes: u64) {
         self.needed.entry(bundle).or_default().applications += 1;
-        self.weigh(bundle, |_| bytes);
+        self.weigh(bundle, |announced| announced.max(bytes));
     }
 
     /// What a program takes that is needed has changed.
@@ -116,8 +116,7 @@ impl Engine {
         if *needs == 1
             && let Some(holdings) = record.terms.owner.as_ref().and_then(|owner| self.users.get_mut(owner))
         {
-            let known = holdings.needed.get(&bundle).map_or(0, |needed| needed.bytes);
-            holdings.need(bundle, self.bundles[bundle].bytes.max(known));
+            holdings.need(bundle, self.bundles[bundle].bytes);
         }
     }
 

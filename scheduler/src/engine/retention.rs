@@ -14,7 +14,7 @@ use super::jobs::{Delivery, JobHandle, Phase};
 /// So many places of jobs that are gone are never worth a look.
 const SLACK: usize = 1_024;
 
-/// So many jobs whose time has come are forgotten at one event; the next are due at once, and others are heard in between.
+/// So many jobs whose time has come are forgotten at one tick; the next are due at once, and others are heard in between.
 const FORGOTTEN_AT_ONCE: usize = 1_000;
 
 /// What had to make way is told no more often than this.
@@ -133,6 +133,10 @@ impl Engine {
 
     /// An application has an owner from now on, and so have its ended jobs.
     pub(super) fn give_retained(&mut self, application: u32, owner: &UserName) {
+        if self.applications[application].sessions.is_empty() {
+            // It is new and has none: not worth a look at all of nobody's, of which there may be millions.
+            return;
+        }
         let Some(mut nobodys) = self.retention.owners.remove(&None) else { return };
         let is_its = |job: &JobHandle| {
             self.jobs.is_current(*job)

@@ -70,10 +70,15 @@ impl Engine {
     /// The same of one that was left at this moment and is kept for so long.
     pub(super) fn spare_once_left(&self, session: u32, left: Moment, kept: Duration) -> Option<Moment> {
         let record = &self.sessions[session];
-        let has_keys = record.brought_keys && self.has_keys(record.application);
         let waits = record.had_jobs && !record.stopped;
         let from = if waits { left + kept } else { left };
-        (record.jobs == 0 && !has_keys).then_some(from)
+        (!self.has_jobs(session)).then_some(from)
+    }
+
+    /// Whether a session has jobs that are remembered, or may have some under a key.
+    pub(super) fn has_jobs(&self, session: u32) -> bool {
+        let record = &self.sessions[session];
+        record.jobs > 0 || record.brought_keys && self.has_keys(record.application)
     }
 
     /// A session came or was left, or what makes it spare has changed.

@@ -153,13 +153,13 @@ pub(super) struct Workers {
     pub(super) gathering: Gathering,
 }
 
-/// Whether workers come back after a time without any. Which of them is the first says nothing of what the others can start.
+/// Whether workers come after a time without any. Which of them is the first says nothing of what the others can start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum Gathering {
     /// Those that are there are all that are expected.
-    #[default]
     Over,
-    /// All were lost, or the scheduler was started again, and none has come yet.
+    /// None has come yet since the scheduler was started, or since the last one went, however it did.
+    #[default]
     Awaited,
     /// Others have until this moment.
     Until(Moment),
@@ -311,9 +311,11 @@ impl Engine {
         }
     }
 
-    /// The first worker is there: the others have as long as a lease takes.
+    /// The first worker is there: the others have as long as a lease takes, unless nobody waits for any.
     fn begin_gathering(&mut self) {
-        if self.workers.gathering == Gathering::Awaited {
+        if self.application_ids.is_empty() {
+            self.workers.gathering = Gathering::Over;
+        } else if self.workers.gathering == Gathering::Awaited {
             let end = self.now + self.lost_after();
             self.workers.gathering = Gathering::Until(end);
             self.timers.insert((end, Timer::Gathered));
@@ -322,11 +324,11 @@ impl Engine {
 
     /// What the workers that are there can't do is judged from now on.
     pub(super) fn gathered(&mut self) {
-        // All of them may have been lost again meanwhile.
+        // All of them may have gone again meanwhile.
         if matches!(self.workers.gathering, Gathering::Until(end) if end <= self.now) {
             self.workers.gathering = Gathering::Over;
-            self.open_barred_queues();
         }
+        self.open_barred_queues();
     }
 
     /// Whether workers that were there before may still be on their way.
@@ -571,6 +573,7 @@ impl Engine {
     pub(super) fn goodbye(&mut self, peer: Peer) {
         let Some(worker) = self.heard_worker(peer) else { return };
         self.peers.remove(&peer);
+        self.expect_starter_back(worker);
         // Another start of it has nothing to do with this drain.
         self.end_drain(worker);
         self.close_all(worker);
@@ -608,6 +611,9 @@ impl Engine {
         let record = &mut self.workers.all[worker];
         record.standing = Standing::Lost;
         self.workers.known -= 1;
+        if self.workers.known == 0 {
+            self.workers.gathering = Gathering::Awaited;
+        }
         self.workers.rekey(worker);
         self.schedule_lease_check(worker);
         self.forget_worker_if_empty(worker);

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::engine::{Bounds, Settings};
-use crate::record::Loaded;
+use crate::record::{Loaded, Record};
 use crate::store::{Done, Entry, Fetched, MemoryStore, ReadError, ResultBodies, StartBodies, StoreError};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,6 +37,8 @@ struct Disk {
     /// Whether commits wait.
     hangs: bool,
     waiting: Vec<(Vec<Entry>, Done)>,
+    /// Jobs that were given up.
+    forgotten: Vec<JobId>,
     /// Whether reads fail, and how many have.
     unreadable: bool,
     failed_reads: u32,
@@ -94,6 +96,11 @@ impl Store for TestStore {
 
     fn commit(&mut self, epoch: u64, batch: Vec<Entry>, done: Done) {
         let mut disk = self.disk();
+        for entry in &batch {
+            if let Record::JobForgotten { job, .. } = &entry.record {
+                disk.forgotten.push(*job);
+            }
+        }
         if disk.hangs {
             disk.waiting.push((batch, done));
         } else {
@@ -135,11 +142,17 @@ struct Scheduler {
 
 impl Scheduler {
     async fn start() -> Self {
+        Self::keeping_for(Duration::from_hours(1)).await
+    }
+
+    /// One that keeps ended jobs for so long.
+    async fn keeping_for(result_retention: Duration) -> Self {
         let disk = Disk {
             memory: MemoryStore::new(),
             health: Health::Good,
             hangs: false,
             waiting: Vec::new(),
+            forgotten: Vec::new(),
             unreadable: false,
             failed_reads: 0,
         };
@@ -156,7 +169,7 @@ impl Scheduler {
             seed: 1,
             heartbeat: Duration::from_secs(5),
             lost_after: Duration::from_secs(20),
-            result_retention: Duration::from_secs(3_600),
+            result_retention,
             result_bytes: 1 << 30,
             bounds: Bounds::default(),
         };
@@ -392,6 +405,38 @@ async fn whoever_wants_more_than_its_queue_holds_gets_all_of_it() {
             }
         }
     }
+    scheduler.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_forgotten_behind_a_disk_that_is_slow() {
+    const RETENTION: Duration = Duration::from_millis(500);
+    let scheduler = Scheduler::keeping_for(RETENTION).await;
+    let mut application = scheduler.application().await;
+    let (head, body) = submit(1, "one");
+    application.say(&head, body).await;
+    application.say(&FromApplication::Cancel { jobs: JobSet::one(SESSION.job(1)) }, "").await;
+    assert_eq!(application.hear::<ToApplication>().await.0, ToApplication::Accepted { through: 1 });
+    scheduler.store.disk().hangs = true;
+    let (head, body) = submit(2, "two");
+    application.say(&head, body).await;
+    scheduler.store.until("handed over", |disk| !disk.waiting.is_empty()).await;
+    // Another batch gathers behind that one when the first job's time comes.
+    let (head, body) = submit(3, "three");
+    application.say(&head, body).await;
+    tokio::time::sleep(2 * RETENTION).await;
+    {
+        let mut disk = scheduler.store.disk();
+        for (batch, done) in std::mem::take(&mut disk.waiting) {
+            disk.memory.commit(1, batch, done);
+        }
+    }
+    scheduler.store.until("the next is handed over", |disk| !disk.waiting.is_empty()).await;
+    let forgets = |entry: &Entry| matches!(entry.record, Record::JobForgotten { .. });
+    assert!(!scheduler.store.disk().waiting[0].0.iter().any(forgets), "it is in nobody's way");
+    scheduler.store.disk().release();
+    let is_forgotten = |disk: &Disk| disk.forgotten.contains(&SESSION.job(1));
+    scheduler.store.until("forgotten", is_forgotten).await;
     scheduler.end().await;
 }
 

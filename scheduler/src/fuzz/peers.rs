@@ -114,12 +114,12 @@ impl Scheduler {
         let until = self.now + span;
         // As the event loop does: at every deadline, but here a few at most.
         for _ in 0..16 {
-            let Some(due) = self.engine.next_deadline().filter(|&due| due <= until) else { break };
+            let Some(due) = self.engine.next_deadline(true).filter(|&due| due <= until) else { break };
             self.now = self.now.max(due);
-            self.handle(Event::Tick, InputBodies::Nothing);
+            self.handle(Event::Tick { may_forget: true }, InputBodies::Nothing);
         }
         self.now = until;
-        self.handle(Event::Tick, InputBodies::Nothing);
+        self.handle(Event::Tick { may_forget: true }, InputBodies::Nothing);
         let asking: Vec<Peer> = self.engine.asking().collect();
         for peer in asking {
             self.handle(Event::RoomFor { peer }, InputBodies::Nothing);

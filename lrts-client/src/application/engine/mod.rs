@@ -122,6 +122,8 @@ pub(crate) enum Fatal {
     Version(String),
     /// The scheduler doesn't take this application.
     Unauthorised(String),
+    /// The application's id belongs to another user, and so do the jobs of that name.
+    Foreign(String),
     /// The scheduler has no room for this application.
     Limit(String),
     /// The program itself can't be read.

@@ -384,7 +384,7 @@ impl Engine {
         let refused = match &self.fatal {
             Some(Fatal::Stopped | Fatal::Detached) | None => false,
             Some(Fatal::Superseded | Fatal::Version(_) | Fatal::Unauthorised(_)) => true,
-            Some(Fatal::Limit(_) | Fatal::Bundle(_)) => true,
+            Some(Fatal::Foreign(_) | Fatal::Limit(_) | Fatal::Bundle(_)) => true,
         };
         if refused || self.ending.is_none() || self.is_answered() || !self.may_have_jobs() {
             return Some(Ok(()));

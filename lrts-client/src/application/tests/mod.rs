@@ -215,6 +215,21 @@ fn a_refusal_for_good_fails_everything() {
 }
 
 #[test]
+fn who_is_refused_is_told_that_jobs_go_on_unless_they_are_somebody_elses() {
+    for (kind, goes_on) in [(RefusalKind::Keys, true), (RefusalKind::Owner, false)] {
+        let scheduler = FakeScheduler::start();
+        scheduler.memory().refuses = Some(kind);
+        let app = start(information(&scheduler).application_id("nightly"));
+        let error = match soon(app.schedule_service(&echo(1))) {
+            Ok(job) => soon(app.wait_for(&job)).unwrap_err(),
+            Err(error) => error,
+        };
+        let ClientError::Unauthorised { reason, .. } = error else { panic!("{error}") };
+        assert_eq!(reason.contains("LRTS_APPLICATION_ID=nightly"), goes_on, "{reason}");
+    }
+}
+
+#[test]
 fn a_scheduler_without_room_for_an_application_says_so() {
     let scheduler = FakeScheduler::start();
     scheduler.memory().refuses = Some(RefusalKind::Limit);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lrts_core::spec::JobOptions;
 use lrts_core::status::{FailureKind, JobState};
 
-use super::cluster::{Cluster, RUN, attempt, failed};
+use super::cluster::{Cluster, LOST_AFTER, RUN, attempt, failed};
 use crate::engine::{Action, AttemptOutcome, Event, Message};
 use crate::record::Record;
 
@@ -124,6 +124,8 @@ fn a_bundle_that_every_worker_refuses_fails_its_jobs_with_the_reasons() {
     let elsewhere = cluster.handle(refused(one, 1, "one: no"));
     assert_eq!(elsewhere.starts(), [(two, attempt(job, 2))]);
     assert_eq!(cluster.state(job), JobState::Queued);
+    // By then no other worker is on its way.
+    cluster.pass_hearing(LOST_AFTER, &[one, two]);
     cluster.handle(refused(two, 2, "two: nor I"));
     assert_eq!(cluster.state(job), JobState::Failed);
     let reason = cluster.reason(job);

@@ -418,6 +418,43 @@ fn the_programs_that_a_user_needs_leave_room_for_those_of_others() {
     assert_eq!(needing(&mut cluster, "eve", 6).1, Ok(()));
 }
 
+#[test]
+fn what_a_user_has_announced_counts_when_one_more_application_of_hers_needs_it() {
+    let mut cluster = Cluster::with_bounds(Bounds { bundle_bytes_per_user: 150, ..Bounds::default() });
+    // From before there were keys, with the same program.
+    let nobodys = Attach { session: SessionId(11), ..shipped(None, "old", 1) };
+    leave_job(&mut cluster, nobodys.clone());
+    assert_eq!(needing(&mut cluster, "eve", 1).1, Ok(()));
+    assert!(attach(&mut cluster, Attach { user: Some("eve".parse().unwrap()), ..nobodys }));
+    assert!(needing(&mut cluster, "eve", 2).1.is_err());
+}
+
+#[test]
+fn a_start_comes_back_for_results_although_its_user_needs_all_that_she_may_meanwhile() {
+    let mut cluster = Cluster::with_bounds(Bounds { bundle_bytes_per_user: 150, ..Bounds::default() });
+    let worker = cluster.worker(1, 1);
+    let (peer, offered) = needing(&mut cluster, "ann", 1);
+    assert_eq!(offered, Ok(()));
+    came(&mut cluster, 1);
+    let job = SessionId(1).job(1);
+    cluster.finished(worker, attempt(job, 1));
+    cluster.handle(Event::Disconnected { peer });
+    let (second, offered) = needing(&mut cluster, "ann", 2);
+    assert_eq!(offered, Ok(()));
+    came(&mut cluster, 2);
+    cluster.finished(worker, attempt(SessionId(2).job(1), 1));
+
+    let again = Attach { session: SessionId(11), ..shipped(Some("ann"), "ann1", 1) };
+    assert!(!attach(&mut cluster, again), "another start has nothing to come back for");
+    let peer = cluster.peer();
+    cluster.handle(Event::Attached { peer, attach: shipped(Some("ann"), "ann1", 1) });
+    assert_eq!(cluster.want(peer, job).results().len(), 1);
+    cluster.handle(Event::Taken { peer, session: SessionId(1), ranges: vec![(1, 1)] });
+    cluster.handle(Event::Disconnected { peer });
+    cluster.pass_hearing(RETENTION, &[worker, second]);
+    assert!(!attach(&mut cluster, shipped(Some("ann"), "ann1", 1)), "nor has it, once its job is forgotten");
+}
+
 /// A start that has no job and goes.
 fn come_and_go(cluster: &mut Cluster, attach: Attach) {
     let peer = cluster.peer();

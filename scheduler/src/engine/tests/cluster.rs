@@ -143,9 +143,9 @@ impl Cluster {
     pub(super) fn pass(&mut self, span: Duration) -> Outcome {
         let end = self.now + span;
         let mut actions = Vec::new();
-        while let Some(at) = self.engine.next_deadline().filter(|&at| at <= end) {
+        while let Some(at) = self.engine.next_deadline(true).filter(|&at| at <= end) {
             self.now = self.now.max(at);
-            actions.extend(self.handle(Event::Tick).0);
+            actions.extend(self.handle(Event::Tick { may_forget: true }).0);
         }
         self.now = end;
         Outcome(actions)

@@ -304,7 +304,7 @@ fn leases_of_nanoseconds_keep_nothing_busy() {
     }
     // The brake holds; it looks again and again.
     cluster.pass(Duration::from_millis(20));
-    assert!(cluster.engine.next_deadline().unwrap() > cluster.now);
+    assert!(cluster.engine.next_deadline(true).unwrap() > cluster.now);
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn a_scheduler_that_was_stopped_gives_its_workers_time_to_be_heard() {
     cluster.submit(application, 1, JobOptions::new(), &[1]);
     cluster.began(worker, attempt(session.job(1), 1));
     cluster.now = cluster.now + 10 * LOST_AFTER;
-    let woken = cluster.handle(Event::Tick);
+    let woken = cluster.handle(Event::Tick { may_forget: true });
     assert!(woken.0.iter().any(|action| matches!(action, Action::Note(Note::WasAbsent { .. }))));
     // Its connection may have ended meanwhile, which isn't read at once either.
     cluster.handle(Event::Disconnected { peer: worker });

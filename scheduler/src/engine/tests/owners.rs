@@ -147,7 +147,7 @@ fn nothing_is_heard_of_whom_nobody_knows() {
     let (anns, session) = cluster.application("a", 1);
     cluster.submit(anns, 1, JobOptions::new(), &[1]);
     // Its totals are told.
-    cluster.handle(Event::Tick);
+    cluster.handle(Event::Tick { may_forget: true });
     let stranger = cluster.peer();
     let jobs = [session.job(1)];
     let submit = Submit {

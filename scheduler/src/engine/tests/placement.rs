@@ -6,7 +6,7 @@ use lrts_core::ids::WorkerId;
 use lrts_core::spec::{BundleRef, JobOptions};
 use lrts_core::status::JobState;
 
-use super::cluster::{Cluster, attempt, registration};
+use super::cluster::{Cluster, LOST_AFTER, attempt, registration};
 use crate::engine::{AttemptOutcome, Event, Message, Peer};
 
 const SHORT: u16 = 0;
@@ -96,6 +96,7 @@ fn programs_go_only_where_they_can_start() {
     let other = cluster.peer();
     cluster.handle(Event::Registered { peer: other, registration: picky, held: vec![] });
     cluster.submit(peer, 1, JobOptions::new(), &[LONG]);
+    cluster.pass_hearing(LOST_AFTER, &[worker, other]);
     assert_eq!(cluster.state(session.job(1)), JobState::Failed);
     assert!(cluster.reason(session.job(1)).contains("2.17"), "{}", cluster.reason(session.job(1)));
 }
@@ -163,7 +164,7 @@ fn what_was_sent_ahead_comes_back_for_an_idle_slot() {
     let joined = cluster.handle(Event::Registered { peer: idle, registration: registered, held: vec![] });
     let last = attempt(session.job(4), 1);
     assert!(joined.says(busy, &Message::Recall { attempt: last }));
-    assert!(cluster.handle(Event::Tick).0.is_empty(), "one for each free slot");
+    assert!(cluster.handle(Event::Tick { may_forget: true }).0.is_empty(), "one for each free slot");
     let returned = cluster.handle(Event::Returned { peer: busy, attempts: vec![last] });
     assert_eq!(returned.starts(), [(idle, attempt(session.job(4), 2))]);
 }

@@ -170,9 +170,10 @@ fn a_wrong_word_about_a_program_keeps_nobody_elses_jobs_from_their_workers() {
 #[test]
 fn a_wrong_word_is_put_right_by_whoever_comes_later() {
     let mut cluster = Cluster::new();
-    cluster.worker(1, 2);
+    let worker = cluster.worker(1, 2);
     let eves = misled(&mut cluster);
     cluster.submit(eves, 1, JobOptions::new(), &[1]);
+    cluster.pass_hearing(LOST_AFTER, &[worker]);
     let eves_job = SessionId(9).job(1);
     assert_eq!(cluster.state(eves_job), JobState::Failed);
     assert!(cluster.reason(eves_job).contains("built for sparc64-linux-gnu"));
@@ -242,6 +243,102 @@ fn after_a_time_without_workers_the_first_does_not_decide_what_none_can_start() 
             assert_eq!(cluster.state(session.job(2)), JobState::Failed);
         }
     }
+}
+
+/// Nothing is decided for a lease less a moment. Then a worker comes that can start the program, or the last moment passes.
+fn decided_after_a_lease(cluster: &mut Cluster, wrong: Peer, jobs: &[JobId], comes: bool) {
+    let states = |cluster: &Cluster| jobs.iter().map(|&job| cluster.state(job)).collect::<Vec<JobState>>();
+    cluster.pass_hearing(LOST_AFTER - Duration::from_millis(1), &[wrong]);
+    assert_eq!(states(cluster), vec![JobState::Queued; jobs.len()]);
+    if comes {
+        let (right, joined) = cluster.rejoin(1, 4, Vec::new());
+        let started: Vec<(Peer, JobId)> =
+            joined.starts().into_iter().map(|(peer, attempt)| (peer, attempt.job)).collect();
+        assert_eq!(started, jobs.iter().map(|&job| (right, job)).collect::<Vec<_>>());
+    } else {
+        cluster.pass_hearing(Duration::from_millis(1), &[wrong]);
+        assert_eq!(states(cluster), vec![JobState::Failed; jobs.len()], "nobody else has come");
+    }
+}
+
+#[test]
+fn after_the_last_workers_have_left_in_order_the_first_does_not_decide_what_none_can_start() {
+    for comes in [true, false] {
+        let mut cluster = Cluster::new();
+        let right = cluster.worker(1, 4);
+        let (anns, session) = cluster.application("a", 1);
+        cluster.submit(anns, 1, JobOptions::new(), &[1]);
+        cluster.pass_hearing(2 * LOST_AFTER, &[right]);
+        cluster.handle(Event::SaidGoodbye { peer: right });
+        // However long nobody is there.
+        cluster.pass(2 * LOST_AFTER);
+        let wrong = wrong_worker(&mut cluster, 2);
+        decided_after_a_lease(&mut cluster, wrong, &[session.job(1)], comes);
+    }
+}
+
+#[test]
+fn the_first_worker_of_all_does_not_decide_what_none_can_start() {
+    for comes in [true, false] {
+        let mut cluster = Cluster::new();
+        let (anns, session) = cluster.application("a", 1);
+        cluster.submit(anns, 1, JobOptions::new(), &[1]);
+        cluster.pass(2 * LOST_AFTER);
+        let wrong = wrong_worker(&mut cluster, 2);
+        decided_after_a_lease(&mut cluster, wrong, &[session.job(1)], comes);
+    }
+}
+
+#[test]
+fn who_starts_an_application_where_workers_are_already_is_told_at_once_what_none_can_start() {
+    let mut cluster = Cluster::new();
+    wrong_worker(&mut cluster, 2);
+    let (anns, session) = cluster.application("a", 1);
+    cluster.submit(anns, 1, JobOptions::new(), &[1]);
+    assert_eq!(cluster.state(session.job(1)), JobState::Failed);
+}
+
+#[test]
+fn whoever_stays_does_not_decide_at_once_what_a_worker_that_left_in_order_could_start() {
+    for comes in [true, false] {
+        let mut cluster = Cluster::new();
+        let wrong = wrong_worker(&mut cluster, 2);
+        let right = cluster.worker(1, 1);
+        let (anns, session) = cluster.application("a", 1);
+        // The second waits for a slot.
+        cluster.submit(anns, 1, JobOptions::new(), &[1, 1]);
+        cluster.began(right, attempt(session.job(1), 1));
+        cluster.pass_hearing(2 * LOST_AFTER, &[wrong, right]);
+        cluster.handle(Event::SaidGoodbye { peer: right });
+        // What comes later is no worse off.
+        cluster.submit(anns, 3, JobOptions::new(), &[1]);
+        decided_after_a_lease(&mut cluster, wrong, &[1, 2, 3].map(|number| session.job(number)), comes);
+    }
+}
+
+#[test]
+fn a_worker_that_was_never_asked_for_a_program_counts_too_when_it_leaves_in_order() {
+    for comes in [true, false] {
+        let mut cluster = Cluster::new();
+        let (anns, session) = cluster.application("a", 1);
+        let wrong = wrong_worker(&mut cluster, 2);
+        let right = cluster.worker(1, 4);
+        cluster.pass_hearing(2 * LOST_AFTER, &[wrong, right]);
+        cluster.handle(Event::SaidGoodbye { peer: right });
+        cluster.submit(anns, 1, JobOptions::new(), &[1]);
+        decided_after_a_lease(&mut cluster, wrong, &[session.job(1)], comes);
+    }
+}
+
+#[test]
+fn who_leaves_in_order_holds_up_no_judgement_of_a_program_that_it_could_not_start() {
+    let mut cluster = Cluster::new();
+    let (anns, session) = cluster.application("a", 1);
+    let wrong = [2, 3].map(|worker| wrong_worker(&mut cluster, worker));
+    cluster.pass_hearing(2 * LOST_AFTER, &wrong);
+    cluster.handle(Event::SaidGoodbye { peer: wrong[1] });
+    cluster.submit(anns, 1, JobOptions::new(), &[1]);
+    assert_eq!(cluster.state(session.job(1)), JobState::Failed);
 }
 
 #[test]
@@ -386,6 +483,7 @@ fn a_program_that_all_workers_refuse_fails_all_jobs_that_wait_for_it_at_once() {
         reason: "damaged".into(),
         attempts: vec![attempt(session.job(1), 1)],
     };
+    cluster.pass_hearing(LOST_AFTER, &[worker]);
     cluster.handle(refused);
     let jobs = (1..50).map(|sequence| session.job(sequence)).chain([SessionId(2).job(1)]);
     for job in jobs {

@@ -152,9 +152,15 @@ fn of_very_many_jobs_whose_time_has_come_some_are_forgotten_at_a_time() {
     cluster.pass(Duration::ZERO);
     cluster.now = cluster.now + RETENTION;
     let worker = cluster.worker(1, 1);
+    cluster.handle(Event::Tick { may_forget: false });
+    assert_eq!(cluster.engine.jobs.ended.len(), 3_000, "at ticks that may");
+    assert!(cluster.engine.next_deadline(false).is_none_or(|due| due > cluster.now), "nor is one due for it");
+    assert_eq!(cluster.engine.next_deadline(true), Some(cluster.now));
+    cluster.handle(Event::Tick { may_forget: true });
     assert_eq!(cluster.engine.jobs.ended.len(), 2_000);
     let submitted = cluster.submit(peer, 3_001, JobOptions::new(), &[1]);
     assert_eq!(submitted.starts(), [(worker, attempt(session.job(3_001), 1))], "it is heard in between");
+    cluster.handle(Event::Tick { may_forget: true });
     assert_eq!(cluster.engine.jobs.ended.len(), 1_000);
     assert_eq!(cluster.state(session.job(3_001)), JobState::Queued);
     cluster.pass(Duration::ZERO);

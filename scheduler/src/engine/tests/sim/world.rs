@@ -155,7 +155,7 @@ impl World {
             997 => self.intrude(application),
             998 => self.trespass(application),
             999 => self.impersonate(worker),
-            _ => self.handle(Event::Tick, 0),
+            _ => self.handle(Event::Tick { may_forget: false }, 0),
         }
     }
 
@@ -361,10 +361,10 @@ impl World {
     fn pass(&mut self, span: Duration, faults: bool) {
         let end = self.now + span;
         while self.now < end {
-            let due = self.scheduler.as_ref().and_then(|scheduler| scheduler.engine.next_deadline());
+            let due = self.scheduler.as_ref().and_then(|scheduler| scheduler.engine.next_deadline(true));
             let step = end.min(self.now + Duration::from_secs(2));
             self.now = due.map_or(step, |due| due.clamp(self.now, step));
-            self.handle(Event::Tick, 0);
+            self.handle(Event::Tick { may_forget: true }, 0);
             self.watch();
             if self.now == step {
                 self.heartbeats(faults);
