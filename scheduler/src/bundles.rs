@@ -84,7 +84,7 @@ pub(crate) enum Outcome {
         number: u64,
         reason: String,
     },
-    /// What was sent of it as this file can't be kept for now. The file is gone.
+    /// What was sent of it as this file can't be kept while the disk fails. The file is gone.
     DiskFailed {
         digest: BundleDigest,
         number: u64,

@@ -105,10 +105,10 @@ enum PeerState {
 }
 
 impl Shared {
-    /// For a server that was just bound.
+    /// For a server that was just bound. Without a socket nobody is told anything.
     pub(super) fn new(
         config: &ServerConfig,
-        socket: RouterSendHalf,
+        socket: Option<RouterSendHalf>,
         urgent: mpsc::UnboundedSender<ServerEvent>,
         normal: mpsc::UnboundedSender<ServerEvent>,
     ) -> Self {
@@ -129,7 +129,7 @@ impl Shared {
                 breaches: Breaches::default(),
                 turned_away: TurnedAway::default(),
                 busy: BTreeSet::new(),
-                socket: Some(socket),
+                socket,
                 closing: false,
                 urgent,
                 normal,
@@ -643,30 +643,9 @@ mod tests {
 
     /// A server that can hold so many connections, of which a quarter may be strangers'.
     fn server(connections: usize) -> Shared {
-        let counters = Arc::new(Counters::default());
-        let (urgent, normal) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().0);
-        Shared {
-            accepts: vec![Role::Worker],
-            security: Security::Insecure,
-            heartbeat: Duration::from_secs(2),
-            instance: 1,
-            connections,
-            counters: counters.clone(),
-            busy: Notify::new(),
-            changed: Notify::new(),
-            peers: Mutex::new(Peers {
-                counters,
-                map: BTreeMap::new(),
-                admission: Admission::new(connections),
-                breaches: Breaches::default(),
-                turned_away: TurnedAway::default(),
-                busy: BTreeSet::new(),
-                socket: None,
-                closing: false,
-                urgent,
-                normal,
-            }),
-        }
+        let address = ([127, 0, 0, 1], 0).into();
+        let config = ServerConfig { connections, ..ServerConfig::insecure(address, "", vec![Role::Worker]) };
+        Shared::new(&config, None, mpsc::unbounded_channel().0, mpsc::unbounded_channel().0)
     }
 
     /// Somebody connects, always from the same address.

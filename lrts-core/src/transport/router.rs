@@ -67,7 +67,7 @@ impl Server {
         // Not bounded by themselves: credit bounds what each peer may have in them, the gate the number of peers.
         let (urgent_sender, urgent) = mpsc::unbounded_channel();
         let (normal_sender, normal) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared::new(&config, sender, urgent_sender, normal_sender));
+        let shared = Arc::new(Shared::new(&config, Some(sender), urgent_sender, normal_sender));
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let ended = stop.clone().drop_guard();

@@ -151,7 +151,7 @@ impl Bundles {
         events
     }
 
-    /// A sender who has nothing under way isn't asked for now.
+    /// A sender who has nothing under way isn't asked until it is its turn.
     pub(super) fn wait(&mut self, digest: BundleDigest, from: ConnectionId, now: Moment) {
         if let Some(part) = self.part(digest, from) {
             part.flow = Flow::Waits(now);
