@@ -215,3 +215,11 @@ fn every_fuzz_target_is_built_explained_and_run_by_a_test() {
         assert!(targets.contains(&name), "fuzz/corpus/{name} is of no target");
     }
 }
+
+/// Several members of the workspace have commands: cargo runs none of them unless it is told which.
+#[test]
+fn the_readmes_way_to_run_the_command_names_one() {
+    let read = |file| fs::read_to_string(root().join(file)).unwrap();
+    assert!(read("README.md").contains("`cargo run --release --` in place of `lrts`"));
+    assert!(read("Cargo.toml").lines().any(|line| line == "default-run = \"lrts\""));
+}
